@@ -1,0 +1,77 @@
+# What a developer runs, and what CI runs. Everything lives in $(VENV); nothing is installed elsewhere, except
+# that `make test` run by root adds the system packages below where they are missing.
+#
+#   make demo        a first look: a head, a small program on it, a clean stop
+#   make test        format, lint, types, and all tests but the slow ones
+#   make test-slow   the slow ones
+#   make bench       against Ray and the standard library; BENCH="--only tasks" selects
+#   make lint  make fmt  make clean
+
+SHELL := /bin/bash
+VENV ?= .venv
+WORKERS ?= 2
+PYTEST ?=
+BENCH ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# As root: `apt-get install` where the command is missing. Otherwise tests that need it are skipped and say so.
+PACKAGES := ip:iproute2
+
+.PHONY: demo test test-slow bench lint fmt clean venv packages
+.DEFAULT_GOAL := test
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@set -e; \
+	if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    for name in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	        if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$name; break; fi; \
+	    done; \
+	    if [ -z "$$found" ]; then \
+	        echo "noded needs Python 3.11 or newer, and none of python3, python3.11 … python3.14 is: install one, or" \
+	             "name it with make PYTHON=/path/to/python3" >&2; exit 1; \
+	    fi; \
+	    echo "creating $(VENV) with $$("$$found" --version)"; \
+	    if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi; \
+	    "$$found" -m venv $(VENV) || { \
+	        echo "$$found cannot create virtual environments (on Debian: apt-get install python3-venv)" >&2; exit 1; }; \
+	fi; \
+	echo "installing noded and its test tools into $(VENV)"; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-warn-script-location -e '.[test]'; \
+	touch $@
+
+packages:
+	@for pair in $(PACKAGES); do \
+	    command -v "$${pair%%:*}" >/dev/null && continue; \
+	    [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || continue; \
+	    { apt-get update && apt-get install -y "$${pair##*:}"; } >/dev/null 2>&1 \
+	        || echo "could not install $${pair##*:}: tests that need it are skipped"; \
+	done
+
+demo: venv
+	@PATH="$(abspath $(BIN)):$$PATH" scripts/demo.sh
+
+lint: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint packages
+	$(BIN)/pytest -n $(WORKERS) -m "not slow" $(PYTEST)
+
+test-slow: venv packages
+	$(BIN)/pytest -m slow $(PYTEST)
+
+bench: venv
+	$(BIN)/python bench/run.py $(BENCH)
+
+fmt: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Keeps the environment: remove $(VENV) by hand to start anew.
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find noded tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,94 @@
+"""The table of rows: name, group, unit, and the code that measures it on each system.
+
+Groups: `call` and `later` are the rows of the geometric mean (`later` needs threaded and asyncio actors),
+`bytes` are held against memcpy, `scale` is all else. A row whose `cluster` is false brings its own head or
+needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from bench import actors, calls, gigabytes, node, pool, scale
+from bench.systems import CLUSTERS, Context
+from bench.timing import Measurement
+
+GROUPS = ("call", "later", "bytes", "scale")
+DEFAULT_GROUPS = ("call", "bytes")
+
+Run = Callable[[Context], Measurement]
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    group: str
+    unit: str
+    runs: dict[str, Run]
+    higher_is_better: bool = True
+    cluster: bool = True
+
+
+def _row(
+    name: str, group: str, unit: str, run: Run, lower: bool = False, cluster: bool = True, **others: Run
+) -> Row:
+    runs = dict.fromkeys(CLUSTERS, run) | others
+    return Row(name, group, unit, runs, not lower, cluster)
+
+
+def _async(run: Callable[..., Measurement]) -> Run:
+    return partial(run, asynchronous=True)
+
+
+_CALLS = (
+    _row("get calls", "call", "1/s", calls.get_calls),
+    _row("put calls", "call", "1/s", calls.put_calls),
+    _row("multi client put calls", "call", "1/s", calls.multi_client_put_calls),
+    _row("tasks sync", "call", "1/s", calls.tasks_sync, futures=pool.tasks_sync),
+    _row("tasks async", "call", "1/s", calls.tasks_async, futures=pool.tasks_async),
+    _row("tasks and get batch", "call", "1/s", calls.tasks_and_get_batch, futures=pool.tasks_and_get_batch),
+    _row("multi client tasks async", "call", "1/s", calls.multi_client_tasks_async),
+    _row("wait 1k refs", "call", "1/s", calls.wait_1k_refs),
+    _row("get object containing 10k refs", "call", "1/s", calls.get_object_of_refs),
+    _row("1:1 actor calls sync", "call", "1/s", actors.one_to_one_sync),
+    _row("1:1 actor calls async", "call", "1/s", actors.one_to_one_async),
+    _row("1:n actor calls async", "call", "1/s", actors.one_to_n_async),
+    _row("n:n actor calls async", "call", "1/s", actors.n_to_n_async),
+    _row("n:n actor calls with arg async", "call", "1/s", actors.n_to_n_with_arg_async),
+    _row("1:1 actor calls concurrent", "later", "1/s", actors.one_to_one_concurrent),
+    _row("1:1 async-actor calls sync", "later", "1/s", _async(actors.one_to_one_sync)),
+    _row("1:1 async-actor calls async", "later", "1/s", _async(actors.one_to_one_async)),
+    _row("1:1 async-actor with args async", "later", "1/s", actors.one_to_one_with_args_async),
+    _row("1:n async-actor calls async", "later", "1/s", _async(actors.one_to_n_async)),
+    _row("n:n async-actor calls async", "later", "1/s", _async(actors.n_to_n_async)),
+)
+
+_BYTES = (
+    _row("put gigabytes", "bytes", "GB/s", gigabytes.put_gigabytes, memcpy=gigabytes.memcpy_gigabytes),
+    _row(
+        "multi client put gigabytes",
+        "bytes",
+        "GB/s",
+        gigabytes.multi_client_put_gigabytes,
+        memcpy=gigabytes.multi_client_memcpy_gigabytes,
+    ),
+)
+
+_SCALE = (
+    _row("60 actors at once", "scale", "actors/s", scale.actors_at_once),
+    _row("actor create call kill", "scale", "ms", scale.actors_in_series, lower=True),
+    _row("20k tasks", "scale", "s", scale.many_tasks, lower=True, futures=pool.many_tasks),
+    _row("chain of 500 tasks", "scale", "s", scale.chain, lower=True),
+    _row("tree of tasks, depth 6", "scale", "s", scale.tree, lower=True),
+    _row("10k refs as arguments", "scale", "s", scale.ref_arguments, lower=True),
+    _row("3k returns", "scale", "s", scale.many_returns, lower=True),
+    _row("queued tasks: driver memory", "scale", "bytes/task", scale.queued_tasks, lower=True),
+    _row("head start", "scale", "s", node.head_start, lower=True, cluster=False),
+    _row("idle head: memory", "scale", "MB PSS", node.idle_memory, lower=True, cluster=False),
+    _row("idle head: CPU", "scale", "% of a core", node.idle_cpu, lower=True, cluster=False),
+    _row("import", "scale", "ms", node.import_time, lower=True, cluster=False, futures=node.import_time),
+)
+
+ROWS = {row.name: row for row in (*_CALLS, *_BYTES, *_SCALE)}

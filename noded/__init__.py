@@ -1,0 +1,48 @@
+"""noded makes many machines feel like one, for people who write Python. The names of Ray Core's public API, under ``noded``."""
+
+from noded import exceptions
+from noded.client.api import (
+    ClientContext,
+    available_resources,
+    cancel,
+    cluster_resources,
+    get,
+    get_runtime_context,
+    init,
+    is_initialized,
+    kill,
+    nodes,
+    put,
+    shutdown,
+    wait,
+)
+from noded.client.context import RuntimeContext
+from noded.client.refs import ObjectRef
+from noded.client.remote import ActorClass, ActorHandle, RemoteFunction, get_actor, method, remote
+from noded.version import __version__
+
+__all__ = [
+    "ActorClass",
+    "ActorHandle",
+    "ClientContext",
+    "ObjectRef",
+    "RemoteFunction",
+    "RuntimeContext",
+    "__version__",
+    "available_resources",
+    "cancel",
+    "cluster_resources",
+    "exceptions",
+    "get",
+    "get_actor",
+    "get_runtime_context",
+    "init",
+    "is_initialized",
+    "kill",
+    "method",
+    "nodes",
+    "put",
+    "remote",
+    "shutdown",
+    "wait",
+]

@@ -1,0 +1,108 @@
+"""The commands and their flags.
+
+`noded --head` runs a node in the foreground; `noded start`, `stop` and `status` have modules of their own,
+which are imported when they run. A wrong flag or setting is one line and status 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from noded.cli.options import SETTINGS_HELP, given, node_options, wrong_settings_are_usage_errors
+from noded.config import Config, chosen_cluster
+
+
+def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from noded.version import __version__
+
+        click.echo(f"noded {__version__}")
+        context.exit()
+
+
+def _load(flags: dict[str, Any]) -> Config:
+    with wrong_settings_are_usage_errors():
+        config = Config.load(flags, os.environ)
+    if not config.head:
+        raise click.UsageError(
+            "say which node this is: `noded --head` runs the head of a cluster, "
+            "`noded start --head` does so in the background"
+        )
+    return config
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog=SETTINGS_HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@node_options
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version.",
+)
+@click.pass_context
+def command(context: click.Context, /, **flags: Any) -> None:
+    """One small daemon per machine that turns machines into one pool of CPUs, GPUs and memory for Python.
+
+    Without a command, noded runs a node in the foreground until it is told to stop: `noded --head`.
+    """
+    if context.invoked_subcommand is None:
+        config = _load(flags)
+        from noded.daemon import main
+
+        sys.exit(main(config))
+    if early := given(flags):
+        flag = "--" + next(iter(early)).replace("_", "-")
+        raise click.UsageError(
+            f"{flag} belongs behind the command: noded {context.invoked_subcommand} {flag} ..."
+        )
+
+
+@command.command(epilog=SETTINGS_HELP)
+@node_options
+def start(**flags: Any) -> None:
+    """Run a node in the background."""
+    config = _load(flags)
+    from noded.cli.background import start_node
+
+    with wrong_settings_are_usage_errors():
+        start_node(config, flags)
+
+
+@command.command()
+@click.option(
+    "--cluster", metavar="NAME", help="The cluster to stop.  [default: NODED_CLUSTER, else default]"
+)
+@click.option("--force", is_flag=True, help="Do not ask: end its processes at once.")
+def stop(cluster: str | None, force: bool) -> None:
+    """Stop a cluster's nodes here, with all their work.
+
+    Other clusters, and the private ones of running programs, are not touched.
+    """
+    from noded.cli.stop import stop_cluster
+
+    with wrong_settings_are_usage_errors():
+        stop_cluster(chosen_cluster({"cluster": cluster}, os.environ), os.environ, force)
+
+
+@command.command()
+@click.option("--cluster", metavar="NAME", help="Only this cluster.  [default: all on this machine]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(cluster: str | None, as_json: bool) -> None:
+    """Show the nodes that run here, and what they have.
+
+    Ends with status 1 when no node answers.
+    """
+    from noded.cli.status import show_status
+
+    with wrong_settings_are_usage_errors():
+        sys.exit(show_status(cluster, os.environ, as_json))

@@ -1,0 +1,235 @@
+"""Actors from the caller's side: where they are, and the ordered queue of calls to each.
+
+A call waits in its actor's queue until the actor has an address, the call's arguments have values, and all earlier calls are on their way; then it is pushed straight to
+the actor's worker. State comes from the daemon (``ActorAt``); a broken connection alone changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from noded import exceptions as ex
+from noded.client.control import Control
+from noded.client.refs import HoldTable, Token
+from noded.client.tasks import Task, Tasks, WorkerLink, _place_of, death_fields
+from noded.wire import messages as m
+
+_INFLIGHT = 8192
+_UNSENT_LIMIT = 4 << 20
+
+
+class Actor:
+    """What this process knows of one actor."""
+
+    __slots__ = ("class_name", "creation", "dead", "error", "id", "link", "queue", "retries", "state")
+
+    def __init__(self, id_: bytes):
+        self.id = id_
+        self.class_name = "actor"
+        self.state = "pending"
+        self.link: WorkerLink | None = None
+        self.queue: deque[Task] = deque()
+        self.dead: ex.NodedError | None = None
+        self.creation: tuple[m.CreateActor, bytes, list[Any]] | None = None
+        """While it may have to be repeated: the request, its payload, and the refs its arguments hold."""
+        self.retries = 0
+
+
+class Actors:
+    """All actors this process talks to. Methods that end in ``_locked`` need the runtime's lock."""
+
+    def __init__(self, lock: Any, holds: HoldTable, control: Control, tasks: Tasks, notify: Callable[[], None]):
+        self.lock = lock
+        self.holds = holds
+        self.control = control
+        self.tasks = tasks
+        self._notify = notify
+        self.actors: dict[bytes, Actor] = {}
+        self._kills: dict[bytes, m.KillActor] = {}
+        tasks.on_actor_event = self._on_link_event
+
+    def create_locked(self, request: m.CreateActor, payload: bytes, keep: list[Any]) -> Token:
+        id_ = request.spec.id
+        actor = self.actors[id_] = Actor(id_)
+        actor.class_name = request.spec.class_name
+        actor.creation = (request, payload, keep)
+        token = self.holds.take(id_)
+        self.control.send(request, payload)
+        self.control.flush()
+        self.control.wake()
+        return token
+
+    def actor_locked(self, id_: bytes, class_name: str) -> Actor:
+        """The record of an actor, watched from now on."""
+        actor = self.actors.get(id_)
+        if actor is None:
+            actor = self.actors[id_] = Actor(id_)
+            actor.class_name = class_name
+            self.control.send(m.WatchActor(id_))
+            self.control.flush()
+        return actor
+
+    # ------------------------------------------------------------ calls
+
+    def call(self, id_: bytes, class_name: str, task: Task, token: Token) -> None:
+        lock = self.lock
+        lock.acquire()
+        try:
+            task.parent = self.tasks.current()
+            if task.keep is None:
+                task.keep = [_Keep(token)]
+            else:
+                task.keep.append(_Keep(token))
+            actor = self.actors.get(id_) or self.actor_locked(id_, class_name)
+            if actor.dead is not None:
+                self.tasks.fail_locked(task, actor.dead)
+                return
+            link = actor.link
+            if link is not None and task.deps is None and not actor.queue:
+                if len(link.inflight) < _INFLIGHT and link.link.unsent_bytes < _UNSENT_LIMIT:
+                    link.link.send(
+                        m.Call(task.seq, task.method, task.returns, len(task.payload), [], _place_of(task)), task.payload
+                    )
+                    self.tasks.sent_locked(link, task)
+                    self.control.wake()
+                    return
+            actor.queue.append(task)
+            if task.deps is None or self.tasks.resolve_locked(task, lambda _: self.advance_locked(actor)):
+                self.advance_locked(actor)
+            self.control.wake()
+        finally:
+            lock.release()
+
+    def advance_locked(self, actor: Actor) -> None:
+        """Push calls in order up to the first that cannot go."""
+        link, queue = actor.link, actor.queue
+        if link is None:
+            return
+        while queue:
+            task = queue[0]
+            if not task.over:
+                if task.unresolved or len(link.inflight) >= _INFLIGHT or link.link.unsent_bytes > _UNSENT_LIMIT:
+                    return
+                filled = self.tasks.fill_locked(task)
+                if filled is not None:
+                    deps, payload = filled
+                    link.link.send(m.Call(task.seq, task.method, task.returns, len(task.payload), deps, _place_of(task)), payload)
+                    self.tasks.sent_locked(link, task)
+            queue.popleft()
+
+    def _on_link_event(self, link: WorkerLink) -> None:
+        actor: Actor = link.actor
+        self.advance_locked(actor)
+        self.tasks.flush_locked(link)
+
+    def kill_locked(self, id_: bytes, no_restart: bool) -> None:
+        request = m.KillActor(id_, no_restart)
+        self._kills[id_] = request
+        self.actor_locked(id_, "actor")
+        self.control.send(request)
+        self.control.flush()
+
+    # ------------------------------------------------------------ from the daemon
+
+    def on_actor_at(self, message: m.ActorAt, payload: Any) -> None:
+        actor = self.actors.get(message.id)
+        if actor is None:
+            return
+        actor.state = message.state
+        if message.state in ("starting", "alive"):
+            self._reached(actor, message)
+        elif message.state == "restarting":
+            self._unlink(actor, message, payload)
+        elif message.state == "dead":
+            self._died(actor, message, payload)
+        self._notify()
+
+    def _reached(self, actor: Actor, message: m.ActorAt) -> None:
+        if message.state == "alive":
+            actor.creation = None
+        if actor.link is None or actor.link.worker != message.worker:
+            link = self.tasks.link_to_locked(message.worker, message.path, message.pid)
+            if link is None:
+                return  # it died meanwhile; the daemon will say so
+            link.actor = actor
+            actor.link = link
+        self.advance_locked(actor)
+        self.tasks.flush_locked(actor.link)
+
+    def _unlink(self, actor: Actor, message: m.ActorAt, payload: Any) -> None:
+        """The worker is gone: settle what it answered, fail or queue again what it did not."""
+        link, actor.link = actor.link, None
+        if link is None:
+            return
+        self.tasks.drop_link_locked(link)
+        tasks, link.inflight = list(link.inflight.values()), {}
+        for task in reversed(tasks):
+            task.link = None
+            if task.retries and message.state == "restarting":
+                task.retries -= 1
+                actor.queue.appendleft(task)
+            else:
+                self.tasks.fail_locked(task, self._error(actor, message, payload))
+
+    def _died(self, actor: Actor, message: m.ActorAt, payload: Any) -> None:
+        self._kills.pop(actor.id, None)
+        actor.dead = self._error(actor, message, payload)
+        actor.creation = None
+        self._unlink(actor, message, payload)
+        tasks, actor.queue = actor.queue, deque()
+        for task in tasks:
+            self.tasks.fail_locked(task, actor.dead)
+
+    def _error(self, actor: Actor, message: m.ActorAt, payload: Any) -> ex.NodedError:
+        text = f"the actor {actor.class_name} {actor.id.hex()} died"
+        if message.state == "restarting":
+            text += " while it ran this call; it restarts, but the call may have run already (max_task_retries repeats it)"
+        if message.reason:
+            text += f": {message.reason}"
+        if payload:
+            return creation_failed(text, actor.id.hex(), bytes(payload))
+        if message.death is not None:
+            return ex.ActorDiedError(text, actor_id=actor.id.hex(), **death_fields(message.death))
+        if message.reason.startswith("cannot be scheduled"):
+            return ex.ActorUnschedulableError(f"the actor {actor.class_name} {message.reason}")
+        return ex.ActorDiedError(text, actor_id=actor.id.hex())
+
+    def retell_locked(self) -> None:
+        for actor in self.actors.values():
+            if actor.creation is not None:
+                request, payload, _ = actor.creation
+                self.control.send(request, payload)
+            elif actor.dead is None:
+                self.control.send(m.WatchActor(actor.id))
+        for kill in self._kills.values():
+            self.control.send(kill)
+
+    def busy(self) -> bool:
+        for actor in self.actors.values():
+            if actor.queue or actor.creation is not None or (actor.link is not None and actor.link.inflight):
+                return True
+        return False
+
+
+class _Keep:
+    """Lets a call keep the actor's handle alive beside its nested refs (same attribute)."""
+
+    __slots__ = ("_token",)
+
+    def __init__(self, token: Token):
+        self._token = token
+
+
+def creation_failed(text: str, actor_id: str, payload: bytes) -> ex.ActorDiedError:
+    """The constructor raised: the error says so with the user's traceback."""
+    from noded.client import codec
+
+    try:
+        cause, _ = codec.unpack(memoryview(payload), lambda found: [])
+    except Exception as problem:
+        return ex.ActorDiedError(f"{text}; its error cannot be loaded here: {problem}", actor_id=actor_id)
+    error = ex.ActorDiedError(f"{text}\n{cause}", actor_id=actor_id)
+    error.__cause__ = cause if isinstance(cause, BaseException) else None
+    return error

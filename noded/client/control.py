@@ -1,0 +1,243 @@
+"""The control link to the node's daemon, and the helper thread that owns it.
+
+The daemon may be away at any moment. Nothing here is lost then: what is sent while the link is down is dropped on purpose, because on re-attach the client re-tells
+its whole state (``retell``), which contains it. The helper also ticks every few milliseconds while work is outstanding: it flushes, reads data sockets when nobody does,
+and watches the clock for the runtime. It sleeps without a timeout when nothing is outstanding.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from noded.exceptions import LocalDaemonDiedError
+from noded.wire import messages as m
+from noded.wire.link import FrameError, Link, LinkClosed
+
+TICK = 0.005
+_CONTROL_PAYLOAD_LIMIT = 256 << 20
+
+
+class Control:
+    """``attach()`` builds the first message, ``on_welcome`` takes what comes with the answer, ``retell`` sends the state, ``handle`` gets every other message."""
+
+    def __init__(
+        self,
+        path: str,
+        lock: Any,
+        *,
+        attach: Callable[[], m.Attach],
+        on_welcome: Callable[[m.Welcome, int], None],
+        retell: Callable[[], None],
+        handle: Callable[[Any, Any], None],
+        tick: Callable[[], bool],
+        on_lost: Callable[[str], None],
+        grace: float,
+        name: str,
+    ):
+        self.path = path
+        self.lock = lock
+        self.seq = 0
+        self.link: Link | None = None
+        self.lost: str = ""
+        self._attach = attach
+        self._on_welcome = on_welcome
+        self._retell = retell
+        self._handle = handle
+        self._tick = tick
+        self._on_lost = on_lost
+        self._grace = grace
+        self._name = name
+        self._stopping = False
+        self._sleeping = False
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._thread: threading.Thread | None = None
+
+    # ------------------------------------------------------------ any thread, under the lock
+
+    def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
+        """Queue a message; dropped while the link is down, where ``retell`` takes its place."""
+        if self.link is not None:
+            self.link.send(message, payload)
+
+    def next_seq(self) -> int:
+        self.seq += 1
+        return self.seq
+
+    def flush(self) -> None:
+        """Write what goes without waiting; the helper does the rest."""
+        link = self.link
+        if link is None or not link.out:
+            return
+        try:
+            if not link.flush():
+                self._epoll.modify(link.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        except LinkClosed:  # the helper sees it too, and re-attaches
+            pass
+
+    def wake(self) -> None:
+        """Call after work became outstanding: the helper may be asleep for good."""
+        if self._sleeping:
+            self._sleeping = False
+            self.poke()
+
+    def poke(self) -> None:
+        try:
+            os.eventfd_write(self._wake_fd, 1)
+        except OSError:  # closed at shutdown
+            pass
+
+    # ------------------------------------------------------------ life
+
+    def start(self, timeout: float) -> None:
+        """Attach for the first time (in this thread) and start the helper. Raises LocalDaemonDiedError, ConnectionError."""
+        deadline = time.monotonic() + timeout
+        while not self._connect(deadline):
+            if time.monotonic() > deadline:
+                raise LocalDaemonDiedError(
+                    f"no noded daemon answers at {self.path} within {timeout:g} s; look at `noded status`, or start one with `noded start --head`"
+                )
+            time.sleep(0.01)
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the helper and close the link."""
+        self._stopping = True
+        self.poke()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(5)
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+        self._epoll.close()
+        os.close(self._wake_fd)
+
+    def abandon(self) -> None:
+        """In a forked child: drop our copies of the descriptors without a word to anybody."""
+        self._epoll.close()
+        os.close(self._wake_fd)
+        if self.link is not None:
+            self.link.sock.close()
+
+    # ------------------------------------------------------------ helper thread
+
+    def _run(self) -> None:
+        while not self._stopping:
+            if self.link is None and not self._reattach():
+                return
+            busy = self._tick()
+            if not busy:
+                self._sleeping = True
+                busy = self._tick()
+            try:
+                events = self._epoll.poll(TICK if busy else None, 8)
+            except InterruptedError:
+                continue
+            self._sleeping = False
+            for fd, what in events:
+                if fd == self._wake_fd:
+                    try:
+                        os.eventfd_read(self._wake_fd)
+                    except BlockingIOError:
+                        pass
+                elif self.link is not None and fd == self.link.fileno():
+                    self._on_event(what)
+
+    def _on_event(self, what: int) -> None:
+        link = self.link
+        assert link is not None
+        try:
+            with self.lock:
+                if what & select.EPOLLOUT and link.flush():
+                    self._epoll.modify(link.fileno(), select.EPOLLIN)
+                if what & ~select.EPOLLOUT:
+                    link.receive(self._handle)
+                link.flush()
+        except (LinkClosed, FrameError):
+            self._drop()
+
+    def _drop(self) -> None:
+        with self.lock:
+            if self.link is not None:
+                try:
+                    self._epoll.unregister(self.link.fileno())
+                except OSError:
+                    pass
+                self.link.close()
+                self.link = None
+
+    def _reattach(self) -> bool:
+        deadline = time.monotonic() + self._grace
+        pause = 0.005
+        while not self._stopping:
+            try:
+                if self._connect(min(deadline, time.monotonic() + 30)):
+                    return True
+            except LocalDaemonDiedError as refused:
+                self.lost = str(refused)
+                break
+            if time.monotonic() > deadline:
+                self.lost = f"the noded daemon at {self.path} has not come back within its grace of {self._grace:g} s"
+                break
+            self._tick()
+            time.sleep(pause)
+            pause = min(0.1, pause * 1.5)
+        if self.lost and not self._stopping:
+            self._on_lost(self.lost)
+        return False
+
+    def _connect(self, deadline: float) -> bool:
+        """One try: connect, attach, welcome, re-tell. False when nobody listens or the daemon went away meanwhile."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(max(0.1, deadline - time.monotonic()))
+            sock.connect(self.path)
+        except OSError:
+            sock.close()
+            return False
+        link = Link(sock, m.decode_to_client, payload_limit=_CONTROL_PAYLOAD_LIMIT)
+        answer: list[Any] = []
+        rest: list[tuple[Any, Any]] = []
+
+        def on_message(message: Any, payload: Any) -> None:
+            if answer:
+                rest.append((message, payload))
+            else:
+                answer.append(message)
+
+        try:
+            link.send(self._attach())
+            poller = select.poll()
+            poller.register(sock, select.POLLIN)
+            link.flush()
+            while not answer:
+                if time.monotonic() > deadline or self._stopping:
+                    link.close()
+                    return False
+                if poller.poll(100):
+                    link.receive_with_fds(on_message)
+        except (LinkClosed, FrameError):
+            link.close()
+            return False
+        welcome = answer[0]
+        if isinstance(welcome, m.Refused):
+            link.close()
+            raise LocalDaemonDiedError(f"the daemon at {self.path} refused this client: {welcome.reason}")
+        with self.lock:
+            fd, link.fds = (link.fds[0] if link.fds else -1), []
+            self.link = link
+            self._epoll.register(link.fileno(), select.EPOLLIN)
+            self._on_welcome(welcome, fd)
+            self._retell()
+            for message, payload in rest:
+                self._handle(message, payload)
+            self.flush()
+        return True

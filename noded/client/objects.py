@@ -1,0 +1,357 @@
+"""Objects: put, publish, resolve, get, wait.
+
+A value stays in its ref as long as it is small and only this process knows the ref. ``publish`` moves it into the arena and tells the daemon; ``resolve`` finds out
+what a borrowed ref is. See ``docs/architecture.md`` section 6 for who holds what.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from noded import exceptions as ex
+from noded import ids
+from noded.client import codec, refs
+from noded.client.control import Control
+from noded.client.reader import Reader
+from noded.client.refs import FAILED, INLINE, LOCAL, PENDING, REMOTE, STORED, HoldTable, ObjectRef, Token, borrowed
+from noded.client.space import Space
+from noded.shm.arena import HEADER_SIZE, Arena
+from noded.wire import messages as m
+from noded.wire import value as layout
+
+INLINE_LIMIT = 100 << 10
+"""Values up to this many bytes travel inside messages."""
+
+
+class Objects:
+    """The values this process knows of. Methods that end in ``_locked`` need the runtime's lock, the others take it."""
+
+    def __init__(
+        self,
+        lock: Any,
+        holds: HoldTable,
+        control: Control,
+        reader: Reader,
+        space: Space,
+        arena: Arena,
+        next_seq: Callable[[], int],
+        pause: Callable[[], None],
+    ):
+        self.lock = lock
+        self.holds = holds
+        self.control = control
+        self.reader = reader
+        self.space = space
+        self.arena = arena
+        self.before_block: Callable[[], Callable[[], None] | None] = lambda: None
+        """Called before a thread sleeps in get or wait; what it returns is called when it goes on."""
+        self._next_seq = next_seq
+        self._pause = pause
+        self._announced: dict[bytes, ObjectRef[Any]] = {}
+        """Our refs that left without a value."""
+        self._subscribed: dict[bytes, list[Callable[[], None]]] = {}
+        """Borrowed refs somebody waits for, with what to call."""
+
+    # ------------------------------------------------------------ put
+
+    def put(self, value: Any) -> ObjectRef[Any]:
+        if type(value) is ObjectRef:
+            raise TypeError("noded.put() of an ObjectRef is not allowed: pass the ref itself, or put a list that contains it")
+        if codec.is_atom(value):
+            kind = type(value)
+            if kind not in (str, bytes) or len(value) < INLINE_LIMIT:
+                return ObjectRef(self._next_seq(), 0, LOCAL, value)
+        packed = codec.pack(value, "the value given to noded.put()")
+        ref: ObjectRef[Any] = ObjectRef(self._next_seq(), 0, INLINE, packed.inline)
+        if packed.inline is None or packed.size > INLINE_LIMIT:
+            if not packed.refs and packed.size <= INLINE_LIMIT:
+                ref._value = packed.as_bytes()
+            else:
+                ref._state = PENDING
+                self.store(ref, packed)
+        return ref
+
+    def store(self, ref: ObjectRef[Any], packed: codec.Packed) -> None:
+        """Write a packed value into the arena as ``ref``'s, waiting for room."""
+        place = self.write(ref.binary(), packed)
+        with self.lock:
+            ref._token = self.holds.take(ref.binary(), implicit=True)
+            ref._token.hold.ref = refs.weakref.ref(ref)
+            ref._value, ref._state = place, STORED
+
+    def write(self, id_: bytes, packed: codec.Packed) -> tuple[int, int]:
+        """Write and seal an object, waiting for room: (offset of the value, size). Raises ObjectStoreFullError."""
+        size = packed.size
+        got: list[tuple[int, int]] = []
+        failed: list[str] = []
+
+        def on_space(offset: int, end: int) -> None:
+            self.arena.begin(offset, id_, size, end)
+            got.append((offset, end))
+            if threading.current_thread() is not thread:
+                self.reader.notify()
+
+        def on_failure(reason: str) -> None:
+            failed.append(reason)
+            self.reader.notify()
+
+        thread = threading.current_thread()
+        with self.lock:
+            for entry in packed.refs:
+                self.publish_locked(entry)
+            self.space.request(size, on_space, on_failure)
+        if not got and not failed:
+            self._sleep(lambda: got or failed, None)
+        if failed:
+            raise ex.ObjectStoreFullError(failed[0])
+        offset = got[0][0]
+        pieces = packed.plan.pieces if packed.plan is not None else [(0, packed.inline or b"")]
+        for at, piece in pieces:
+            self.arena.copy_in(offset + HEADER_SIZE + at, piece)
+        with self.lock:
+            self.arena.seal(offset)
+            self.control.send(m.Sealed(self.control.next_seq(), [(id_, offset)]))
+            self.space.single_written(offset)
+        return offset + HEADER_SIZE, size
+
+    # ------------------------------------------------------------ publish
+
+    def publish_locked(self, entry: Any) -> None:
+        """Make a ref (or handle) known to the daemon, because it leaves in a value."""
+        if type(entry) is not ObjectRef or entry._token is not None:
+            return
+        id_ = entry.binary()
+        entry._token = self.holds.take(id_)
+        entry._token.hold.ref = refs.weakref.ref(entry)
+        if entry._state == PENDING:
+            self._announced[id_] = entry
+            self.control.send(m.Pending([id_]))
+        else:
+            self._seal_small_locked(entry)
+
+    def arrived_locked(self, ref: ObjectRef[Any]) -> None:
+        """A pending ref that had left has its value now."""
+        if self._announced.pop(ref.binary(), None) is not None and ref._state != STORED:
+            self._seal_small_locked(ref)
+
+    def _seal_small_locked(self, ref: ObjectRef[Any]) -> None:
+        if ref._state == LOCAL:
+            data = codec.pack(ref._value, "a published value").as_bytes()
+        elif ref._state == FAILED and not isinstance(ref._value, (bytes, memoryview)):
+            data = codec.pack(ref._value, "an error", error=True).as_bytes()
+        else:
+            data = bytes(ref._value)
+        id_ = ref.binary()
+
+        def on_space(offset: int, end: int) -> None:
+            self.arena.begin(offset, id_, len(data), end)
+            self.arena.copy_in(offset + HEADER_SIZE, data)
+            self.arena.seal(offset)
+            self.control.send(m.Sealed(self.control.next_seq(), [(id_, offset)]))
+
+        def on_failure(reason: str) -> None:
+            # Back-pressure is the daemon's; a refusal is for sizes that can never fit, which a small value is not.
+            self.space.request(len(data), on_space, on_failure)
+
+        self.space.request(len(data), on_space, on_failure)
+
+    # ------------------------------------------------------------ values
+
+    def entries(self, found: list[bytes]) -> list[Any]:
+        """For the ids inside a value: refs, and for actors the tokens that their handles are built on."""
+        with self.lock:
+            return [self._entry(id_) for id_ in found]
+
+    def _entry(self, id_: bytes) -> Any:
+        if ids.is_actor_id(id_):
+            return self.holds.take(id_)
+        if id_.startswith(refs.own_prefix):
+            hold = self.holds.holds.get(id_)
+            found = hold.ref() if hold is not None and hold.ref is not None else None
+            if found is not None:
+                return found
+        return borrowed(id_, self.holds, self._make_remote)
+
+    @staticmethod
+    def _make_remote(id_: bytes, token: Token) -> ObjectRef[Any]:
+        return ObjectRef(ids.seq_of(id_), int.from_bytes(id_[12:], "big"), REMOTE, None, token, None, id_)
+
+    def load(self, ref: ObjectRef[Any]) -> Any:
+        """The Python value of a ref that is ready; raises its error."""
+        state = ref._state
+        if state == INLINE:
+            value, failed = codec.unpack(memoryview(ref._value), self.entries)
+        elif state == LOCAL:
+            return ref._value
+        elif state == STORED:
+            offset, size = ref._value
+            value, failed = self.load_place(ref._token.hold, offset, size)
+        elif isinstance(ref._value, BaseException):
+            raise ref._value
+        else:
+            value, failed = codec.unpack(memoryview(ref._value), self.entries)
+        if failed:
+            raise to_raise(value)
+        return value
+
+    def load_place(self, hold: refs.Hold, offset: int, size: int) -> tuple[Any, bool]:
+        """Load from the arena; every buffer of the value pins the hold."""
+        view = self.arena.view(offset, size)
+
+        def entries(found: list[bytes]) -> list[Any]:
+            # Made once per held object: refs have no state of their own that a user could change.
+            if hold.nested is None:
+                hold.nested = self.entries(found)
+            return hold.nested
+
+        def buffer(at: int, n: int) -> memoryview:
+            with self.lock:
+                token = self.holds.again(hold)
+            return self.arena.pinned(offset + at, n, token)
+
+        return codec.unpack(view, entries, buffer)
+
+    # ------------------------------------------------------------ borrowed refs
+
+    def when_ready_locked(self, ref: ObjectRef[Any], call: Callable[[], None] | None) -> None:
+        """Have the daemon tell about a borrowed ref; ``call`` runs under the lock when it did."""
+        id_ = ref.binary()
+        waiting = self._subscribed.get(id_)
+        if waiting is None:
+            waiting = self._subscribed[id_] = []
+            self.control.send(m.Subscribe([id_]))
+        if call is not None:
+            waiting.append(call)
+
+    def on_ready(self, message: m.Ready) -> None:
+        for id_, offset, size in message.objects:
+            self._settle(id_, STORED, (offset, size))
+        self.reader.notify()
+
+    def on_lost(self, message: m.Lost) -> None:
+        kinds = {"owner": ex.OwnerDiedError, "freed": ex.ObjectFreedError}
+        error = kinds.get(message.kind, ex.ObjectLostError)(message.id.hex(), message.reason)
+        self._settle(message.id, FAILED, error)
+        self.reader.notify()
+
+    def _settle(self, id_: bytes, state: int, value: Any) -> None:
+        calls = self._subscribed.pop(id_, ())
+        hold = self.holds.holds.get(id_)
+        ref = hold.ref() if hold is not None and hold.ref is not None else None
+        if ref is not None and ref._state == REMOTE:
+            ref._value, ref._state = value, state
+        for call in calls:
+            call()
+
+    # ------------------------------------------------------------ get and wait
+
+    def _sleep(self, done: Callable[[], Any], deadline: float | None) -> bool:
+        resume = self.before_block()
+        try:
+            return self.reader.wait(done, deadline, self._pause)
+        finally:
+            if resume is not None:
+                resume()
+
+    def ask_for(self, wanted: Sequence[ObjectRef[Any]]) -> None:
+        """Subscribe to the borrowed ones among these."""
+        unknown = [ref for ref in wanted if ref._state == REMOTE]
+        if unknown:
+            with self.lock:
+                for ref in unknown:
+                    if ref._state == REMOTE:
+                        self.when_ready_locked(ref, None)
+                self.control.flush()
+
+    def get(self, wanted: Sequence[ObjectRef[Any]], timeout: float | None) -> list[Any]:
+        """The values in order. Raises the first error, or GetTimeoutError."""
+        self.await_all(wanted, timeout)
+        return [self.load(ref) for ref in wanted]
+
+    def await_all(self, wanted: Sequence[ObjectRef[Any]], timeout: float | None) -> None:
+        at, count = 0, len(wanted)
+
+        def done() -> bool:
+            nonlocal at
+            while at < count:
+                state = wanted[at]._state
+                if state == PENDING or state == REMOTE:
+                    return False
+                if state == FAILED:
+                    # An error is raised at once, without waiting for the others.
+                    return True
+                at += 1
+            return True
+
+        if done():
+            return
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.ask_for(wanted)
+        if not self._sleep(done, deadline):
+            raise ex.GetTimeoutError(
+                f"{sum(r._state in (PENDING, REMOTE) for r in wanted)} of {count} objects are not ready after {timeout:g} s, "
+                f"the first is {wanted[at].hex()}; wait longer, or look with `noded status` what runs"
+            )
+
+    def wait(
+        self, wanted: list[ObjectRef[Any]], count: int, timeout: float | None
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        """(ready, not ready), both in the order given; at most ``count`` are called ready."""
+
+        def done() -> bool:
+            left = count
+            for ref in wanted:
+                state = ref._state
+                if state != PENDING and state != REMOTE:
+                    left -= 1
+                    if not left:
+                        return True
+            return False
+
+        if not done():
+            self.ask_for(wanted)
+            deadline = None if timeout is None else time.monotonic() + timeout
+            if timeout is None or timeout > 0:
+                self._sleep(done, deadline)
+            else:
+                self._sleep(done, time.monotonic())
+        ready: list[ObjectRef[Any]] = []
+        for at, ref in enumerate(wanted):
+            if ref._state != PENDING and ref._state != REMOTE:
+                ready.append(ref)
+                if len(ready) == count:
+                    if at == count - 1:
+                        return ready, wanted[count:]
+                    chosen = set(map(id, ready))
+                    return ready, [r for r in wanted if id(r) not in chosen]
+        chosen = set(map(id, ready))
+        return ready, [r for r in wanted if id(r) not in chosen]
+
+    # ------------------------------------------------------------ daemon restarts
+
+    def retell_locked(self) -> None:
+        if self._announced:
+            self.control.send(m.Pending(list(self._announced)))
+        if self._subscribed:
+            self.control.send(m.Subscribe(list(self._subscribed)))
+
+    def store_lost_locked(self, arena: Arena, reason: str) -> None:
+        """The node started over with a new arena: what lay in the old one is gone, views of it stay."""
+        self.arena = arena
+        self.space.forget()
+        for hold in self.holds.holds.values():
+            ref = hold.ref() if hold.ref is not None else None
+            if type(ref) is ObjectRef and ref._state == STORED:
+                ref._value, ref._state = ex.ObjectLostError(ref.hex(), reason), FAILED
+
+
+def to_raise(error: Any) -> BaseException:
+    """What get() raises for an error value."""
+    if isinstance(error, ex.TaskError):
+        return error.as_dual()
+    if isinstance(error, BaseException):
+        return error
+    return ex.NodedSystemError(f"an error value holds {error!r}")

@@ -1,0 +1,174 @@
+"""ObjectRef, and what this process holds.
+
+An ObjectRef is a handle and, for small values of this process, the place of the value itself; then nobody else knows of it. As soon as an id
+is known outside (published, stored, borrowed) the process has one ``Hold`` for it, counted by ``Token`` objects: one per ObjectRef, actor handle or
+live zero-copy view. Tokens may die anywhere, in any thread, so their ``__del__`` only appends to a deque; counts change under the runtime's lock.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from noded import ids
+from noded.client import codec
+
+PENDING, INLINE, LOCAL, STORED, FAILED, REMOTE = range(6)
+"""States of a ref. PENDING: its task has not answered. INLINE: ``_value`` is the serialised value. LOCAL: ``_value`` is an immutable Python
+value. STORED: ``_value`` is (offset, size) in the arena. FAILED: ``_value`` is an exception or a serialised error. REMOTE: the daemon will know."""
+
+T = TypeVar("T")
+
+own_prefix = b""
+"""This process's id prefix; set by the runtime."""
+
+
+class ObjectRef(msgspec.Struct, Generic[T], weakref=True, eq=False, dict=False):
+    """A reference to a value that exists now or will. Get it with ``noded.get``; pass it to tasks; await it."""
+
+    _seq: int
+    _index: int = 0
+    _state: int = PENDING
+    _value: Any = None
+    _token: Any = None
+    _task: Any = None
+    _id: bytes | None = None
+
+    def binary(self) -> bytes:
+        """The 16 bytes of the id."""
+        if self._id is None:
+            self._id = ids.object_id(own_prefix, self._seq, self._index)
+        return self._id
+
+    def hex(self) -> str:
+        return self.binary().hex()
+
+    def is_nil(self) -> bool:
+        return False
+
+    def task_id(self) -> str:
+        """The id, in hex, of the task that makes this value."""
+        id_ = self.binary()
+        return ids.task_id(ids.prefix_of(id_), ids.seq_of(id_)).hex()
+
+    def __repr__(self) -> str:
+        return f"ObjectRef({self.hex()})"
+
+    def __reduce__(self) -> Any:
+        found = codec.reduce_entry(self, self.binary())
+        if found is None:
+            raise TypeError(
+                f"{self!r} can only be pickled inside a value that noded carries (an argument, a return value, a put); "
+                "pass the ref itself to a task instead of pickling it by hand"
+            )
+        return found
+
+    def __copy__(self) -> ObjectRef[T]:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> ObjectRef[T]:
+        return self
+
+
+class Hold:
+    """What keeps an id alive at the daemon on behalf of this process."""
+
+    __slots__ = ("after", "count", "generation", "id", "nested", "ref")
+
+    def __init__(self, id_: bytes, generation: int):
+        self.id = id_
+        self.generation = generation
+        self.count = 0
+        self.after: tuple[bytes, int] | None = None
+        """Another client's control position that the daemon must have read before it applies our release."""
+        self.ref: weakref.ref[Any] | None = None
+        self.nested: list[Any] | None = None
+        """The refs inside the stored value, made once."""
+
+
+class Token:
+    """One reason to keep a Hold."""
+
+    __slots__ = ("_dead", "hold")
+
+    def __init__(self, hold: Hold, dead: deque[Hold]):
+        hold.count += 1
+        self.hold = hold
+        self._dead = dead
+
+    def __del__(self) -> None:
+        self._dead.append(self.hold)
+
+
+class HoldTable:
+    """All holds of this process and the changes the daemon has not been told yet. Every method needs the runtime's lock."""
+
+    def __init__(self) -> None:
+        self.dead: deque[Hold] = deque()
+        self.holds: dict[bytes, Hold] = {}
+        self.taken: list[tuple[bytes, int]] = []
+        self.given: list[tuple[bytes, int]] = []
+        self.given_after: list[tuple[bytes, int, bytes, int]] = []
+        self._generation = 0
+
+    def take(self, id_: bytes, *, implicit: bool = False) -> Token:
+        """A token for this id. ``implicit``: the daemon already counts us (generation 0)."""
+        hold = self.holds.get(id_)
+        if hold is None:
+            if implicit:
+                hold = Hold(id_, 0)
+            else:
+                self._generation += 1
+                hold = Hold(id_, self._generation)
+                self.taken.append((id_, hold.generation))
+            self.holds[id_] = hold
+        return Token(hold, self.dead)
+
+    def again(self, hold: Hold) -> Token:
+        return Token(hold, self.dead)
+
+    def collect(self) -> None:
+        """Turn dead tokens into releases."""
+        dead = self.dead
+        while dead:
+            hold = dead.popleft()
+            hold.count -= 1
+            if hold.count == 0 and self.holds.get(hold.id) is hold:
+                del self.holds[hold.id]
+                hold.nested = None
+                if hold.after is None:
+                    self.given.append((hold.id, hold.generation))
+                else:
+                    self.given_after.append((hold.id, hold.generation, *hold.after))
+
+    def changed(self) -> bool:
+        return bool(self.dead or self.taken or self.given or self.given_after)
+
+    def drain(self) -> tuple[list[tuple[bytes, int]], list[tuple[bytes, int]], list[tuple[bytes, int, bytes, int]]]:
+        """The changes since the last drain: (taken, given, given after)."""
+        self.collect()
+        out = self.taken, self.given, self.given_after
+        self.taken, self.given, self.given_after = [], [], []
+        return out
+
+    def snapshot(self) -> list[tuple[bytes, int]]:
+        """All holds, for a new daemon; forgets the changes, which it contains."""
+        self.drain()
+        return [(hold.id, hold.generation) for hold in self.holds.values()]
+
+
+def borrowed(id_: bytes, table: HoldTable, make: Callable[[bytes, Token], Any]) -> Any:
+    """The one ref (or handle) of this process for an id that came in a value."""
+    hold = table.holds.get(id_)
+    if hold is not None and hold.ref is not None:
+        found = hold.ref()
+        if found is not None:
+            return found
+    token = table.take(id_)
+    made = make(id_, token)
+    token.hold.ref = weakref.ref(made)
+    return made

@@ -1,0 +1,379 @@
+"""The runtime of one client process: builds the parts, owns the lock, attaches to the node, survives the daemon.
+
+There is at most one per process (``current()``). Drivers make it in ``noded.init``; workers in ``noded.worker.main``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from noded import exceptions as ex
+from noded import ids
+from noded.client import refs
+from noded.client.actors import Actors
+from noded.client.control import Control
+from noded.client.interrupts import Interrupts
+from noded.client.objects import Objects
+from noded.client.reader import Reader
+from noded.client.refs import HoldTable, ObjectRef
+from noded.client.space import Space
+from noded.client.tasks import Tasks
+from noded.shm.arena import Arena
+from noded.wire import messages as m
+
+_runtime: Runtime | None = None
+
+
+def current() -> Runtime | None:
+    return _runtime
+
+
+def set_current(runtime: Runtime | None) -> None:
+    global _runtime
+    _runtime = runtime
+
+
+class Runtime:
+    """``attach_extra`` fills in what only this kind of client says when it attaches; ``on_message`` gets what only this kind understands."""
+
+    def __init__(
+        self,
+        kind: str,
+        run_dir: str,
+        *,
+        prefix: bytes,
+        job_config: m.JobConfig | None,
+        job: str = "",
+        grace: float = 60.0,
+        attach_extra: Callable[[m.Attach], None] = lambda attach: None,
+        on_message: Callable[[Any, Any], None] = lambda message, payload: None,
+        on_lost: Callable[[str], None] = lambda reason: None,
+        tick: Callable[[], bool] = lambda: False,
+    ):
+        refs.own_prefix = prefix
+        self.kind = kind
+        self.run_dir = run_dir
+        self.prefix = prefix
+        self.pid = os.getpid()
+        self.job = job
+        self.job_config = job_config
+        self.namespace = job_config.namespace if job_config is not None else ""
+        self.incarnation = b""
+        self.epoch = 0
+        self.node_id = ""
+        self.node_ip = ""
+        self.address = ""
+        self.cluster = ""
+        self.blocked = False
+        self.lock = threading.RLock()
+        self.holds = HoldTable()
+        self.reader = Reader()
+        self.interrupts = Interrupts(self.lock, self.reader.wake)
+        self._attach_extra = attach_extra
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._extra_tick = tick
+        self.next_seq = itertools.count(1).__next__
+        self._asked: dict[int, tuple[m.Ask, bytes]] = {}
+        self._answers: dict[int, tuple[bool, Any]] = {}
+        self._fork_pipes: dict[int, tuple[int, list[bytes]]] = {}
+        self._fork_write_end = -1
+        self.closed = False
+        self._detached = False
+        self.lost_reason = ""
+        self.control = Control(
+            os.path.join(run_dir, "control.sock"),
+            self.lock,
+            attach=self._attach,
+            on_welcome=self._on_welcome,
+            retell=self._retell,
+            handle=self._handle,
+            tick=self._tick,
+            on_lost=self._lost,
+            grace=grace,
+            name="noded-steward" if kind == "worker" else "noded-helper",
+        )
+        self.arena: Arena
+        self.space: Space
+        self.objects: Objects
+        self.tasks: Tasks
+        self.actors: Actors
+        self._handlers: dict[type, Callable[[Any, Any], None]] = {
+            m.Grant: lambda msg, _: self.tasks.on_grant(msg),
+            m.Recall: lambda msg, _: self.tasks.on_recall(msg),
+            m.Unschedulable: lambda msg, _: self.tasks.on_unschedulable(msg),
+            m.WorkerDied: lambda msg, _: self.tasks.on_worker_died(msg),
+            m.Region: lambda msg, _: self.space.on_region(msg),
+            m.RegionFailed: lambda msg, _: self.space.on_failed(msg),
+            m.Ready: lambda msg, _: self.objects.on_ready(msg),
+            m.Lost: lambda msg, _: self.objects.on_lost(msg),
+            m.ActorAt: lambda msg, payload: self.actors.on_actor_at(msg, payload),
+            m.Answer: self._on_answer,
+            m.Bye: self._on_bye,
+        }
+
+    # ------------------------------------------------------------ life
+
+    def start(self, timeout: float) -> None:
+        """Attach to the daemon; afterwards everything works. Raises LocalDaemonDiedError."""
+        self.control.start(timeout)
+
+    def detach(self, timeout: float = 2.0) -> None:
+        """Leave in order: the daemon answers once it has passed on the last output of the job."""
+        with self.lock:
+            self._flush_refs()
+            self.control.send(m.Detach())
+            self.control.flush()
+        self.control.wake()
+        self.reader.wait(lambda: self._detached or self.control.lost, _deadline(timeout), lambda: None)
+
+    def stop(self) -> None:
+        """Close everything. Refs that are still around stay harmless objects."""
+        self.closed = True
+        self.interrupts.uninstall()
+        self.control.stop()
+        with self.lock:
+            self.tasks.close()
+            for fd, _ in self._fork_pipes.values():
+                os.close(fd)
+            self._fork_pipes.clear()
+            self.holds.collect()
+            self.arena.close(unmap=not self.holds.holds)
+            self.reader.close()
+
+    # ------------------------------------------------------------ attach
+
+    def _attach(self) -> m.Attach:
+        attach = m.Attach(
+            version=m.PROTOCOL_VERSION,
+            kind=self.kind,
+            prefix=self.prefix,
+            pid=self.pid,
+            job=self.job,
+            python=platform.python_version(),
+            job_config=self.job_config,
+            incarnation=self.incarnation,
+        )
+        self._attach_extra(attach)
+        return attach
+
+    def _on_welcome(self, welcome: m.Welcome, fd: int) -> None:
+        if welcome.version != m.PROTOCOL_VERSION:
+            raise ex.LocalDaemonDiedError(f"the daemon speaks protocol {welcome.version}, this client {m.PROTOCOL_VERSION}: install the same noded")
+        first = not self.incarnation
+        same_node = welcome.incarnation == self.incarnation
+        self.epoch, self.incarnation = welcome.epoch, welcome.incarnation
+        self.node_id, self.node_ip, self.address, self.cluster = welcome.node_id, welcome.node_ip, welcome.address, welcome.cluster
+        self.job = welcome.job or self.job
+        if same_node:
+            if fd >= 0:
+                os.close(fd)
+            return
+        self.arena = Arena(fd, welcome.arena_size)
+        if first:
+            self.space = Space(self.control, welcome.slab_size)
+            self.objects = Objects(
+                self.lock, self.holds, self.control, self.reader, self.space, self.arena, self.next_seq, self.pause
+            )
+            self.tasks = Tasks(self.lock, self.holds, self.control, self.reader, self.objects, self._hello, self.next_seq)
+            self.actors = Actors(self.lock, self.holds, self.control, self.tasks, self.reader.notify)
+        else:
+            self.objects.store_lost_locked(self.arena, "the node started over after its daemon and its spawner died together")
+
+    def _hello(self) -> m.Hello:
+        return m.Hello(m.PROTOCOL_VERSION, self.prefix, self.pid)
+
+    def _retell(self) -> None:
+        """Everything the daemon should know of us, in the order in which it can use it."""
+        send = self.control.send
+        holds = self.holds.snapshot()
+        for at in range(0, len(holds), 10000):
+            send(m.Refs(self.control.next_seq(), holds[at : at + 10000]))
+        self.objects.retell_locked()
+        self.space.retell()
+        self.actors.retell_locked()
+        for token, (fd, held) in self._fork_pipes.items():
+            assert self.control.link is not None
+            self.control.link.send_with_fds(m.ForkHold(token, held), [fd])
+        for ask, payload in self._asked.values():
+            send(ask, payload)
+        if self._detached:
+            send(m.Detach())
+        send(m.Told(self.control.seq, self.tasks.leases(), self.tasks.pushed(), self.space.in_use(), self.blocked))
+        # Demands last: only after Told does the daemon know which leases are still in use.
+        self.tasks.retell_locked()
+
+    def _handle(self, message: Any, payload: Any) -> None:
+        handler = self._handlers.get(type(message))
+        if handler is not None:
+            handler(message, payload)
+        else:
+            self._on_message(message, payload)
+
+    def _lost(self, reason: str) -> None:
+        """The daemon is gone for good: everything that waits for it fails."""
+        self.lost_reason = reason
+        error = ex.LocalDaemonDiedError(reason)
+        with self.lock:
+            for task in self.tasks.open_tasks():
+                self.tasks.fail_locked(task, error)
+            for actor in self.actors.actors.values():
+                actor.dead = actor.dead or error
+                for task in actor.queue:
+                    self.tasks.fail_locked(task, error)
+        self.reader.notify()
+        self._on_lost(reason)
+
+    # ------------------------------------------------------------ helper thread
+
+    def _tick(self) -> bool:
+        """Flush, read when nobody does; True while anything is outstanding."""
+        reader = self.reader
+        if not hasattr(self, "actors"):
+            return False
+        with self.lock:
+            busy = self.tasks.tick_locked() or self.actors.busy()
+            self._flush_refs()
+        if self._extra_tick():
+            busy = True
+        if busy and not reader.wanted and reader.role.acquire(blocking=False):
+            try:
+                found = reader.poll(0)
+                # Nobody reads for a longer time: wait for the sockets instead of looking every few milliseconds.
+                while found and not reader.wanted and not self.closed:
+                    with self.lock:
+                        self.tasks.flush_dirty_locked()
+                    found = reader.poll(0.005)
+            finally:
+                reader.release()
+        return busy
+
+    def _flush_refs(self) -> None:
+        if self.holds.changed() and self.control.link is not None:
+            taken, given, after = self.holds.drain()
+            if taken or given or after:
+                self.control.send(m.Refs(self.control.next_seq(), taken, given, after))
+        self.control.flush()
+
+    def flush_refs_numbered(self) -> int:
+        """Queue all hold changes; the control position behind which they are (hand-over rule)."""
+        with self.lock:
+            taken, given, after = self.holds.drain()
+            if taken or given or after:
+                self.control.send(m.Refs(self.control.next_seq(), taken, given, after))
+                self.control.flush()
+            return self.control.seq
+
+    # ------------------------------------------------------------ questions
+
+    def ask(self, what: str, timeout: float | None = 30.0, **arguments: Any) -> Any:
+        """Ask the daemon; raises ValueError with its words when it refuses."""
+        payload = json.dumps(arguments).encode()
+        with self.lock:
+            number = self.next_seq()
+            message = m.Ask(number, what)
+            self._asked[number] = message, payload
+            self.control.send(message, payload)
+            self.control.flush()
+        done = self.reader.wait(lambda: number in self._answers or self.lost_reason, _deadline(timeout), self.pause)
+        with self.lock:
+            self._asked.pop(number, None)
+            answer = self._answers.pop(number, None)
+        if answer is None:
+            if self.lost_reason:
+                raise ex.LocalDaemonDiedError(self.lost_reason)
+            assert not done
+            raise ex.GetTimeoutError(f"the daemon has not answered {what!r} in {timeout:g} s" if timeout else what)
+        ok, body = answer
+        value = json.loads(bytes(body)) if len(body) else None
+        if not ok:
+            raise ValueError(value)
+        return value
+
+    def _on_answer(self, message: m.Answer, payload: Any) -> None:
+        if message.request in self._asked:
+            self._answers[message.request] = message.ok, payload
+            self.reader.notify()
+
+    def _on_bye(self, message: m.Bye, payload: Any) -> None:
+        self._detached = True
+        self.reader.notify()
+
+    # ------------------------------------------------------------ interrupts, forks
+
+    def pause(self) -> None:
+        """Before a thread sleeps: write what is queued; a place for interrupts."""
+        self.interrupts.check()
+        with self.lock:
+            if self.tasks.dirty:
+                self.tasks.flush_dirty_locked()
+            self.control.flush()
+
+    def before_fork(self) -> None:
+        """Views that are alive in a forked child must stay what they are (see docs/architecture.md, section 6)."""
+        with self.lock:
+            self.holds.collect()
+            held = [hold.id for hold in self.holds.holds.values() if not ids.is_actor_id(hold.id)]
+            if not held:
+                return
+            read_fd, self._fork_write_end = os.pipe2(os.O_CLOEXEC)
+            token = self.next_seq()
+            self._fork_pipes[token] = read_fd, held
+            if self.control.link is not None:
+                self._flush_refs()
+                self.control.link.send_with_fds(m.ForkHold(token, held), [read_fd])
+                self.control.flush()
+
+    def after_fork_in_parent(self) -> None:
+        """The children hold the pipe's write end now; its end of file means that the last of them is gone."""
+        if self._fork_write_end >= 0:
+            os.close(self._fork_write_end)
+            self._fork_write_end = -1
+
+    def after_fork_in_child(self) -> None:
+        """This runtime belongs to the parent: drop our copies of its descriptors without a word. The pipe's write end stays."""
+        self.closed = True
+        self.control.abandon()
+        self.tasks.abandon()
+        self.reader.close()
+        for fd, _ in self._fork_pipes.values():
+            os.close(fd)
+
+    # ------------------------------------------------------------ for the API
+
+    def get(self, wanted: list[ObjectRef[Any]], timeout: float | None) -> list[Any]:
+        if self.lost_reason:
+            raise ex.LocalDaemonDiedError(self.lost_reason)
+        with self.interrupts:
+            self.objects.await_all(wanted, timeout)
+        return [self.objects.load(ref) for ref in wanted]
+
+
+def _before_fork() -> None:
+    if _runtime is not None and not _runtime.closed:
+        _runtime.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    if _runtime is not None and not _runtime.closed:
+        _runtime.after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
+    if _runtime is not None and not _runtime.closed:
+        _runtime.after_fork_in_child()
+        set_current(None)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout

@@ -1,0 +1,133 @@
+"""Space in the arena for this process's objects.
+
+Small objects are bump-allocated in a slab without asking anybody; an object over ``SINGLE`` gets a region of its own. When there is no room the daemon is asked and
+the writer continues in a callback, so that the thread that handles messages never waits. Every method needs the runtime's lock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from noded.client.control import Control
+from noded.shm.arena import footprint
+from noded.wire import messages as m
+
+SINGLE = 1 << 20
+"""Objects above this many bytes have a region of their own."""
+
+
+@dataclass
+class _Slab:
+    offset: int
+    end: int
+    at: int
+
+
+@dataclass
+class _Order:
+    """A request to the daemon that has not been answered."""
+
+    message: m.RegionWant
+    on_space: Callable[[int, int], None]
+    on_failure: Callable[[str], None]
+
+
+class Space:
+    """``request(size, on_space, on_failure)`` calls ``on_space(offset, region_end)`` now or later, under the lock."""
+
+    def __init__(self, control: Control, slab_size: int):
+        self._control = control
+        self.slab_size = slab_size
+        self.single_limit = min(SINGLE, slab_size // 4)
+        self._slab: _Slab | None = None
+        self._queue: deque[tuple[int, Callable[[int, int], None], Callable[[str], None]]] = deque()
+        """Small requests that wait for the next slab."""
+        self._orders: dict[int, _Order] = {}
+        self._next = 0
+        self._slab_order = 0
+        self.single: set[int] = set()
+        """Regions of one object that is being written."""
+
+    def request(self, size: int, on_space: Callable[[int, int], None], on_failure: Callable[[str], None]) -> None:
+        need = footprint(size)
+        if need > self.single_limit:
+            self._order(m.RegionWant(0, need, True), on_space, on_failure)
+        elif self._queue or not self._bump(need, on_space):
+            self._queue.append((need, on_space, on_failure))
+            self._order_slab()
+
+    def _bump(self, need: int, on_space: Callable[[int, int], None]) -> bool:
+        slab = self._slab
+        if slab is None or slab.at + need > slab.end:
+            return False
+        at = slab.at
+        slab.at += need
+        on_space(at, slab.end)
+        return True
+
+    def _order_slab(self) -> None:
+        if not self._slab_order:
+            self._slab_order = self._order(m.RegionWant(0, self.slab_size, False), self._on_slab, self._on_no_slab)
+
+    def _order(self, message: m.RegionWant, on_space: Callable[[int, int], None], on_failure: Callable[[str], None]) -> int:
+        self._next += 1
+        message.request = self._next
+        self._orders[self._next] = _Order(message, on_space, on_failure)
+        self._control.send(message)
+        self._control.flush()
+        return self._next
+
+    def _on_slab(self, offset: int, end: int) -> None:
+        self._slab_order = 0
+        if self._slab is not None:
+            self._control.send(m.RegionDone(self._slab.offset))
+        self._slab = _Slab(offset, end, offset)
+        while self._queue:
+            need, on_space, _ = self._queue[0]
+            if not self._bump(need, on_space):
+                self._order_slab()
+                return
+            self._queue.popleft()
+
+    def _on_no_slab(self, reason: str) -> None:
+        self._slab_order = 0
+        waiting, self._queue = self._queue, deque()
+        for _, _, on_failure in waiting:
+            on_failure(reason)
+
+    # ------------------------------------------------------------ from the daemon
+
+    def on_region(self, message: m.Region) -> None:
+        order = self._orders.pop(message.request, None)
+        if order is None:
+            self._control.send(m.RegionDone(message.offset))
+            return
+        if order.message.single:
+            self.single.add(message.offset)
+        order.on_space(message.offset, message.offset + message.size)
+
+    def on_failed(self, message: m.RegionFailed) -> None:
+        order = self._orders.pop(message.request, None)
+        if order is not None:
+            order.on_failure(message.reason)
+
+    def single_written(self, offset: int) -> None:
+        """The one object of this region is sealed: we are done with it."""
+        if offset in self.single:
+            self.single.remove(offset)
+            self._control.send(m.RegionDone(offset))
+
+    def in_use(self) -> list[int]:
+        return list(self.single) + ([self._slab.offset] if self._slab is not None else [])
+
+    def retell(self) -> None:
+        for order in self._orders.values():
+            self._control.send(order.message)
+
+    def forget(self) -> None:
+        """The arena is a new one."""
+        self._slab = None
+        self.single.clear()
+

@@ -1,0 +1,707 @@
+"""Tasks: queues per scheduling class, leases, direct pushes, answers.
+
+The rule that everything here serves: a pushed task belongs to its worker until the worker gave it back (Returned, Stale) or the daemon proved it dead (WorkerDied).
+Every method that ends in ``_locked`` needs the runtime's lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from noded import exceptions as ex
+from noded.client import codec, refs
+from noded.client.control import Control
+from noded.client.objects import INLINE_LIMIT, Objects
+from noded.client.reader import Reader
+from noded.client.refs import FAILED, INLINE, PENDING, REMOTE, STORED, HoldTable, ObjectRef
+from noded.wire import messages as m
+from noded.wire.link import FrameError, Link, LinkClosed
+
+_TARGET_US = 5000
+"""How much work is pushed ahead to one worker."""
+_DEPTH = 512
+_UNSENT_LIMIT = 1 << 20
+_FLUSH_AT = 32
+LINGER = 0.1
+"""An idle lease is kept this many seconds."""
+_DEMAND_LIMIT = 256
+
+
+class Function(msgspec.Struct, eq=False):
+    """A function as its workers get it."""
+
+    name: str
+    hash: bytes
+    data: bytes
+    refs: list[Any]
+    """Refs it closes over: kept as long as it may be sent."""
+    num_cpus: int = 1
+    us: int = -1
+    """Moving average of its run time in microseconds; -1 while unknown."""
+
+
+class Task(msgspec.Struct, eq=False, weakref=True):
+    """One submission: a task or an actor call."""
+
+    seq: int
+    name: str
+    payload: bytes
+    refs: list[ObjectRef[Any]]
+    returns: int
+    fn: Any = None
+    method: str = ""
+    deps: list[tuple[int, ObjectRef[Any]]] | None = None
+    keep: list[Any] | None = None
+    """Refs nested in the arguments, held until the answer."""
+    place: ObjectRef[Any] | None = None
+    """Arguments too big for a message, in the arena."""
+    queue: Any = None
+    link: Any = None
+    retries: int = 0
+    unresolved: int = 0
+    waiters: list[Callable[[], None]] | None = None
+    cancelled: bool = False
+    over: bool = False
+    parent: Any = None
+    """The task, on this worker, that submitted it: for recursive cancel."""
+
+
+class TaskQueue:
+    """The ready tasks of one scheduling class and the leases to run them."""
+
+    def __init__(self, number: int, resources: dict[str, int], name: str):
+        self.number = number
+        self.resources = resources
+        self.name = name
+        self.ready: deque[Task] = deque()
+        self.leases: list[WorkerLink] = []
+        self.declared = 0
+
+
+class WorkerLink:
+    """The data connection to one worker. It stays open between leases."""
+
+    def __init__(self, worker: str, pid: int, link: Link):
+        self.worker = worker
+        self.pid = pid
+        self.prefix = bytes.fromhex(worker)[:7]
+        self.link = link
+        self.inflight: dict[int, Task] = {}
+        self.functions: dict[bytes, int] = {}
+        self.lease = 0
+        self.queue: TaskQueue | None = None
+        self.running = 0
+        """A task that runs long or blocks: nothing is pushed behind it."""
+        self.recalled = False
+        self.idle_since = 0.0
+        self.actor: Any = None
+        self.writing = False
+
+
+def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], what: str) -> tuple[Any, list[tuple[int, ObjectRef[Any]]] | None]:
+    """(bytes or Packed, top-level refs with their slots). Top-level refs are taken out: they are resolved before the push."""
+    if not args and not kwargs:
+        return b"", None
+    deps: list[tuple[int, ObjectRef[Any]]] | None = None
+    plain = True
+    for value in args:
+        if not codec.is_atom(value):
+            plain = False
+            break
+    if plain and (not kwargs or all(codec.is_atom(v) for v in kwargs.values())):
+        data = b"\0" + pickle.dumps((args, kwargs), 5)
+        if len(data) <= INLINE_LIMIT:
+            return data, None
+    deps = [(i, value) for i, value in enumerate(args) if type(value) is ObjectRef]
+    if deps:
+        args = tuple([None if type(v) is ObjectRef else v for v in args])
+    if kwargs:
+        named = [(-1 - i, value) for i, value in enumerate(kwargs.values()) if type(value) is ObjectRef]
+        if named:
+            deps += named
+            kwargs = {k: None if type(v) is ObjectRef else v for k, v in kwargs.items()}
+    packed = codec.pack((args, kwargs), what)
+    if packed.inline is not None and packed.size <= INLINE_LIMIT:
+        return packed.inline, deps or None
+    return packed, deps or None
+
+
+class Tasks:
+    """Submits tasks and takes their answers."""
+
+    def __init__(
+        self,
+        lock: Any,
+        holds: HoldTable,
+        control: Control,
+        reader: Reader,
+        objects: Objects,
+        hello: Callable[[], m.Hello],
+        next_seq: Callable[[], int],
+    ):
+        self.lock = lock
+        self.holds = holds
+        self.control = control
+        self.reader = reader
+        self.objects = objects
+        self._hello = hello
+        self._next_seq = next_seq
+        self.queues: dict[tuple[tuple[str, int], ...], TaskQueue] = {}
+        self._by_number: dict[int, TaskQueue] = {}
+        self.links: dict[str, WorkerLink] = {}
+        self.dirty: set[WorkerLink] = set()
+        self.current: Callable[[], Any] = lambda: None
+        """The task this worker runs, as the parent of what it submits."""
+        self.on_actor_event: Callable[[WorkerLink], None] = lambda link: None
+        self.waiting: set[Task] = set()
+        """Tasks with unresolved arguments: kept alive here."""
+
+    # ------------------------------------------------------------ functions and classes
+
+    def make_function(self, function: Any, name: str, num_cpus: int) -> Function:
+        packed = codec.pack(function, f"the function {name}")
+        data = packed.as_bytes()
+        return Function(name, hashlib.blake2b(data, digest_size=16).digest(), data, packed.refs, num_cpus)
+
+    def queue_for(self, resources: dict[str, int], name: str) -> TaskQueue:
+        key = tuple(sorted(resources.items()))
+        queue = self.queues.get(key)
+        if queue is None:
+            with self.lock:
+                queue = self.queues.get(key)
+                if queue is None:
+                    queue = TaskQueue(len(self.queues) + 1, resources, name)
+                    self._by_number[queue.number] = queue
+                    self.control.send(m.ClassDef(queue.number, resources, name))
+                    self.queues[key] = queue
+        return queue
+
+    # ------------------------------------------------------------ submit
+
+    def prepare(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: int) -> Task:
+        """Serialise the arguments (user code may run: no lock) and make the task with its refs."""
+        payload, deps = pack_arguments(args, kwargs, f"the arguments of {name}")
+        place: ObjectRef[Any] | None = None
+        keep: list[Any] | None = None
+        if type(payload) is not bytes:
+            packed: codec.Packed = payload
+            keep = packed.refs
+            if packed.size > INLINE_LIMIT:
+                place = ObjectRef(self._next_seq())
+                self.objects.store(place, packed)
+                payload = b""
+            else:
+                payload = packed.as_bytes()
+                if keep:
+                    with self.lock:
+                        for entry in keep:
+                            self.objects.publish_locked(entry)
+        seq = self._next_seq()
+        if returns == 1:
+            made = [ObjectRef(seq)]
+        else:
+            made = [ObjectRef(seq, i) for i in range(returns)]
+        task = Task(seq, name, payload, made, returns, deps=deps, keep=keep, place=place)
+        for ref in made:
+            ref._task = task
+        return task
+
+    def submit(self, task: Task, queue: TaskQueue) -> None:
+        lock = self.lock
+        lock.acquire()
+        try:
+            task.queue = queue
+            task.parent = self.current()
+            if task.deps is None or self.resolve_locked(task, self._on_resolved):
+                queue.ready.append(task)
+                if queue.leases or not queue.declared:
+                    self.pump_locked(queue)
+                    self.control.flush()
+            self.control.wake()
+        finally:
+            lock.release()
+
+    def resolve_locked(self, task: Task, call: Callable[[Task], None]) -> bool:
+        """True when all arguments have their values; else ``call(task)`` runs when they do."""
+        missing = 0
+        for _, ref in task.deps or ():
+            state = ref._state
+            if state == PENDING or state == REMOTE:
+                missing += 1
+
+                def on_value() -> None:
+                    task.unresolved -= 1
+                    if not task.unresolved:
+                        self.waiting.discard(task)
+                        call(task)
+
+                if state == REMOTE:
+                    self.objects.when_ready_locked(ref, on_value)
+                elif ref._task.waiters is None:
+                    ref._task.waiters = [on_value]
+                else:
+                    ref._task.waiters.append(on_value)
+        task.unresolved = missing
+        if missing:
+            self.waiting.add(task)
+            self.control.flush()
+        return not missing
+
+    def _on_resolved(self, task: Task) -> None:
+        if not task.over:
+            task.queue.ready.append(task)
+            self.pump_locked(task.queue)
+
+    # ------------------------------------------------------------ push
+
+    def pump_locked(self, queue: TaskQueue) -> None:
+        """Push what the leases take, and tell the daemon what is left."""
+        ready = queue.ready
+        if ready and queue.leases:
+            share = len(ready) // len(queue.leases) + 1
+            for worker in queue.leases:
+                if worker.running or worker.recalled:
+                    continue
+                inflight, link, count = worker.inflight, worker.link, 0
+                while ready and count < share:
+                    task = ready[0]
+                    if task.over:
+                        ready.popleft()
+                        continue
+                    us = task.fn.us
+                    depth = 1 if us < 0 else _DEPTH if us < 10 else max(1, _TARGET_US // us)
+                    if len(inflight) >= depth or link.unsent_bytes > _UNSENT_LIMIT:
+                        break
+                    ready.popleft()
+                    self._push_task(worker, task)
+                    count += 1
+                if not ready:
+                    break
+        want = len(ready)
+        if want != queue.declared:
+            if want > _DEMAND_LIMIT:
+                want = _DEMAND_LIMIT
+            declared = queue.declared
+            if (want == 0) != (declared == 0) or want > 2 * declared or 2 * want < declared:
+                queue.declared = want
+                self.control.send(m.Demand(queue.number, want))
+
+    def _push_task(self, worker: WorkerLink, task: Task) -> None:
+        fn: Function = task.fn
+        number = worker.functions.get(fn.hash)
+        if number is None:
+            number = worker.functions[fn.hash] = len(worker.functions) + 1
+            worker.link.send(m.Func(number, fn.hash, fn.name, fn.num_cpus), fn.data)
+        if task.deps is None and task.place is None:
+            worker.link.send(m.Push(task.seq, worker.lease, number, task.returns, len(task.payload)), task.payload)
+        else:
+            filled = self.fill_locked(task)
+            if filled is None:
+                return
+            deps, payload = filled
+            worker.link.send(
+                m.Push(task.seq, worker.lease, number, task.returns, len(task.payload), deps, _place_of(task)), payload
+            )
+        self.sent_locked(worker, task)
+
+    def sent_locked(self, worker: WorkerLink, task: Task) -> None:
+        worker.inflight[task.seq] = task
+        task.link = worker
+        if len(worker.inflight) == 1 or worker.link.unsent >= _FLUSH_AT:
+            self.flush_locked(worker)
+        else:
+            self.dirty.add(worker)
+
+    def fill_locked(self, task: Task) -> tuple[list[tuple[int, int, int, bytes]], bytes] | None:
+        """The values or places of a task's resolved arguments; None when one of them is an error, with which the task is then over."""
+        deps: list[tuple[int, int, int, bytes]] = []
+        pieces = [task.payload]
+        for slot, ref in task.deps or ():
+            state = ref._state
+            if state == FAILED:
+                self.fail_locked(task, ref._value)
+                return None
+            if state == STORED:
+                offset, size = ref._value
+                deps.append((slot, size, offset, ref.binary()))
+            else:
+                data = ref._value if state == INLINE else codec.pack(ref._value, "an argument").as_bytes()
+                deps.append((slot, len(data), 0, b""))
+                pieces.append(data)
+        return deps, b"".join(pieces)
+
+    def flush_locked(self, worker: WorkerLink) -> None:
+        try:
+            done = worker.link.flush()
+        except LinkClosed:  # its death is the daemon's to tell
+            done = True
+        if done:
+            self.dirty.discard(worker)
+        if done == worker.writing:
+            worker.writing = not done
+            if not worker.link.closed:
+                self.reader.want_write(worker.link.fileno(), not done)
+
+    def flush_dirty_locked(self) -> None:
+        for worker in list(self.dirty):
+            self.flush_locked(worker)
+
+    # ------------------------------------------------------------ links
+
+    def link_to_locked(self, worker: str, path: str, pid: int) -> WorkerLink | None:
+        """The connection to a worker, made at first need; None when it is gone already."""
+        found = self.links.get(worker)
+        if found is not None:
+            return found
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(5)
+            sock.connect(path)
+        except OSError:
+            sock.close()
+            return None
+        link = WorkerLink(worker, pid, Link(sock, m.decode_from_worker))
+        link.link.send(self._hello())
+        self.links[worker] = link
+        self.reader.add(sock.fileno(), lambda what: self._on_event(link, what))
+        return link
+
+    def _on_event(self, worker: WorkerLink, what: int) -> None:
+        with self.lock:
+            if what & 4:
+                self.flush_locked(worker)
+            if what & ~4:
+                self._read_locked(worker)
+            self._after_answers_locked(worker)
+
+    def _read_locked(self, worker: WorkerLink) -> None:
+        if worker.link.closed:
+            return
+        inflight = worker.inflight
+
+        def handle(message: Any, payload: Any) -> None:
+            if type(message) is m.Done:
+                task = inflight.pop(message.seq, None)
+                if task is not None:
+                    fn = task.fn
+                    if fn is not None:
+                        us = message.us
+                        fn.us = us if fn.us < 0 else (fn.us * 7 + us) >> 3
+                    ref = task.refs[0]
+                    ref._value = payload
+                    ref._state = INLINE
+                    if message.hseq or task.waiters or ref._token is not None:
+                        self._finish(task, worker, message.hseq)
+                    else:
+                        ref._task = None
+                        task.over = True
+                    if message.seq == worker.running:
+                        worker.running = 0
+            else:
+                self._handle_other(worker, message, payload)
+
+        try:
+            worker.link.receive(handle)
+        except (LinkClosed, FrameError):
+            self.reader.remove(worker.link.fileno())
+            worker.link.close()
+
+    def _handle_other(self, worker: WorkerLink, message: Any, payload: Any) -> None:
+        kind = type(message)
+        if kind is m.Returned:
+            self._requeue(worker, message.seqs)
+            if message.running in worker.inflight:
+                worker.running = message.running
+            return
+        if kind is m.Stale:
+            self._requeue(worker, message.seqs)
+            return
+        task = worker.inflight.pop(message.seq, None)
+        if task is None:
+            return
+        if message.seq == worker.running:
+            worker.running = 0
+        if task.fn is not None and message.us >= 0:
+            task.fn.us = message.us if task.fn.us < 0 else (task.fn.us * 7 + message.us) >> 3
+        if kind is m.Failed:
+            error: Any = payload
+            if message.cancelled:
+                error = cancelled(task)
+            for ref in task.refs:
+                ref._value, ref._state = error, FAILED
+        else:
+            at = 0
+            for ref, (size, offset, id_) in zip(task.refs, message.outs, strict=True):
+                if id_:
+                    ref._token = self._stored_token(ref, id_, worker, message.hseq)
+                    ref._value, ref._state = (offset, size), STORED
+                else:
+                    ref._value, ref._state = bytes(payload[at : at + size]), INLINE
+                    at += size
+        self._finish(task, worker, message.hseq)
+
+    def _stored_token(self, ref: ObjectRef[Any], id_: bytes, worker: WorkerLink, hseq: int) -> Any:
+        if ref._token is not None:
+            token = ref._token
+        else:
+            token = self.holds.take(id_, implicit=True)
+        token.hold.ref = refs.weakref.ref(ref)
+        token.hold.after = (worker.prefix, hseq)
+        return token
+
+    def _requeue(self, worker: WorkerLink, seqs: list[int]) -> None:
+        back = [task for seq in seqs if (task := worker.inflight.pop(seq, None)) is not None]
+        for task in reversed(back):
+            task.link = None
+            if task.cancelled:
+                self.fail_locked(task, cancelled(task))
+            elif task.queue is not None:
+                task.queue.ready.appendleft(task)
+
+    def _after_answers_locked(self, worker: WorkerLink) -> None:
+        if worker.queue is not None:
+            queue = worker.queue
+            self.pump_locked(queue)
+            if not worker.inflight:
+                if worker.recalled:
+                    self._end_lease(worker)
+                else:
+                    worker.idle_since = time.monotonic()
+            self.flush_locked(worker)
+        elif worker.actor is not None:
+            self.on_actor_event(worker)
+        self.control.flush()
+
+    # ------------------------------------------------------------ the end of a task
+
+    def _finish(self, task: Task, worker: WorkerLink | None, hseq: int) -> None:
+        """Refs are settled: let go what the task held, and tell who waits."""
+        task.over = True
+        if hseq and worker is not None:
+            kept = [*(task.keep or ()), *(ref for _, ref in task.deps or ())]
+            if task.place is not None:
+                kept.append(task.place)
+            for entry in kept:
+                token = entry._token
+                if token is not None:
+                    token.hold.after = (worker.prefix, hseq)
+        task.keep = task.deps = task.place = None
+        for ref in task.refs:
+            ref._task = None
+            if ref._token is not None:
+                self.objects.arrived_locked(ref)
+        waiters, task.waiters = task.waiters, None
+        for call in waiters or ():
+            call()
+
+    def fail_locked(self, task: Task, error: Any) -> None:
+        """Over with an error: an exception, or a serialised error value."""
+        if task.over:
+            return
+        self.waiting.discard(task)
+        for ref in task.refs:
+            ref._value, ref._state = error, FAILED
+            if worker := task.link:
+                # Had the worker stored a result before it died, the daemon counts us as its holder: give that up.
+                if ref._token is None:
+                    ref._token = self.holds.take(ref.binary(), implicit=True)
+                    ref._token.hold.ref = refs.weakref.ref(ref)
+                ref._token.hold.after = (worker.prefix, 0)
+        self._finish(task, None, 0)
+        self.reader.notify()
+
+    # ------------------------------------------------------------ from the daemon
+
+    def on_grant(self, message: m.Grant) -> None:
+        queue = self._by_number[message.cls]
+        if queue.declared:
+            queue.declared -= 1
+        worker = self.link_to_locked(message.worker, message.path, message.pid) if queue.ready else None
+        if worker is None:
+            self.control.send(m.LeaseDone(message.lease))
+            self.pump_locked(queue)
+            return
+        worker.lease, worker.queue, worker.recalled, worker.running = message.lease, queue, False, 0
+        worker.idle_since = time.monotonic()
+        queue.leases.append(worker)
+        self.pump_locked(queue)
+        self.flush_locked(worker)
+
+    def on_recall(self, message: m.Recall) -> None:
+        for queue in self.queues.values():
+            for worker in queue.leases:
+                if worker.lease == message.lease:
+                    worker.recalled = True
+                    if not worker.inflight:
+                        self._end_lease(worker)
+                    else:
+                        worker.link.send(m.GiveBack())
+                        self.flush_locked(worker)
+                    return
+
+    def _end_lease(self, worker: WorkerLink) -> None:
+        assert worker.queue is not None
+        queue, worker.queue = worker.queue, None
+        queue.leases.remove(worker)
+        self.control.send(m.LeaseDone(worker.lease))
+        worker.lease = 0
+        worker.recalled = False
+        if queue.ready and not queue.leases:
+            queue.declared = 0
+            self.pump_locked(queue)
+
+    def on_unschedulable(self, message: m.Unschedulable) -> None:
+        queue = self._by_number[message.cls]
+        queue.declared = 0
+        tasks, queue.ready = list(queue.ready), deque()
+        for task in tasks:
+            self.fail_locked(task, ex.TaskUnschedulableError(f"task {task.name} cannot be scheduled: {message.reason}"))
+
+    def on_worker_died(self, message: m.WorkerDied) -> None:
+        worker = self.links.pop(message.death.worker, None)
+        if worker is None:
+            return
+        self.drop_link_locked(worker)
+        queue = worker.queue
+        if queue is not None and worker in queue.leases:
+            queue.leases.remove(worker)
+            worker.queue = None
+        tasks, worker.inflight = list(worker.inflight.values()), {}
+        for task in reversed(tasks):
+            if task.cancelled:
+                self.fail_locked(task, cancelled(task, ", by ending its worker"))
+            elif task.retries != 0 and task.queue is not None:
+                task.retries -= 1
+                task.link = None
+                task.queue.ready.appendleft(task)
+            elif worker.actor is None:
+                self.fail_locked(task, crashed(task.name, message.death))
+        if queue is not None:
+            self.pump_locked(queue)
+        self.reader.notify()
+
+    def drop_link_locked(self, worker: WorkerLink) -> None:
+        """Read what a dead worker still had said, then close."""
+        while not worker.link.closed:
+            before = len(worker.inflight)
+            self._read_locked(worker)
+            if len(worker.inflight) == before and not worker.link.closed:
+                self.reader.remove(worker.link.fileno())
+                worker.link.close()
+        self.dirty.discard(worker)
+        self.links.pop(worker.worker, None)
+
+    # ------------------------------------------------------------ cancel
+
+    def cancel_locked(self, task: Task, force: bool, recursive: bool) -> None:
+        if task.over:
+            return
+        task.cancelled = True
+        task.retries = 0
+        worker: WorkerLink | None = task.link
+        if worker is None:
+            self.fail_locked(task, cancelled(task))
+        elif force:
+            self.control.send(m.KillTask(worker.lease, worker.worker))
+            self.control.flush()
+        else:
+            worker.link.send(m.Cancel(task.seq, recursive))
+            self.flush_locked(worker)
+            self.reader.wake()
+
+    def cancel_children_locked(self, parent: Any) -> None:
+        for task in self.open_tasks():
+            if task.parent is parent:
+                self.cancel_locked(task, False, True)
+
+    def open_tasks(self) -> list[Task]:
+        found: list[Task] = [*self.waiting]
+        for queue in self.queues.values():
+            found += queue.ready
+        for worker in self.links.values():
+            found += worker.inflight.values()
+        return found
+
+    # ------------------------------------------------------------ tick, restarts
+
+    def tick_locked(self) -> bool:
+        """True while anything is outstanding."""
+        if self.dirty:
+            self.flush_dirty_locked()
+        busy = bool(self.waiting)
+        now = time.monotonic()
+        for queue in self.queues.values():
+            busy = busy or bool(queue.ready) or bool(queue.leases)
+            for worker in list(queue.leases):
+                if not worker.inflight and not queue.ready and now - worker.idle_since > LINGER:
+                    self._end_lease(worker)
+        return busy
+
+    def retell_locked(self) -> None:
+        for queue in self.queues.values():
+            self.control.send(m.ClassDef(queue.number, queue.resources, queue.name))
+            queue.declared = 0
+            self.pump_locked(queue)
+
+    def leases(self) -> list[tuple[int, str]]:
+        return [(worker.lease, worker.worker) for worker in self.links.values() if worker.lease]
+
+    def pushed(self) -> list[int]:
+        return [seq for worker in self.links.values() for seq in worker.inflight]
+
+    def abandon(self) -> None:
+        """In a forked child: close our copies only."""
+        for worker in self.links.values():
+            worker.link.sock.close()
+
+    def close(self) -> None:
+        for worker in self.links.values():
+            if not worker.link.closed:
+                self.reader.remove(worker.link.fileno())
+                worker.link.close()
+
+
+def _place_of(task: Task) -> tuple[bytes, int, int] | None:
+    if task.place is None:
+        return None
+    offset, size = task.place._value
+    return task.place.binary(), offset, size
+
+
+def cancelled(task: Task, how: str = "") -> ex.TaskCancelledError:
+    id_ = task.refs[0].task_id() if task.refs else ""
+    return ex.TaskCancelledError(id_, f"task {task.name} {id_} was cancelled{how}")
+
+
+def crashed(name: str, death: m.Death) -> ex.WorkerCrashedError:
+    reason = f": {death.reason}" if death.reason else ""
+    return ex.WorkerCrashedError(f"the worker that ran {name} died{reason}", worker_id=death.worker, **death_fields(death))
+
+
+def death_fields(death: m.Death) -> dict[str, Any]:
+    """A Death as keyword arguments of the errors that tell it."""
+    return {
+        "pid": death.pid or None,
+        "exit_code": death.code,
+        "signal": signal_name(death.signal),
+        "stderr_tail": death.stderr,
+        "max_rss": death.max_rss_kb << 10 or None,
+    }
+
+
+def signal_name(number: int | None) -> str:
+    if number is None:
+        return ""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,44 @@
+"""What a process is told from outside, and where its files are. Nobody else reads the environment.
+
+`settings` has the one frozen `Config` and how it is filled, `values` reads a single value, `machine` finds
+out what has no fixed default, `places` has the directories and the cluster's token, `nodes` has node.json, by
+which programs of one user find a node. Only the standard library, so that a client can afford it.
+"""
+
+from __future__ import annotations
+
+from noded.config.errors import ConfigError
+from noded.config.nodes import NodeInfo, find_nodes, process_state
+from noded.config.places import home, load_or_create_token, make_dir, read_token, run_base
+from noded.config.settings import (
+    DEFAULT_PORT,
+    OPTIONS,
+    Config,
+    Option,
+    chosen_cluster,
+    cluster_dir,
+    log_dir,
+    make_node_dir,
+    node_dir,
+)
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Option",
+    "OPTIONS",
+    "DEFAULT_PORT",
+    "chosen_cluster",
+    "home",
+    "run_base",
+    "node_dir",
+    "cluster_dir",
+    "log_dir",
+    "make_dir",
+    "make_node_dir",
+    "read_token",
+    "load_or_create_token",
+    "NodeInfo",
+    "find_nodes",
+    "process_state",
+]

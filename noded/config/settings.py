@@ -1,0 +1,279 @@
+"""The one frozen `Config`, filled once.
+
+Every option is declared once, as a field of `Config`: its flag, its NODED_ variable and its TOML key follow
+from the field's name, and the command line is made from `OPTIONS`. `Config.load` takes flags before the
+environment, that before the file, that before the defaults, and finds out from the machine what has no fixed
+default. Hidden options are for our own programs and exist as flags only. The file is that of --config, else
+of NODED_CONFIG, else $NODED_HOME/noded.toml where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from noded.config import machine, values
+from noded.config.errors import ConfigError
+from noded.config.places import has_room, home, make_dir, run_base
+
+DEFAULT_PORT = 8265
+LEAST_STORE = 80 * 10**6
+LARGEST_STORE = 64 * 10**9
+
+_A_SIZE = "a number of bytes, such as 2GB, 512MiB or 1e9"
+# Variables with our prefix that are no options.
+_OTHER_VARIABLES = frozenset(
+    "NODED_" + name for name in "ADDRESS CONFIG HOME MARK RUN_DIR TOKEN TOKEN_FILE".split()
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A default that is not fixed, in words."""
+
+    words: str
+
+
+def _option(parse: values.Parser, form: str, help: str, default: object, *, hidden: bool = False) -> Any:
+    told = {"parse": parse, "form": form, "help": help, "default": default, "hidden": hidden}
+    return field(default=MISSING if isinstance(default, Found) else default, metadata=told)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    head: bool = _option(values.flag, "true or false", "Be the head of the cluster.", False)
+    cluster: str = _option(
+        values.matching("[a-z0-9-]{1,40}"), "1 to 40 of a-z, 0-9 and -", "Name of the cluster.", "default"
+    )
+    node_name: str = _option(
+        values.matching("[A-Za-z0-9][A-Za-z0-9_-]{0,39}"),
+        "1 to 40 letters, digits, - and _, not - or _ first",
+        "Name of this node in the cluster.",
+        "head",
+    )
+    host: str = _option(
+        values.matching(r"[^\s/]+"), "an address or a host name", "Address to listen on.", "127.0.0.1"
+    )
+    port: int = _option(
+        values.integer(0, 65535),
+        "a whole number from 0 to 65535",
+        "TCP port to listen on; 0: any free one.",
+        Found(f"{DEFAULT_PORT} on the head, else any free one"),
+    )
+    num_cpus: float = _option(
+        values.number,
+        "a number, zero or more",
+        "CPUs that tasks may use.",
+        Found("those this process may run on"),
+    )
+    num_gpus: float = _option(values.number, "a number, zero or more", "GPUs that tasks may use.", Found("0"))
+    memory: int = _option(
+        values.size, _A_SIZE, "Memory that tasks may ask for.", Found("90 % of what the object store leaves")
+    )
+    object_store_memory: int = _option(
+        values.size,
+        _A_SIZE,
+        "Size of the shared-memory object store.",
+        Found("30 % of the memory, 80 MB to 64 GB"),
+    )
+    resources: Mapping[str, float] = _option(
+        values.resources,
+        """a JSON object such as {"disk": 2}, without CPU, GPU and memory: they have options of their own""",
+        "More resources, as a JSON object.",
+        Found("none"),
+    )
+    storage: str = _option(
+        values.matching("sqlite|memory"),
+        "sqlite or memory",
+        "Where the head keeps its state: sqlite or memory.",
+        "sqlite",
+    )
+    daemon_grace: float = _option(
+        values.number,
+        "a number of seconds, zero or more",
+        "Seconds that workers wait for a daemon that went away.",
+        60.0,
+    )
+    allowed_host: tuple[str, ...] = _option(
+        values.hosts, "a host name", "Further Host name that HTTP requests may carry.", ()
+    )
+    log_level: str = _option(
+        values.matching("debug|info|warning|error"),
+        "debug, info, warning or error",
+        "Least level that is logged: debug, info, warning or error.",
+        "info",
+    )
+    log_format: str = _option(
+        values.matching("text|json"), "text or json", "Form of the log: text or json.", "text"
+    )
+    private: bool = _option(
+        values.flag, "true or false", "Be the cluster of one program.", False, hidden=True
+    )
+    owner_pid: int | None = _option(
+        values.integer(1, 2**31), "a process id", "End with this process.", None, hidden=True
+    )
+    run_dir: str | None = _option(
+        values.matching(".+"), "a directory", "In place of NODED_RUN_DIR.", None, hidden=True
+    )
+    ready_fd: int | None = _option(
+        values.integer(0, 2**20), "a descriptor", "Where to say that it is ready.", None, hidden=True
+    )
+    # Not options: they follow from the environment and run_dir.
+    home: Path
+    run_base: Path
+
+    @classmethod
+    def load(cls, flags: Mapping[str, object], env: Mapping[str, str]) -> Config:
+        """`flags`: by option name, and "config" for the file. None, False and () mean not given."""
+        layers = _layers(flags, env)
+        chosen = {option.name: _pick(option, layers) for option in OPTIONS}
+        if chosen["run_dir"] is not None:
+            env = {**env, "NODED_RUN_DIR": chosen["run_dir"]}
+        base = run_base(env, chosen["cluster"], chosen["node_name"])
+        if not has_room(base / chosen["cluster"] / chosen["node_name"]):
+            raise ConfigError(
+                f"cluster {chosen['cluster']!r} and node_name {chosen['node_name']!r} are together too long "
+                f"for a socket below {base}: give shorter ones"
+            )
+        return cls(**_found_out(chosen), home=home(env), run_base=base)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of `Config` as the outside sees it."""
+
+    name: str
+    parse: values.Parser
+    form: str
+    help: str
+    default: object
+    hidden: bool
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "NODED_" + self.name.upper()
+
+
+OPTIONS = tuple(Option(name=each.name, **each.metadata) for each in fields(Config) if each.metadata)
+
+
+def chosen_cluster(flags: Mapping[str, object], env: Mapping[str, str]) -> str:
+    """The cluster that the settings name, for commands that need nothing else of them."""
+    return str(_pick(next(option for option in OPTIONS if option.name == "cluster"), _layers(flags, env)))
+
+
+def node_dir(config: Config) -> Path:
+    return config.run_base / config.cluster / config.node_name
+
+
+def make_node_dir(config: Config) -> Path:
+    """`node_dir`, made: nobody else can reach into it, nor swap it through a directory above."""
+    for path in (config.run_base, config.run_base / config.cluster):
+        make_dir(path)
+    return make_dir(node_dir(config))
+
+
+def cluster_dir(config: Config) -> Path:
+    """Durable state of the cluster."""
+    return config.home / "clusters" / config.cluster
+
+
+def log_dir(config: Config) -> Path:
+    return (node_dir(config) if config.private else cluster_dir(config)) / "logs"
+
+
+# Where values may be: the source, the option's name there, the values by option.
+_Layer = tuple[str, Callable[[Option], str], Mapping[str, object]]
+
+
+def _layers(flags: Mapping[str, object], env: Mapping[str, str]) -> list[_Layer]:
+    """The strongest first."""
+    given = {name: value for name, value in flags.items() if value not in (None, False, ())}
+    named = given.pop("config", None) or env.get("NODED_CONFIG")
+    _refuse_unknown("command line", given, {option.name for option in OPTIONS})
+    return [
+        ("command line", lambda option: option.flag, given),
+        ("environment", lambda option: option.variable, _from_environment(env)),
+        *_from_file(Path(str(named)) if named else None, home(env) / "noded.toml"),
+    ]
+
+
+def _from_environment(env: Mapping[str, str]) -> dict[str, object]:
+    """An empty variable counts as not set. Strange names are refused only where they look like a slip."""
+    variables = {option.variable: option.name for option in OPTIONS if not option.hidden}
+    known = _OTHER_VARIABLES | variables.keys()
+    for name in sorted(name for name in env.keys() - known if name.startswith("NODED_")):
+        if guess := _similar(name, known, 0.84):
+            raise ConfigError(f"environment: {name} is no setting, {guess} is: rename it, or unset it")
+    return {option: env[name] for name, option in variables.items() if env.get(name)}
+
+
+def _from_file(named: Path | None, default: Path) -> Iterator[_Layer]:
+    path = named or default
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        if named is None:
+            return
+        raise ConfigError(f"file {path}, given with --config or NODED_CONFIG, does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"file {path} cannot be read: {error}") from None
+    import tomllib  # only where there is a file
+
+    try:
+        found = {name.replace("-", "_"): value for name, value in tomllib.loads(text).items()}
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"file {path} is not TOML: {error}") from None
+    _refuse_unknown(f"file {path}", found, {option.name for option in OPTIONS if not option.hidden})
+    yield f"file {path}", lambda option: option.name, found
+
+
+def _refuse_unknown(source: str, given: Mapping[str, object], known: set[str]) -> None:
+    for name in sorted(given.keys() - known):
+        guess = _similar(name, known, 0.6)
+        hint = f"did you mean {guess!r}?" if guess else f"known are {', '.join(sorted(known))}"
+        raise ConfigError(f"{source}: unknown key {name!r}; {hint}")
+
+
+def _similar(name: str, known: set[str] | frozenset[str], likeness: float) -> str | None:
+    import difflib  # only for what is wrong already
+
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=likeness)), None)
+
+
+def _pick(option: Option, layers: list[_Layer]) -> Any:
+    """The value of the strongest layer that has one; None where it is to be found out."""
+    for source, name_of, given in layers:
+        if option.name in given:
+            value = given[option.name]
+            try:
+                return option.parse(value)
+            except values.REFUSALS:
+                raise ConfigError(
+                    f"{source}: {name_of(option)} cannot be {value!r}: give {option.form}"
+                ) from None
+    return None if isinstance(option.default, Found) else option.default
+
+
+def _found_out(chosen: dict[str, Any]) -> dict[str, Any]:
+    """`chosen` with what the machine says in place of None."""
+    total = machine.total_memory()
+    store = chosen["object_store_memory"]
+    if store is None:
+        # Where the least would be most of the machine, half of it.
+        store = min(max(total * 30 // 100, min(LEAST_STORE, total // 2)), LARGEST_STORE)
+    found = {
+        "port": DEFAULT_PORT if chosen["head"] and not chosen["private"] else 0,
+        "num_cpus": float(machine.cpu_count()),
+        "num_gpus": 0.0,
+        "memory": max(0, total - store) * 90 // 100,
+        "object_store_memory": store,
+        "resources": {},
+    }
+    return chosen | {name: value for name, value in found.items() if chosen[name] is None}

@@ -1,0 +1,646 @@
+"""The node daemon: builds the components in order, runs, stops them in reverse.
+
+``main(config)`` is what ``noded --head`` runs. What a component does is in its own module; this one only says who gets whom, and what happens at start,
+restart and stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from noded.config import Config, cluster_dir, load_or_create_token, log_dir, make_node_dir, node_dir
+from noded.head.actors import ActorRecord, ActorTable
+from noded.head.storage import Put, Storage
+from noded.http.gateway import Gateway
+from noded.lifecycle import LoopProbe, setup_logging
+from noded.node.actor_host import NodeActorHost
+from noded.node.control import ClientRecord, ControlServer, Refusal, start_time
+from noded.node.leases import Leases
+from noded.node.ledger import Ledger
+from noded.node.listener import Listener, ListenError, bind
+from noded.node.object_store import ObjectStore
+from noded.node.output import OutputMonitor
+from noded.node.session import Client
+from noded.node.spawner_link import SpawnerLink
+from noded.node.workers import Worker, WorkerPool
+from noded.policy.fairness import never_fits as never_fits
+from noded.resources import UNIT, ResourceSet
+from noded.shm import arena as shm
+from noded.version import __version__
+from noded.wire import messages as m
+
+log = logging.getLogger("noded.daemon")
+
+_HOUSEKEEPING = 1.0
+_IDLE_WORKER_SECONDS = 2.0
+_SLAB = 4 << 20
+
+
+class StartError(Exception):
+    """The daemon cannot start; the text says why and what to do."""
+
+
+class Daemon:
+    """One node, with the head's tables on it."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.run_dir = str(node_dir(config))
+        self.tag = hashlib.blake2b(self.run_dir.encode(), digest_size=8).hexdigest()
+        self.started = time.time()
+        self.log_dir = ""
+        self.address = ""
+        self.epoch = 0
+        self.node_id = ""
+        self.token = b""
+        self.clients: dict[bytes, Client] = {}
+        self.loop: asyncio.AbstractEventLoop
+        self.ledger: Ledger
+        self.arena: shm.Arena
+        self.spawner: SpawnerLink
+        self.store: ObjectStore
+        self.leases: Leases
+        self.pool: WorkerPool
+        self.storage: Storage
+        self.actors: ActorTable
+        self.host: NodeActorHost
+        self.control: ControlServer
+        self.output: OutputMonitor
+        self.listener: Listener
+        self.gateway: Gateway
+        self.probe = LoopProbe()
+        self._stop = asyncio.Event()
+        self._exit_code = 0
+        self._next_job = 0
+        self._jobs: dict[str, m.JobConfig] = {}
+        self._housekeeper: asyncio.Task[None] | None = None
+        self._owner_fd = -1
+        self._kept: dict[str, int] = {}
+        self._sockets: list[socket.socket] = []
+
+    # ------------------------------------------------------------ start
+
+    async def run(self) -> int:
+        """Serve until asked to stop; the exit code."""
+        self.loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(number, self.request_stop)
+        await self.start()
+        self.report_ready()
+        await self._stop.wait()
+        await self.stop()
+        return self._exit_code
+
+    async def start(self) -> None:
+        config = self.config
+        self._make_directories()
+        self.token = load_or_create_token(self.config.home)
+        await self._open_storage()
+        self.spawner = SpawnerLink(
+            self.run_dir,
+            self.tag,
+            grace=config.daemon_grace,
+            owner_pid=config.owner_pid,
+            on_packet=lambda packet: self.pool.on_packet(packet),
+            on_lost=self._on_spawner_lost,
+        )
+        welcome = await self.spawner.start(0)
+        self.epoch = welcome.epoch
+        self._kept = welcome.fds
+        self.spawner.attach(self.loop)
+        recovered = self._open_memory()
+        self._open_sockets()
+        self._build()
+        if recovered:
+            self._restore(welcome)
+        else:
+            await self.actors.restore()
+            self.actors.place_unhosted(set())
+        self.output.start()
+        self.pool.prepare()
+        self.control.start(self._control_socket)
+        self.listener.start(self.loop)
+        self.probe.start(self.loop, self.listener.beat)
+        self._watch_owner()
+        self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
+
+    def _make_directories(self) -> None:
+        make_node_dir(self.config)
+        os.makedirs(os.path.join(self.run_dir, "w"), mode=0o700, exist_ok=True)
+        self.log_dir = os.path.join(self.run_dir, "logs") if self.config.private else str(log_dir(self.config))
+        os.makedirs(self.log_dir, mode=0o700, exist_ok=True)
+
+    async def _open_storage(self) -> None:
+        if self.config.storage == "memory":
+            from noded.head.storage.memory import MemoryStorage
+
+            self.storage = MemoryStorage(self.config.cluster)
+        else:
+            from noded.head.storage.sqlite import SqliteStorage
+
+            path = Path(self.run_dir) / "head.db" if self.config.private else cluster_dir(self.config) / "head.db"
+            self.storage = SqliteStorage(path, self.config.cluster, durable=not self.config.private)
+        await self.storage.open()
+
+    def _open_memory(self) -> bool:
+        """Arena and ledger: those of the daemon before us, else new ones. True when they were there."""
+        if "ledger" in self._kept and "arena" in self._kept:
+            self.ledger = Ledger.open(self._kept.pop("ledger"))
+            fd = self._kept.pop("arena")
+            self.arena = shm.Arena(fd, os.fstat(fd).st_size)
+            self.ledger.epoch = max(self.ledger.epoch + 1, self.epoch)
+            self.epoch = self.ledger.epoch
+            self.node_id = self.ledger.incarnation.hex()
+            return True
+        self.ledger = Ledger.create(incarnation=os.urandom(16))
+        self.epoch = max(self.epoch, int(time.time()))  # above every lease of an earlier incarnation
+        self.ledger.epoch = self.epoch
+        size = self.config.object_store_memory & -shm.BLOCK
+        fd = shm.create(size)
+        self.arena = shm.Arena(fd, size)
+        self.node_id = self.ledger.incarnation.hex()
+        self.spawner.keep("ledger", self.ledger.fd)
+        self.spawner.keep("arena", fd)
+        return False
+
+    def _open_sockets(self) -> None:
+        if "tcp" in self._kept and "control" in self._kept:
+            tcp = socket.socket(fileno=self._kept.pop("tcp"))
+            self._control_socket = socket.socket(fileno=self._kept.pop("control"))
+        else:
+            tcp = bind(self.config.host, self.config.port)
+            path = os.path.join(self.run_dir, "control.sock")
+            if os.path.exists(path):
+                os.unlink(path)
+            self._control_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._control_socket.bind(path)
+            self._control_socket.listen(4096)
+            self.spawner.keep("tcp", tcp.fileno())
+            self.spawner.keep("control", self._control_socket.fileno())
+        self._sockets = [tcp, self._control_socket]
+        host, port = tcp.getsockname()[:2]
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.listener = Listener(tcp, self.token, self._on_http, self._on_tcp_control)
+
+    def _build(self) -> None:
+        config = self.config
+        cpus = config.num_cpus
+        total: dict[str, float] = {"CPU": cpus, "memory": config.memory, "object_store_memory": self.arena.size, **config.resources}
+        if config.num_gpus:
+            total["GPU"] = config.num_gpus
+        host = self.address.rpartition(":")[0].strip("[]")
+        self.node_ip = "127.0.0.1" if host in ("0.0.0.0", "::", "::1") else host
+        total[f"node:{self.node_ip}"] = 1.0
+        total["node:__internal_head__"] = 1.0
+        self.leases = Leases(ResourceSet.from_floats(total).to_dict(), self.epoch, self._worker_path)
+        self.output = OutputMonitor(self.log_dir, self._who_writes, self._deliver_output, keep=not config.private)
+        self.pool = WorkerPool(
+            self.spawner,
+            self.ledger,
+            self.run_dir,
+            self.log_dir,
+            keep_warm=1,
+            keep_logs=not config.private,
+            job_config=self._jobs.get,
+            on_ready=lambda worker: self.leases.on_ready(worker),
+            on_exit=self._on_worker_exit,
+            on_output_end=lambda wid: self.output.ended(wid),
+        )
+        self.leases.pool = self.pool
+        self.store = ObjectStore(self.arena, self.ledger, self.clients, lambda id_: self.actors.released(id_))
+        self.actors = ActorTable(self.storage, self._notify)
+        self.host = NodeActorHost(
+            self.leases, self.pool, self._worker_path, self._actor_started, self._actor_never, self._actor_exited
+        )
+        self.actors.host = self.host
+        self.control = ControlServer(
+            self.loop,
+            self.ledger,
+            self.clients,
+            self.store,
+            self.leases,
+            self.pool,
+            self.actors,
+            arena_fd=self.arena.fd,
+            welcome=self._welcome,
+            on_driver=self._admit_driver,
+            on_driver_gone=self._on_job_over,
+            on_detach=self._on_detach,
+            adopt_actor=self._adopt_actor,
+            questions={
+                "nodes": self._ask_nodes,
+                "resources": self._ask_resources,
+                "status": self._ask_status,
+                "stop": self._ask_stop,
+                "get_actor": self._ask_get_actor,
+                "await_actor": self._ask_await_actor,
+                "actor_info": self._ask_actor_info,
+            },
+        )
+        self.gateway = Gateway(self, self.token, self.config.allowed_host, __version__)
+
+    def _restore(self, welcome: Any) -> None:
+        """Take over from the daemon before us: see docs/architecture.md, section 7."""
+        alive = {w["wid"]: w["pid"] for w in welcome.workers}
+        for key, payload in list(self.ledger.clients.items()):
+            record = msgspec.msgpack.decode(payload, type=ClientRecord)
+            assert isinstance(key, bytes)
+            if start_time(record.pid) == record.start_time:
+                self.clients[key] = Client(key, record.kind, record.pid, record.start_time, record.job, told=False)
+            else:
+                self.ledger.clients.delete(key)
+        workers = self.pool.restore(alive, welcome.templates)
+        for worker in workers:
+            if worker.id in alive:
+                pid = alive[worker.id]
+                self.clients[worker.prefix] = Client(
+                    worker.prefix, "worker", pid, start_time(pid), worker.record.job, worker.id, told=False
+                )
+        self.store.restore()
+        for worker in workers:
+            if worker.record.actor:
+                self.host.reserve(worker)
+            else:
+                self.leases.restore(worker, self.clients.get(worker.record.client))
+        self._restore_task = self.loop.create_task(self._restore_head(welcome, alive), name="restore")
+
+    async def _restore_head(self, welcome: Any, alive: dict[str, int]) -> None:
+        for job, value in (await self.storage.load("jobs")).items():
+            self._jobs.setdefault(job, msgspec.msgpack.decode(value, type=m.JobConfig))
+        await self.actors.restore()
+        for worker in list(self.pool.workers.values()):
+            record = self.actors.records.get(worker.record.actor)
+            if record is not None and record.state == "restoring":
+                self._adopt_actor(worker, record.spec, False)
+        self.actors.place_unhosted(set(self.host.hosted))
+        for packet in welcome.exits:
+            self.pool.on_packet(packet)
+        self.pool.forget_unknown(alive, {packet["wid"] for packet in welcome.exits})
+        for client in list(self.clients.values()):
+            if client.kind == "driver":
+                self.control.watch(client)
+        self.leases.kick()
+
+    def _watch_owner(self) -> None:
+        if self.config.owner_pid is None:
+            return
+        try:
+            self._owner_fd = os.pidfd_open(self.config.owner_pid)
+        except OSError:
+            self.request_stop()
+            return
+        self.loop.add_reader(self._owner_fd, self.request_stop)
+
+    def report_ready(self) -> None:
+        info = {
+            "cluster": self.config.cluster,
+            "node": self.config.node_name,
+            "pid": os.getpid(),
+            "port": int(self.address.rpartition(":")[2]),
+            "host": self.address.rpartition(":")[0],
+            "node_id": self.node_id,
+            "version": __version__,
+            "private": self.config.private,
+        }
+        path = os.path.join(self.run_dir, "node.json")
+        with open(path + ".new", "w") as file:
+            json.dump(info, file)
+        os.rename(path + ".new", path)
+        if self.config.ready_fd is not None:
+            try:
+                os.write(self.config.ready_fd, json.dumps({"address": self.address, "pid": os.getpid(), "dir": self.run_dir}).encode() + b"\n")
+                os.close(self.config.ready_fd)
+            except OSError:  # nobody waits for it any more
+                pass
+        notify_systemd("READY=1")
+        log.info("noded %s is ready at %s (cluster %s, epoch %s)", __version__, self.address, self.config.cluster, self.epoch)
+        if not self.config.private and self.config.ready_fd is None:
+            print(f"noded {__version__} head of cluster {self.config.cluster!r} listens at {self.address}", flush=True)
+            print("connect from Python: noded.init()   look: noded status   stop: noded stop", flush=True)
+            if self.node_ip != "127.0.0.1":
+                print(f"note: {self.address} can be reached from other hosts; traffic is authenticated but not encrypted", flush=True)
+
+    # ------------------------------------------------------------ stop
+
+    def request_stop(self) -> None:
+        self._stop.set()
+
+    async def stop(self) -> None:
+        """Staged, in reverse order of start: no new work, end the workers, close."""
+        notify_systemd("STOPPING=1")
+        self.pool.stopping = True
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+            await asyncio.wait([self._housekeeper])
+        self.probe.stop()
+        self.listener.stop()
+        await self.gateway.stop()
+        await self.actors.stop(end_detached=True)
+        for worker in list(self.pool.workers):
+            self.output.catch_up(worker)
+        await asyncio.sleep(0)
+        self.control.stop()
+        await self.output.stop()
+        await self.spawner.stop()
+        await self.storage.close()
+        for sock in self._sockets:
+            sock.close()
+        if self._owner_fd >= 0:
+            self.loop.remove_reader(self._owner_fd)
+            os.close(self._owner_fd)
+        self.arena.close(unmap=True)
+        self.ledger.close()
+        if self.config.private:
+            shutil.rmtree(os.path.dirname(self.run_dir), ignore_errors=True)
+        else:
+            self._clean_run_dir()
+
+    def _clean_run_dir(self) -> None:
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        try:
+            os.rmdir(os.path.dirname(self.run_dir))
+        except OSError:  # other nodes of the cluster
+            pass
+
+    # ------------------------------------------------------------ connections
+
+    def _on_http(self, sock: socket.socket, data: bytes) -> None:
+        self.gateway.on_http(sock, data)
+
+    def _on_tcp_control(self, sock: socket.socket, target: str, leftover: bytes) -> None:
+        """Remote control connections come with several nodes; this port speaks HTTP only so far."""
+        log.warning("closing an authenticated connection for %s: drivers of other hosts are not supported yet", target)
+        sock.close()
+
+    def _worker_path(self, wid: str) -> str:
+        return os.path.join(self.run_dir, "w", f"{wid}.sock")
+
+    def _welcome(self, client: Client) -> m.Welcome:
+        return m.Welcome(
+            m.PROTOCOL_VERSION,
+            self.epoch,
+            self.ledger.incarnation,
+            self.node_id,
+            client.job,
+            self.arena.size,
+            max(shm.BLOCK, min(_SLAB, self.arena.size // 16 & -shm.BLOCK)),
+            self.run_dir,
+            self.address,
+            self.node_ip,
+            self.config.cluster,
+        )
+
+    def _notify(self, prefix: bytes, message: m.ActorAt, payload: bytes) -> None:
+        client = self.clients.get(prefix)
+        if client is not None:
+            client.send(message, payload)
+
+    # ------------------------------------------------------------ jobs
+
+    async def _admit_driver(self, client: Client) -> None:
+        if not client.job:
+            self._next_job += 1
+            client.job = f"{self.epoch & 0xFFFF:04x}{self._next_job & 0xFFFF:04x}"
+        config = client.config or m.JobConfig()
+        if self._jobs.get(client.job) != config:
+            self._jobs[client.job] = config
+            await self.storage.write([Put("jobs", client.job, msgspec.msgpack.encode(config))])
+
+    def _on_job_over(self, client: Client) -> None:
+        self.actors.job_ended(client.job)
+        self.pool.end_job(client.job, lambda worker: self._is_detached(worker.record.actor))
+        self._jobs.pop(client.job, None)
+
+    def _is_detached(self, actor: bytes) -> bool:
+        record = self.actors.records.get(actor)
+        return record is not None and record.spec.detached
+
+    def _on_detach(self, client: Client) -> None:
+        for worker in list(self.pool.workers.values()):
+            if worker.record.job == client.job:
+                self.output.catch_up(worker.id)
+
+    # ------------------------------------------------------------ workers and actors
+
+    def _on_worker_exit(self, worker: Worker, death: m.Death) -> None:
+        client = self.clients.get(worker.prefix)
+        if client is not None:
+            self.control.client_died(client)
+        self.output.catch_up(worker.id)
+        self.leases.worker_exited(worker, death)
+        self.host.worker_exited(worker, death)
+
+    def _on_spawner_lost(self) -> None:
+        """Its workers died with it. Start another and give it everything to keep."""
+        self.pool.spawner_lost()
+        task = self.loop.create_task(self._new_spawner(), name="new spawner")
+        task.add_done_callback(lambda t: self._fail(t))
+        self._spawner_task = task
+
+    async def _new_spawner(self) -> None:
+        await self.spawner.start(self.epoch)
+        self.spawner.attach(self.loop)
+        for name, fd in (
+            ("ledger", self.ledger.fd),
+            ("arena", self.arena.fd),
+            ("tcp", self._sockets[0].fileno()),
+            ("control", self._sockets[1].fileno()),
+        ):
+            self.spawner.keep(name, fd)
+        self.pool.prepare()
+        self.leases.kick()
+
+    def _fail(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("%s failed", task.get_name(), exc_info=task.exception())
+            self._exit_code = 1
+            self.request_stop()
+
+    def _actor_started(self, record: Any, worker: str, path: str, pid: int) -> None:
+        self.actors.started(record, worker, path, pid)
+
+    def _actor_never(self, record: Any, reason: str) -> None:
+        self.actors.never(record, reason)
+
+    def _actor_exited(self, record: Any, death: m.Death | None) -> None:
+        self.actors.exited(record, death)
+
+    def _adopt_actor(self, worker: Worker, spec: m.ActorSpec, alive: bool) -> None:
+        if spec.id in self.host.hosted:
+            if alive:
+                self.actors.up(spec.id)
+            return
+        record: ActorRecord = self.actors.adopt(
+            spec, worker.id, self._worker_path(worker.id), worker.record.pid, alive=alive
+        )
+        self.host.adopt(record, worker)
+
+    # ------------------------------------------------------------ output
+
+    def _who_writes(self, wid: str) -> tuple[str, int] | None:
+        worker = self.pool.workers.get(wid)
+        return None if worker is None else (worker.record.job, worker.record.pid)
+
+    def _deliver_output(self, job: str, message: m.LogLines) -> None:
+        for client in self.clients.values():
+            if client.kind == "driver" and client.job == job and not client.detached:
+                if client.config is None or client.config.log_to_driver:
+                    client.send(message)
+
+    # ------------------------------------------------------------ housekeeping
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(_HOUSEKEEPING)
+            self.pool.trim(max(1, self.leases.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
+            await self.store.trim()
+            notify_systemd("WATCHDOG=1")
+
+    # ------------------------------------------------------------ questions (NodeView and control)
+
+    def status(self) -> dict[str, Any]:
+        figures = self.store.figures()
+        total = {name: amount / UNIT for name, amount in self.leases.total.items() if not name.startswith("node:")}
+        used = {name: (self.leases.total[name] - self.leases.available.get(name, 0)) / UNIT for name in total}
+        total_objects = figures["objects"]
+        return {
+            "cluster": self.config.cluster,
+            "node": self.config.node_name,
+            "node_id": self.node_id,
+            "version": __version__,
+            "address": self.address,
+            "pid": os.getpid(),
+            "epoch": self.epoch,
+            "uptime_s": time.time() - self.started,
+            "state": "RECOVERING" if figures["recovering"] else "READY",
+            "resources": {"total": total, "used": used},
+            "nodes": 1,
+            "workers": len(self.pool.workers),
+            "actors": sum(1 for r in self.actors.records.values() if r.state != "dead"),
+            "objects": total_objects,
+            "leases": len(self.leases.leases),
+            "demands": sum(d.count for d in self.leases.demands.values()) + len(self.leases.actors),
+            "drivers": sum(1 for c in self.clients.values() if c.kind == "driver" and not c.detached),
+            "spawner_pid": self.spawner.spawner_pid,
+            "store": {"used_bytes": figures["used"], "total_bytes": figures["size"], **figures},
+            "storage": {"kind": self.config.storage, "state": "ok"},
+            "loop": {"longest_callback_ms": self.probe.longest_ms},
+        }
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "NodeID": self.node_id,
+                "Alive": True,
+                "NodeManagerAddress": self.node_ip,
+                "NodeManagerHostname": socket.gethostname(),
+                "NodeManagerPort": int(self.address.rpartition(":")[2]),
+                "NodeName": self.config.node_name,
+                "ObjectStoreSocketName": os.path.join(self.run_dir, "control.sock"),
+                "Resources": {name: amount / UNIT for name, amount in self.leases.total.items()},
+                "Labels": {},
+                "alive": True,
+            }
+        ]
+
+    async def _ask_nodes(self, client: Client | None, args: dict[str, Any]) -> Any:
+        return self.nodes()
+
+    async def _ask_resources(self, client: Client | None, args: dict[str, Any]) -> Any:
+        available = {name: amount / UNIT for name, amount in self.leases.available.items() if amount > 0}
+        return {"total": {name: amount / UNIT for name, amount in self.leases.total.items()}, "available": available}
+
+    async def _ask_status(self, client: Client | None, args: dict[str, Any]) -> Any:
+        return self.status()
+
+    async def _ask_stop(self, client: Client | None, args: dict[str, Any]) -> Any:
+        self.request_stop()
+        return True
+
+    async def _ask_get_actor(self, client: Client | None, args: dict[str, Any]) -> Any:
+        record = self.actors.by_name(args["name"], args["namespace"])
+        if record is None:
+            raise Refusal(f"there is no actor named {args['name']!r} in namespace {args['namespace']!r}; names are only seen in their own namespace")
+        return {"id": record.spec.id.hex(), "class_name": record.spec.class_name, "methods": record.spec.methods}
+
+    async def _ask_await_actor(self, client: Client | None, args: dict[str, Any]) -> Any:
+        return await self.actors.settled(bytes.fromhex(args["id"]))
+
+    async def _ask_actor_info(self, client: Client | None, args: dict[str, Any]) -> Any:
+        record = self.actors.records.get(bytes.fromhex(args["id"]))
+        if record is None:
+            raise Refusal(f"the actor {args['id']} is not known")
+        return {"id": args["id"], "class_name": record.spec.class_name, "methods": record.spec.methods}
+
+
+def notify_systemd(state: str) -> None:
+    """Tell the service manager, if there is one."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect(address)
+            sock.send(state.encode())
+    except OSError as error:
+        log.debug("the service manager cannot be told %s: %s", state, error)
+
+
+def running_daemon(run_dir: str) -> int | None:
+    """The pid of a daemon that serves this directory and answers; a stopped or hung one does not count: it is replaced."""
+    try:
+        with open(os.path.join(run_dir, "node.json")) as file:
+            pid = int(json.load(file)["pid"])
+        with open(f"/proc/{pid}/stat") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            if b"noded" not in file.read():
+                return None
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    return None if state in "TtZX" else pid
+
+
+def main(config: Config) -> int:
+    """Run the daemon in the foreground; the exit code."""
+    daemon = Daemon(config)
+    setup_logging(config, daemon.run_dir)
+    pid = running_daemon(daemon.run_dir)
+    if pid is not None and pid != os.getpid():
+        return _fail_start(
+            config, f"a noded daemon of cluster {config.cluster!r} runs already (pid {pid}): see `noded status`, end it with `noded stop`, or start another with --cluster NAME"
+        )
+    debug = bool(os.environ.get("NODED_ASYNCIO_DEBUG"))
+    try:
+        if debug:
+            return asyncio.run(daemon.run(), debug=True)
+        import uvloop
+
+        return uvloop.run(daemon.run())
+    except (StartError, ListenError, RuntimeError) as error:
+        log.error("%s", error)
+        return _fail_start(config, str(error))
+
+
+def _fail_start(config: Config, text: str) -> int:
+    if config.ready_fd is not None:
+        try:
+            os.write(config.ready_fd, json.dumps({"error": text}).encode() + b"\n")
+        except OSError:
+            pass
+    print(f"noded: {text}", file=sys.stderr)
+    return 1

@@ -1,0 +1,1 @@
+"""What only the head does: the durable tables of the cluster. Never imports ``node``."""

@@ -1,0 +1,286 @@
+"""The actor table: who exists under which id and name, in which state, and who wants to know.
+
+Records that must survive the head (named, detached or restartable actors) are written before they are acted on; the others are re-told by their workers and creators. Where an
+actor runs is the host's business (``ActorHost``, implemented by the node).
+
+States: pending -> starting -> alive -> dead, and restarting between a death and the next starting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from noded.head.storage import Delete, Put, Storage
+from noded.wire import messages as m
+
+log = logging.getLogger("noded.actors")
+
+TABLE = "actors"
+_TOMBSTONES = 10_000
+
+
+class Stored(msgspec.Struct, array_like=True):
+    """An actor's durable record, version 1."""
+
+    version: int
+    spec: m.ActorSpec
+    payload: bytes
+    restarts: int
+    worker: str
+
+
+@dataclass(eq=False)
+class ActorRecord:
+    spec: m.ActorSpec
+    payload: bytes = b""
+    state: str = "pending"
+    worker: str = ""
+    path: str = ""
+    pid: int = 0
+    restarts: int = 0
+    death: m.Death | None = None
+    reason: str = ""
+    error: bytes = b""
+    kill_reason: str = ""
+    no_restart: bool = False
+    written: asyncio.Task[None] | None = None
+    watchers: set[bytes] = field(default_factory=set)
+
+    @property
+    def durable(self) -> bool:
+        return bool(self.spec.name or self.spec.detached or self.spec.max_restarts)
+
+    def at(self) -> m.ActorAt:
+        return m.ActorAt(self.spec.id, self.state, self.worker, self.path, self.pid, self.death, self.reason)
+
+
+class ActorHost(Protocol):
+    """What the table needs of the nodes."""
+
+    def place(self, record: ActorRecord) -> None:
+        """Find a worker; answers with ``started`` or ``never``."""
+
+    def stop(self, record: ActorRecord, reason: str, *, graceful: bool) -> None:
+        """End its worker, or stop looking for one; answers with ``exited``."""
+
+
+class ActorTable:
+    """``notify(prefix, message, payload)`` sends to a client if it is connected."""
+
+    def __init__(self, storage: Storage, notify: Callable[[bytes, m.ActorAt, bytes], None]):
+        self.host: ActorHost
+        self.records: dict[bytes, ActorRecord] = {}
+        self.names: dict[tuple[str, str], bytes] = {}
+        self.rejected: dict[bytes, str] = {}
+        self._storage = storage
+        self._notify = notify
+        self._dead: deque[bytes] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: dict[bytes, set[bytes]] = {}
+        """Of actors that are not known (yet)."""
+
+    # ------------------------------------------------------------ creation
+
+    def create(self, prefix: bytes, spec: m.ActorSpec, payload: bytes) -> None:
+        """From a client; repeating it is harmless."""
+        known = self.records.get(spec.id)
+        if known is not None:
+            known.watchers.add(prefix)
+            known.payload = known.payload or payload
+            self._tell(known, [prefix])
+            return
+        if spec.name:
+            key = spec.namespace, spec.name
+            holder = self.records.get(self.names.get(key, b""))
+            if holder is not None and holder.state != "dead":
+                self.rejected[spec.id] = f"the name {spec.name!r} is taken in namespace {spec.namespace!r} by a living actor: use get_actor() or get_if_exists=True"
+                self._notify(prefix, m.ActorAt(spec.id, "dead", reason=self.rejected[spec.id]), b"")
+                return
+            self.names[key] = spec.id
+        record = ActorRecord(spec, payload)
+        record.watchers = self._watchers.pop(spec.id, set()) | {prefix}
+        self.records[spec.id] = record
+        if record.durable:
+            record.written = self._spawn(self._write_then_place(record))
+        else:
+            self.host.place(record)
+
+    async def _write_then_place(self, record: ActorRecord) -> None:
+        await self._storage.write([self._put(record)])
+        if record.state == "pending":
+            self.host.place(record)
+
+    def _put(self, record: ActorRecord) -> Put:
+        stored = Stored(1, record.spec, record.payload, record.restarts, record.worker)
+        return Put(TABLE, record.spec.id.hex(), msgspec.msgpack.encode(stored))
+
+    def _spawn(self, coroutine: object) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._written)
+        return task
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("the actor table cannot be written", exc_info=task.exception())
+            asyncio.get_running_loop().stop()
+
+    async def settled(self, id_: bytes) -> str:
+        """Wait until the actor's record is durable; the reason when it was rejected."""
+        record = self.records.get(id_)
+        if record is not None and record.written is not None:
+            await asyncio.wait([record.written])
+        return self.rejected.pop(id_, "")
+
+    # ------------------------------------------------------------ questions
+
+    def watch(self, prefix: bytes, id_: bytes, *, may_come: bool) -> None:
+        record = self.records.get(id_)
+        if record is not None:
+            record.watchers.add(prefix)
+            self._tell(record, [prefix])
+        elif may_come:
+            self._watchers.setdefault(id_, set()).add(prefix)
+        else:
+            self._notify(prefix, m.ActorAt(id_, "dead", reason="nothing is known of it: it ended, or its creator did, some time ago"), b"")
+
+    def by_name(self, name: str, namespace: str) -> ActorRecord | None:
+        record = self.records.get(self.names.get((namespace, name), b""))
+        return None if record is None or record.state == "dead" else record
+
+    # ------------------------------------------------------------ the host's answers
+
+    def started(self, record: ActorRecord, worker: str, path: str, pid: int) -> None:
+        record.worker, record.path, record.pid = worker, path, pid
+        record.state, record.death, record.reason = "starting", None, ""
+        if record.durable:
+            self._spawn(self._storage.write([self._put(record)]))
+        self._tell(record)
+
+    def up(self, id_: bytes) -> None:
+        record = self.records.get(id_)
+        if record is not None and record.state == "starting":
+            record.state = "alive"
+            if not record.spec.max_restarts and not record.durable:
+                record.payload = b""
+            self._tell(record)
+
+    def constructor_failed(self, id_: bytes, error: bytes) -> None:
+        record = self.records.get(id_)
+        if record is not None and record.state in ("starting", "alive"):
+            record.error = error
+            record.no_restart = True
+            record.kill_reason = "its constructor raised an error"
+            self.host.stop(record, record.kill_reason, graceful=True)
+
+    def never(self, record: ActorRecord, reason: str) -> None:
+        self._die(record, None, f"cannot be scheduled: {reason}")
+
+    def exited(self, record: ActorRecord, death: m.Death | None) -> None:
+        """Its worker has ended, by whatever cause."""
+        if record.state == "dead":
+            return
+        left = record.spec.max_restarts
+        if not record.no_restart and record.payload and (left < 0 or record.restarts < left):
+            record.restarts += 1
+            record.state, record.death, record.reason = "restarting", death, ""
+            record.worker = record.path = ""
+            self._tell(record)
+            self.host.place(record)
+            return
+        self._die(record, death, record.kill_reason)
+
+    def _die(self, record: ActorRecord, death: m.Death | None, reason: str) -> None:
+        record.state, record.death, record.reason = "dead", death, reason
+        key = record.spec.namespace, record.spec.name
+        if record.spec.name and self.names.get(key) == record.spec.id:
+            del self.names[key]
+        record.payload = b""
+        if record.durable:
+            self._spawn(self._storage.write([Delete(TABLE, record.spec.id.hex())]))
+        self._tell(record)
+        self._dead.append(record.spec.id)
+        while len(self._dead) > _TOMBSTONES:
+            self.records.pop(self._dead.popleft(), None)
+
+    def _tell(self, record: ActorRecord, only: list[bytes] | None = None) -> None:
+        at = record.at()
+        for prefix in record.watchers if only is None else only:
+            self._notify(prefix, at, record.error if record.state == "dead" else b"")
+
+    # ------------------------------------------------------------ ends
+
+    def kill(self, id_: bytes, no_restart: bool, reason: str, *, graceful: bool = False) -> None:
+        record = self.records.get(id_)
+        if record is None or record.state == "dead":
+            return
+        record.no_restart = record.no_restart or no_restart
+        record.kill_reason = record.kill_reason or reason
+        self.host.stop(record, reason, graceful=graceful)
+
+    def released(self, id_: bytes) -> None:
+        """Nobody holds a handle any more."""
+        record = self.records.get(id_)
+        if record is not None and not record.spec.detached:
+            self.kill(id_, True, "all handles to it went out of scope", graceful=True)
+
+    def job_ended(self, job: str) -> None:
+        for record in list(self.records.values()):
+            if record.spec.job == job and not record.spec.detached and record.state != "dead":
+                self.kill(record.spec.id, True, "its job has ended")
+
+    def creator_died(self, prefix: bytes) -> None:
+        """What it had not created before it ended will never be."""
+        for id_ in [i for i in self._watchers if i.startswith(prefix)]:
+            for watcher in self._watchers.pop(id_):
+                self._notify(watcher, m.ActorAt(id_, "dead", reason="its creator ended before it was created"), b"")
+
+    # ------------------------------------------------------------ restart of the head
+
+    async def restore(self) -> None:
+        """Read the durable records; which of them have a worker is known when ``adopt`` has been called for each."""
+        for value in (await self._storage.load(TABLE)).values():
+            stored = msgspec.msgpack.decode(value, type=Stored)
+            record = ActorRecord(stored.spec, stored.payload, "restoring", stored.worker, restarts=stored.restarts)
+            self.records[stored.spec.id] = record
+            if stored.spec.name:
+                self.names[stored.spec.namespace, stored.spec.name] = stored.spec.id
+
+    def adopt(self, spec: m.ActorSpec, worker: str, path: str, pid: int, *, alive: bool) -> ActorRecord:
+        """A worker hosts this actor, whatever we knew of it."""
+        record = self.records.get(spec.id)
+        if record is None:
+            record = self.records[spec.id] = ActorRecord(spec)
+            record.watchers = self._watchers.pop(spec.id, set())
+            if spec.name:
+                self.names.setdefault((spec.namespace, spec.name), spec.id)
+        record.worker, record.path, record.pid = worker, path, pid
+        record.state = "alive" if alive else "starting"
+        self._tell(record)
+        return record
+
+    def place_unhosted(self, hosted: set[bytes]) -> None:
+        """After a restart: durable actors without a worker are placed, or have died."""
+        for record in [r for r in self.records.values() if r.state == "restoring" and r.spec.id not in hosted]:
+            if not record.worker:
+                record.state = "pending"
+                self.host.place(record)
+            else:
+                self.exited(record, m.Death(record.worker, reason="its worker ended while the daemon was away"))
+
+    async def stop(self, *, end_detached: bool) -> None:
+        """Let writes finish; a clean end of the head ends detached state too."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=5)
+        if end_detached:
+            ids = [Delete(TABLE, record.spec.id.hex()) for record in self.records.values() if record.durable and record.state != "dead"]
+            if ids:
+                await self._storage.write(ids)

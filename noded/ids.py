@@ -1,0 +1,52 @@
+"""Identifiers: 16 bytes made by clients, so that every request can be repeated.
+
+Layout: ``prefix(7) | seq(5) | index(4)``, big endian. The prefix is random per client process and says who made the id; seq counts
+that client's submissions and puts; index numbers the return values of one submission. Two index values are set apart: a task itself and
+an actor. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import os
+
+PREFIX_SIZE = 7
+ID_SIZE = 16
+TASK_INDEX = 0xFFFFFFFF
+ACTOR_INDEX = 0xFFFFFFFE
+MAX_RETURNS = 0xFFFFFF00
+
+_TASK_SUFFIX = TASK_INDEX.to_bytes(4, "big")
+_ACTOR_SUFFIX = ACTOR_INDEX.to_bytes(4, "big")
+
+
+def new_prefix() -> bytes:
+    """A client's random prefix: 56 bits, so that a million clients collide with a chance of about 1e-5."""
+    return os.urandom(PREFIX_SIZE)
+
+
+def new_worker_id() -> str:
+    return os.urandom(8).hex()
+
+
+def object_id(prefix: bytes, seq: int, index: int) -> bytes:
+    return prefix + seq.to_bytes(5, "big") + index.to_bytes(4, "big")
+
+
+def task_id(prefix: bytes, seq: int) -> bytes:
+    return prefix + seq.to_bytes(5, "big") + _TASK_SUFFIX
+
+
+def actor_id(prefix: bytes, seq: int) -> bytes:
+    return prefix + seq.to_bytes(5, "big") + _ACTOR_SUFFIX
+
+
+def prefix_of(id_: bytes) -> bytes:
+    return id_[:PREFIX_SIZE]
+
+
+def seq_of(id_: bytes) -> int:
+    return int.from_bytes(id_[PREFIX_SIZE : PREFIX_SIZE + 5], "big")
+
+
+def is_actor_id(id_: bytes) -> bool:
+    return id_.endswith(_ACTOR_SUFFIX)

@@ -1,0 +1,374 @@
+"""The node's workers: forked through the spawner, kept warm, entered into jobs, ended, and who died of what.
+
+Every worker has a record in the ledger from before it is forked, so that a restarted daemon knows it. What a worker is leased to is ``leases.py``'s business; it uses the same
+record (``Worker.save``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from noded import ids
+from noded.node.ledger import Ledger
+from noded.node.session import Client
+from noded.node.spawner_link import SpawnerLink
+from noded.wire import messages as m
+
+log = logging.getLogger("noded.workers")
+
+TEMPLATE = "default"
+_ACK_SECONDS = 5.0
+_TAIL_LINES = 20
+_EXIT_SECONDS = 5.0
+
+
+class WorkerRecord(msgspec.Struct, array_like=True, omit_defaults=True):
+    """What the ledger keeps of a worker."""
+
+    pid: int = 0
+    job: str = ""
+    lease: int = 0
+    client: bytes = b""
+    cls: int = 0
+    resources: dict[str, int] = {}
+    actor: bytes = b""
+
+
+@dataclass(eq=False)
+class Worker:
+    id: str
+    record: WorkerRecord
+    client: Client | None = None
+    """Its control connection's client, once it has attached."""
+    assigned: Any = None
+    """The lease or actor that waits for this worker to be ready, or has it."""
+    job_sent: str = ""
+    blocked: bool = False
+    reason: str = ""
+    """Why the daemon ends it."""
+    idle_since: float = field(default_factory=time.monotonic)
+    dead: bool = False
+
+    @property
+    def prefix(self) -> bytes:
+        return bytes.fromhex(self.id)[: ids.PREFIX_SIZE]
+
+
+class WorkerPool:
+    """``on_ready(worker)``: an assigned worker has entered its job. ``on_exit(worker, death)``: it has ended, as the kernel says."""
+
+    def __init__(
+        self,
+        spawner: SpawnerLink,
+        ledger: Ledger,
+        run_dir: str,
+        log_dir: str,
+        *,
+        keep_warm: int,
+        keep_logs: bool,
+        job_config: Callable[[str], m.JobConfig | None],
+        on_ready: Callable[[Worker], None],
+        on_exit: Callable[[Worker, m.Death], None],
+        on_output_end: Callable[[str], None],
+    ):
+        self.workers: dict[str, Worker] = {}
+        self.by_prefix: dict[bytes, Worker] = {}
+        self._spawner = spawner
+        self._ledger = ledger
+        self._run_dir = run_dir
+        self._log_dir = log_dir
+        self._keep_warm = keep_warm
+        self._keep_logs = keep_logs
+        self._job_config = job_config
+        self._on_ready = on_ready
+        self._on_exit = on_exit
+        self._on_output_end = on_output_end
+        self._idle: deque[Worker] = deque()
+        """Attached, unassigned; the most recently used at the right."""
+        self._waiting: deque[tuple[Any, str]] = deque()
+        """(assignee, job) without a worker yet."""
+        self._starting = 0
+        self._template = False
+        self._template_deaths = 0
+        self.stopping = False
+
+    # ------------------------------------------------------------ demand
+
+    def assign(self, assignee: Any, job: str) -> None:
+        """Give ``assignee`` (a lease or actor) a worker of this job: an idle one, or a new one."""
+        worker = self._take_idle(job)
+        if worker is None:
+            self._waiting.append((assignee, job))
+            self._fork_missing()
+        else:
+            self._enter(worker, assignee, job)
+
+    def unassign(self, assignee: Any) -> None:
+        """It is not wanted any more."""
+        self._waiting = deque(w for w in self._waiting if w[0] is not assignee)
+
+    def _take_idle(self, job: str) -> Worker | None:
+        generic: Worker | None = None
+        for worker in reversed(self._idle):
+            if worker.record.job == job:
+                self._idle.remove(worker)
+                return worker
+            if not worker.record.job:
+                generic = worker
+        if generic is not None:
+            self._idle.remove(generic)
+            # Have the next one ready before it is asked for.
+            asyncio.get_running_loop().call_soon(self._fork_missing)
+        return generic
+
+    def _enter(self, worker: Worker, assignee: Any, job: str) -> None:
+        worker.assigned = assignee
+        if worker.record.job == job:
+            self._on_ready(worker)
+            return
+        config = self._job_config(job)
+        assert worker.client is not None
+        worker.record.job = worker.job_sent = job
+        self.save(worker)
+        worker.client.send(m.SetJob(job, config or m.JobConfig()))
+
+    def on_job_ready(self, worker: Worker, job: str) -> None:
+        if worker.job_sent == job and worker.assigned is not None:
+            worker.job_sent = ""
+            self._on_ready(worker)
+
+    def release(self, worker: Worker) -> None:
+        """Its lease is over: idle again, or for the next who waits."""
+        worker.assigned = None
+        worker.record.lease, worker.record.client, worker.record.resources, worker.record.cls = 0, b"", {}, 0
+        self.save(worker)
+        if worker.dead or worker.reason:
+            return
+        for index, (assignee, job) in enumerate(self._waiting):
+            if job == worker.record.job:
+                del self._waiting[index]
+                self._enter(worker, assignee, job)
+                return
+        worker.idle_since = time.monotonic()
+        self._idle.append(worker)
+
+    # ------------------------------------------------------------ starting
+
+    def prepare(self) -> None:
+        """Start the template and the first warm workers."""
+        self._ensure_template()
+        self._fork_missing()
+
+    def _ensure_template(self) -> None:
+        if not self._template:
+            self._template = True
+            package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+            path = os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])
+            environment = {**os.environ, "PYTHONPATH": path}
+            environment.pop("NODED_TOKEN", None)
+            argv = [sys.executable, "-m", "noded.template"]
+            self._spawner.send({"t": "template", "key": TEMPLATE, "argv": argv, "env": environment})
+
+    def _fork_missing(self) -> None:
+        if self.stopping:
+            return
+        generic = sum(1 for w in self._idle if not w.record.job)
+        missing = len(self._waiting) + self._keep_warm - generic - self._starting
+        for _ in range(missing):
+            self._fork()
+
+    def _fork(self) -> None:
+        self._ensure_template()
+        wid = ids.new_worker_id()
+        worker = Worker(wid, WorkerRecord())
+        self.workers[wid] = worker
+        self.by_prefix[worker.prefix] = worker
+        self._starting += 1
+        self.save(worker)
+        base = os.path.join(self._log_dir, f"worker-{wid}")
+        args = {"wid": wid, "run_dir": self._run_dir, "stdout": base + ".out", "stderr": base + ".err"}
+        self._spawner.send({"t": "fork", "key": TEMPLATE, "wid": wid, "args": args})
+
+    def on_attached(self, worker: Worker, client: Client) -> None:
+        """Its control connection is there (for the first time, or again)."""
+        first = worker.client is None
+        worker.client = client
+        if not worker.record.pid:
+            worker.record.pid = client.pid
+        if first and worker.assigned is None and not worker.record.lease and not worker.record.actor:
+            if self._starting:
+                self._starting -= 1
+            if worker in self._idle:
+                return
+            if self._waiting and not worker.record.job:
+                assignee, job = self._waiting.popleft()
+                self._enter(worker, assignee, job)
+            else:
+                worker.idle_since = time.monotonic()
+                self._idle.append(worker)
+            self.save(worker)
+        elif worker.job_sent:
+            client.send(m.SetJob(worker.job_sent, self._job_config(worker.job_sent) or m.JobConfig()))
+
+    def save(self, worker: Worker) -> None:
+        if not worker.dead:
+            self._ledger.workers.put(worker.id.encode(), msgspec.msgpack.encode(worker.record))
+
+    # ------------------------------------------------------------ ending
+
+    def kill(self, worker: Worker, reason: str) -> None:
+        """End it now."""
+        if not worker.dead:
+            worker.reason = worker.reason or reason
+            if worker in self._idle:
+                self._idle.remove(worker)
+            self._spawner.send({"t": "kill", "wid": worker.id, "signal": int(signal.SIGKILL)})
+
+    def end(self, worker: Worker, reason: str) -> None:
+        """Ask it to end after what it runs; force it a little later."""
+        if worker.client is None or worker.client.session is None:
+            self.kill(worker, reason)
+            return
+        worker.reason = worker.reason or reason
+        if worker in self._idle:
+            self._idle.remove(worker)
+        worker.client.send(m.Exit(reason))
+        asyncio.get_running_loop().call_later(_EXIT_SECONDS, lambda: self.kill(worker, reason))
+
+    def end_job(self, job: str, spare: Callable[[Worker], bool]) -> None:
+        for worker in list(self.workers.values()):
+            if worker.record.job == job and not spare(worker):
+                self.kill(worker, "its job has ended")
+        self._waiting = deque(w for w in self._waiting if w[1] != job)
+
+    def trim(self, limit: int, seconds: float) -> None:
+        """End workers that have been idle for long, beyond those kept warm."""
+        now = time.monotonic()
+        generic = sum(1 for w in self._idle if not w.record.job)
+        for worker in list(self._idle):
+            if now - worker.idle_since > seconds:
+                if not worker.record.job:
+                    if generic <= self._keep_warm:
+                        continue
+                    generic -= 1
+                elif len(self._idle) - generic <= limit:
+                    continue
+                self.end(worker, "it was idle")
+
+    # ------------------------------------------------------------ the spawner's word
+
+    def on_packet(self, packet: dict[str, Any]) -> None:
+        kind = packet["t"]
+        if kind == "forked":
+            worker = self.workers.get(packet["wid"])
+            if worker is not None:
+                worker.record.pid = packet["pid"]
+                self.save(worker)
+        elif kind == "exit":
+            self._exited(packet)
+        elif kind == "fork_failed":
+            self._fork_failed(packet)
+        elif kind == "template_exit":
+            self._template = False
+            if not self.stopping:
+                log.warning("the worker template ended (code %s, signal %s): %s", packet["code"], packet["signal"], packet["error"].strip())
+                self._template_deaths += 1
+                pause = min(5.0, 0.05 * 2 ** min(self._template_deaths, 7))
+                asyncio.get_running_loop().call_later(pause, self._fork_missing)
+
+    def _fork_failed(self, packet: dict[str, Any]) -> None:
+        worker = self.workers.pop(packet["wid"], None)
+        if worker is None:
+            return
+        self.by_prefix.pop(worker.prefix, None)
+        self._ledger.workers.delete(worker.id.encode())
+        worker.dead = True
+        if worker.client is None and self._starting:
+            self._starting -= 1
+        if not self._template:
+            return  # the template's end says when to try again
+        log.warning("a worker could not be forked: %s", packet["error"])
+        asyncio.get_running_loop().call_later(0.2, self._fork_missing)
+
+    def _exited(self, packet: dict[str, Any]) -> None:
+        wid = packet["wid"]
+        worker = self.workers.pop(wid, None)
+        asyncio.get_running_loop().call_later(_ACK_SECONDS, lambda: self._spawner.send({"t": "ack", "wid": wid}))
+        if worker is None:
+            return
+        self._template_deaths = 0
+        self._gone(worker, m.Death(wid, packet["pid"], packet["code"], packet["signal"], worker.reason, packet["max_rss_kb"]))
+
+    def _gone(self, worker: Worker, death: m.Death) -> None:
+        worker.dead = True
+        self.by_prefix.pop(worker.prefix, None)
+        if worker in self._idle:
+            self._idle.remove(worker)
+        if worker.client is None and self._starting and not worker.record.lease and not worker.record.actor:
+            self._starting -= 1
+        self._ledger.workers.delete(worker.id.encode())
+        if death.reason == "" or "limit" in death.reason:
+            death.stderr = self._stderr_tail(worker.id)
+        try:
+            os.unlink(os.path.join(self._run_dir, "w", f"{worker.id}.sock"))
+        except OSError:
+            pass
+        self._on_exit(worker, death)
+        self._on_output_end(worker.id)
+        if not self.stopping:
+            self._fork_missing()
+
+    def spawner_lost(self) -> None:
+        """All workers died with it."""
+        self._template = False
+        self._starting = 0
+        for worker in list(self.workers.values()):
+            del self.workers[worker.id]
+            reason = worker.reason or "the node's spawner died, and its workers with it"
+            self._gone(worker, m.Death(worker.id, worker.record.pid, None, int(signal.SIGKILL), reason))
+
+    def _stderr_tail(self, wid: str) -> list[str]:
+        try:
+            with open(os.path.join(self._log_dir, f"worker-{wid}.err"), "rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - 16384))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return []
+        return [line for line in lines if not line.startswith("\x1e")][-_TAIL_LINES:]
+
+    # ------------------------------------------------------------ daemon restart
+
+    def restore(self, alive: dict[str, int], templates: list[str]) -> list[Worker]:
+        """Take over the workers of the previous daemon: (those in the ledger, alive or not). The dead are reported by exits."""
+        self._template = TEMPLATE in templates
+        found: list[Worker] = []
+        for key, payload in list(self._ledger.workers.items()):
+            wid = bytes(key).decode() if not isinstance(key, int) else str(key)
+            record = msgspec.msgpack.decode(payload, type=WorkerRecord)
+            worker = Worker(wid, record)
+            record.pid = record.pid or alive.get(wid, 0)
+            self.workers[wid] = worker
+            self.by_prefix[worker.prefix] = worker
+            found.append(worker)
+            if wid in alive and not record.lease and not record.actor:
+                self._starting += 1
+        return found
+
+    def forget_unknown(self, alive: dict[str, int], exited: set[str]) -> None:
+        """Workers of the ledger that the spawner knows nothing of: never forked, or acknowledged already."""
+        for worker in list(self.workers.values()):
+            if worker.id not in alive and worker.id not in exited:
+                del self.workers[worker.id]
+                self._gone(worker, m.Death(worker.id, worker.record.pid, None, None, "it ended while the daemon was away"))

@@ -1,0 +1,1 @@
+"""The protocol: frames, messages, links, handshake. Knows no component."""

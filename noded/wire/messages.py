@@ -1,0 +1,462 @@
+"""Every message of the control and the data protocol, one union per direction.
+
+New behaviour is a new message or a new field with a default, never a new meaning for an old one. A message's payload (opaque bytes behind
+the header, see ``link.py``) is named in its comment; user values are only ever in payloads or in the arena, and no daemon unpickles them.
+The spawner has a protocol of its own (``spawner/protocol.py``).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+"""Must match exactly between a client and its daemon, except for re-attach, which accepts N-1."""
+
+
+class _Message(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Array-like and tagged by number: a header costs a few bytes and half a microsecond."""
+
+
+# ---------------------------------------------------------------- shared records
+
+
+class JobConfig(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """What a driver gives to the workers of its job."""
+
+    sys_path: list[str] = []
+    cwd: str = ""
+    namespace: str = ""
+    env: dict[str, str] = {}
+    log_to_driver: bool = True
+    entrypoint: str = ""
+
+
+class Death(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Why a process ended, as the kernel and the spawner tell it."""
+
+    worker: str
+    pid: int = 0
+    code: int | None = None
+    signal: int | None = None
+    reason: str = ""
+    """Empty when the worker ended by itself; else who ended it and why."""
+    max_rss_kb: int = 0
+    stderr: list[str] = []
+
+
+class ActorSpec(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """All that is needed to make an actor. The payload beside it holds class and arguments (``class_size`` bytes, then the arguments)."""
+
+    id: bytes
+    class_name: str
+    class_hash: bytes
+    class_size: int
+    methods: dict[str, tuple[int, int, int]]
+    """Method name -> (default number of returns, fewest and most positional arguments; -1: no limit)."""
+    resources: dict[str, int]
+    placement: dict[str, int]
+    """What must be free to place it; equals ``resources`` unless only the defaults apply (one CPU to place, none to run)."""
+    name: str = ""
+    namespace: str = ""
+    detached: bool = False
+    max_restarts: int = 0
+    max_task_retries: int = 0
+    job: str = ""
+    deps: list[tuple[int, int, int, bytes]] = []
+    args_place: tuple[bytes, int, int] | None = None
+
+
+# ---------------------------------------------------------------- control: client -> daemon
+
+
+class Attach(_Message, tag=1):
+    """The first message on a control link, and again after each reconnect."""
+
+    version: int
+    kind: str
+    """``driver``, ``worker``, or ``tool`` (asks questions only)."""
+    prefix: bytes
+    pid: int
+    job: str = ""
+    worker: str = ""
+    python: str = ""
+    job_config: JobConfig | None = None
+    actor: ActorSpec | None = None
+    """A worker that hosts an actor re-tells its spec."""
+    actor_alive: bool = False
+    incarnation: bytes = b""
+    """The node incarnation the client was attached to before, empty at first."""
+    lease: int = 0
+    """The highest lease a worker has seen."""
+
+
+class Told(_Message, tag=2):
+    """Ends the re-telling after an attach."""
+
+    seq: int
+    leases: list[tuple[int, str]]
+    pending: list[int]
+    """Numbers of tasks and calls pushed and not yet answered."""
+    regions: list[int]
+    """Offsets of the regions this client still allocates in or writes to; its others are retired."""
+    blocked: bool = False
+
+
+class ClassDef(_Message, tag=3):
+    cls: int
+    resources: dict[str, int]
+    name: str = ""
+
+
+class Demand(_Message, tag=4):
+    """How many more leases of a class this client could use now: absolute, replaces the earlier number."""
+
+    cls: int
+    count: int
+
+
+class LeaseDone(_Message, tag=5):
+    lease: int
+
+
+class Blocked(_Message, tag=6):
+    pass
+
+
+class Unblocked(_Message, tag=7):
+    pass
+
+
+class Refs(_Message, tag=8):
+    """Holds taken and given up; holds are applied before releases."""
+
+    seq: int
+    holds: list[tuple[bytes, int]] = []
+    releases: list[tuple[bytes, int]] = []
+    after: list[tuple[bytes, int, bytes, int]] = []
+    """(id, generation, receiver's prefix, receiver's seq): release once the receiver has been read that far."""
+
+
+class Sealed(_Message, tag=9):
+    """Objects written to the arena: (id, offset of its header)."""
+
+    seq: int
+    objects: list[tuple[bytes, int]]
+
+
+class Pending(_Message, tag=10):
+    """Refs without a value yet that left this process; it publishes them when they arrive."""
+
+    ids: list[bytes]
+
+
+class Subscribe(_Message, tag=11):
+    """Answer with Ready or Lost as soon as known."""
+
+    ids: list[bytes]
+
+
+class RegionWant(_Message, tag=12):
+    request: int
+    size: int
+    single: bool
+
+
+class RegionDone(_Message, tag=13):
+    """The client allocates no more in this region."""
+
+    offset: int
+
+
+class CreateActor(_Message, tag=14):
+    """Payload: class and arguments."""
+
+    spec: ActorSpec
+    request: int
+
+
+class WatchActor(_Message, tag=15):
+    id: bytes
+
+
+class KillActor(_Message, tag=16):
+    id: bytes
+    no_restart: bool
+    reason: str = ""
+
+
+class ActorUp(_Message, tag=17):
+    """From the actor's worker: the constructor has returned."""
+
+    id: bytes
+
+
+class ActorFailed(_Message, tag=18):
+    """From the actor's worker: the constructor raised. Payload: the error value."""
+
+    id: bytes
+
+
+class JobReady(_Message, tag=19):
+    job: str
+
+
+class KillTask(_Message, tag=20):
+    """Force-cancel: end the worker that runs this task under this lease."""
+
+    lease: int
+    worker: str
+
+
+class Ask(_Message, tag=21):
+    """A question that is answered with Answer. Payload: JSON arguments."""
+
+    request: int
+    what: str
+
+
+class ForkHold(_Message, tag=22):
+    """Comes with one descriptor, the read end of a pipe: hold these ids until it is at its end."""
+
+    token: int
+    ids: list[bytes]
+
+
+class Detach(_Message, tag=23):
+    """A driver leaves in order; the daemon answers Bye after the job's last output lines."""
+
+
+class WorkerIdle(_Message, tag=24):
+    """From a worker whose job ended or whose actor left by itself: it is about to exit with this reason."""
+
+    reason: str
+
+
+# ---------------------------------------------------------------- control: daemon -> client
+
+
+class Welcome(_Message, tag=40):
+    """Comes with the arena's descriptor."""
+
+    version: int
+    epoch: int
+    incarnation: bytes
+    node_id: str
+    job: str
+    arena_size: int
+    slab_size: int
+    run_dir: str
+    address: str
+    node_ip: str
+    cluster: str
+
+
+class Refused(_Message, tag=41):
+    reason: str
+
+
+class Grant(_Message, tag=42):
+    cls: int
+    lease: int
+    worker: str
+    path: str
+    pid: int
+
+
+class Recall(_Message, tag=43):
+    lease: int
+
+
+class Unschedulable(_Message, tag=44):
+    cls: int
+    reason: str
+
+
+class WorkerDied(_Message, tag=45):
+    lease: int
+    death: Death
+
+
+class Region(_Message, tag=46):
+    request: int
+    offset: int
+    size: int
+
+
+class RegionFailed(_Message, tag=47):
+    request: int
+    reason: str
+
+
+class Ready(_Message, tag=48):
+    """(id, offset of the value, size of the value)."""
+
+    objects: list[tuple[bytes, int, int]]
+
+
+class Lost(_Message, tag=49):
+    id: bytes
+    kind: str
+    """``owner`` (its maker died before it was there), ``lost`` or ``freed``."""
+    reason: str
+
+
+class ActorAt(_Message, tag=50):
+    """The state of an actor. Payload when dead by its constructor: the error value."""
+
+    id: bytes
+    state: str
+    """``pending``, ``starting`` (has an address, constructor runs), ``alive``, ``restarting`` or ``dead``."""
+    worker: str = ""
+    path: str = ""
+    pid: int = 0
+    death: Death | None = None
+    reason: str = ""
+
+
+class SetJob(_Message, tag=51):
+    job: str
+    config: JobConfig
+    num_cpus: int = 1
+
+
+class Instantiate(_Message, tag=52):
+    """Payload: class and arguments."""
+
+    spec: ActorSpec
+
+
+class LogLines(_Message, tag=53):
+    """Worker output for a driver: (name, pid, is stderr, lines)."""
+
+    batches: list[tuple[str, int, bool, list[str]]]
+
+
+class Answer(_Message, tag=54):
+    """Payload: JSON."""
+
+    request: int
+    ok: bool
+
+
+class Bye(_Message, tag=55):
+    pass
+
+
+class Exit(_Message, tag=56):
+    """To a worker: finish what runs and end."""
+
+    reason: str
+
+
+# ---------------------------------------------------------------- data: client -> worker
+
+
+class Hello(_Message, tag=70):
+    version: int
+    prefix: bytes
+    pid: int
+
+
+class Func(_Message, tag=71):
+    """Payload: the pickled function."""
+
+    number: int
+    hash: bytes
+    name: str
+    num_cpus: int
+
+
+class Push(_Message, tag=72):
+    """Run a task. Payload: the arguments' value (``args`` bytes), then inline dependencies in order."""
+
+    seq: int
+    lease: int
+    fn: int
+    returns: int = 1
+    args: int = 0
+    deps: list[tuple[int, int, int, bytes]] = []
+    """(slot, size, offset, id): id empty = inline. slot >= 0 is a position, -1-i the i-th keyword."""
+    place: tuple[bytes, int, int] | None = None
+    """Arguments in the arena: (id, offset, size)."""
+
+
+class Call(_Message, tag=73):
+    """Call a method of the worker's actor. Payload as for Push."""
+
+    seq: int
+    method: str
+    returns: int = 1
+    args: int = 0
+    deps: list[tuple[int, int, int, bytes]] = []
+    place: tuple[bytes, int, int] | None = None
+
+
+class Cancel(_Message, tag=74):
+    seq: int
+    recursive: bool
+
+
+class GiveBack(_Message, tag=75):
+    """Return everything that has not started."""
+
+
+# ---------------------------------------------------------------- data: worker -> client
+
+
+class Done(_Message, tag=90):
+    """One inline return value. Payload: the value; empty for None."""
+
+    seq: int
+    us: int
+    hseq: int = 0
+    """When the task's arguments held refs: the worker's control seq behind which all holds it took are."""
+
+
+class DoneMany(_Message, tag=91):
+    """Return values: (size, offset, id), id empty = inline in the payload, in order."""
+
+    seq: int
+    us: int
+    hseq: int
+    outs: list[tuple[int, int, bytes]]
+
+
+class Failed(_Message, tag=92):
+    """Payload: the error value, for every return."""
+
+    seq: int
+    us: int
+    hseq: int = 0
+    cancelled: bool = False
+
+
+class Returned(_Message, tag=93):
+    """These tasks have not started and are the client's again. ``running``: the one that goes on, 0 if none."""
+
+    seqs: list[int]
+    running: int = 0
+
+
+class Stale(_Message, tag=94):
+    """Pushed under a lease older than one this worker has seen; not started."""
+
+    seqs: list[int]
+
+
+ToDaemon = (
+    Attach | Told | ClassDef | Demand | LeaseDone | Blocked | Unblocked | Refs | Sealed | Pending | Subscribe | RegionWant | RegionDone
+    | CreateActor | WatchActor | KillActor | ActorUp | ActorFailed | JobReady | KillTask | Ask | ForkHold | Detach | WorkerIdle
+)  # fmt: skip
+ToClient = (
+    Welcome | Refused | Grant | Recall | Unschedulable | WorkerDied | Region | RegionFailed | Ready | Lost | ActorAt | SetJob
+    | Instantiate | LogLines | Answer | Bye | Exit
+)  # fmt: skip
+ToWorker = Hello | Func | Push | Call | Cancel | GiveBack
+FromWorker = Done | DoneMany | Failed | Returned | Stale
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_daemon = msgspec.msgpack.Decoder(ToDaemon).decode
+decode_to_client = msgspec.msgpack.Decoder(ToClient).decode
+decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
+decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode

@@ -1,0 +1,1 @@
+"""The worker process: runs the tasks of one job, or one actor."""

@@ -1,0 +1,80 @@
+"""A caller's data connection, seen from the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from noded.client.reader import Reader
+from noded.wire import messages as m
+from noded.wire.link import FrameError, Link, LinkClosed
+
+
+class RemoteCode:
+    """A function as it came over this connection; loaded at first use, in the thread that runs tasks."""
+
+    __slots__ = ("call", "data", "hash", "name", "num_cpus")
+
+    def __init__(self, message: m.Func, data: Any):
+        self.name = message.name
+        self.hash = message.hash
+        self.num_cpus = message.num_cpus
+        self.data = data
+        self.call: Callable[..., Any] | None = None
+
+
+class Inbound:
+    """``on_message(inbound, message, payload)`` and ``on_closed(inbound)`` run in whichever thread reads, under the runtime's lock."""
+
+    def __init__(
+        self,
+        sock: Any,
+        lock: Any,
+        reader: Reader,
+        on_message: Callable[[Inbound, Any, Any], None],
+        on_closed: Callable[[Inbound], None],
+    ):
+        self.link = Link(sock, m.decode_to_worker)
+        self.prefix = b""
+        self.functions: dict[int, RemoteCode] = {}
+        self._lock = lock
+        self._reader = reader
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._writing = False
+        reader.add(sock.fileno(), self._on_event)
+
+    def _on_event(self, what: int) -> None:
+        with self._lock:
+            if self.link.closed:
+                return
+            try:
+                if what & 4:
+                    self.flush_locked()
+                if what & ~4:
+                    self.link.receive(self._handle)
+            except (LinkClosed, FrameError):
+                self.close_locked()
+
+    def _handle(self, message: Any, payload: Any) -> None:
+        self._on_message(self, message, payload)
+
+    def flush_locked(self) -> None:
+        """Write what goes; the rest when the socket says so. A caller that is gone is noticed by reading."""
+        if self.link.closed:
+            return
+        try:
+            done = self.link.flush()
+        except LinkClosed:
+            self.link.out.clear()
+            self.link.unsent = self.link.unsent_bytes = 0
+            return
+        if done == self._writing:
+            self._writing = not done
+            self._reader.want_write(self.link.fileno(), not done)
+
+    def close_locked(self) -> None:
+        if not self.link.closed:
+            self._reader.remove(self.link.fileno())
+            self.link.close()
+            self._on_closed(self)

@@ -1,0 +1,90 @@
+"""A worker's start: called by the template in the freshly forked process, returns when the worker is to end."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import sys
+from typing import Any
+
+import cloudpickle as cloudpickle  # warm in the template, so that workers need not import it
+
+from noded.client import remote as remote  # likewise
+from noded.client.runtime import Runtime, set_current
+from noded.wire import messages as m
+from noded.worker import streams
+from noded.worker.executor import Executor
+from noded.worker.inbound import Inbound
+
+_GRACE = 3600.0
+"""The spawner ends the node's workers when its daemon stays away; a worker itself has no opinion."""
+
+
+def run(args: dict[str, Any]) -> int:
+    """``args``: wid, run_dir. Returns the exit code."""
+    wid, run_dir = args["wid"], args["run_dir"]
+    streams.install()
+    path = os.path.join(run_dir, "w", f"{wid}.sock")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen(1024)
+    listener.setblocking(False)
+    executor = Executor()
+    lost: list[str] = []
+
+    def attach(message: m.Attach) -> None:
+        message.worker = wid
+        message.lease = executor.highest_lease
+        message.actor = executor.actor
+        message.actor_alive = executor.actor_alive
+
+    def on_lost(reason: str) -> None:
+        lost.append(reason)
+        executor.exiting = reason
+        executor.runtime.reader.wake()
+
+    runtime = Runtime(
+        "worker",
+        run_dir,
+        prefix=bytes.fromhex(wid)[:7],
+        job_config=None,
+        grace=_GRACE,
+        attach_extra=attach,
+        on_message=executor.on_control,
+        on_lost=on_lost,
+        tick=executor.tick,
+    )
+    executor.bind(runtime)
+    runtime.start(_GRACE)
+    executor.after_attach()
+    set_current(runtime)
+    reader = runtime.reader
+
+    def on_connect(what: int) -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            with runtime.lock:
+                executor.inbound.append(Inbound(sock, runtime.lock, reader, executor.on_data, executor.on_closed))
+
+    reader.add(listener.fileno(), on_connect)
+    try:
+        executor.run()
+    finally:
+        listener.close()
+        try:
+            os.unlink(path)
+        except OSError:
+            pass
+    if lost:
+        print(f"noded: worker {wid} ends: {lost[0]}", file=sys.stderr)
+    with runtime.lock:
+        runtime.control.send(m.WorkerIdle(executor.exiting))
+        runtime.control.flush()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return 0

@@ -1,0 +1,57 @@
+"""The worker's stdout and stderr: plain O_APPEND files, with marks that say whose lines follow.
+
+A mark is a line ``\\x1e<name>`` written before the first output after the name changed. C code that writes to the descriptors itself is counted to the last name. The log
+monitor takes the marks out again.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+MARK = "\x1e"
+
+
+class NamedStream(io.TextIOWrapper):
+    """Line-buffered text over a descriptor; knows the name of what runs."""
+
+    name_now = ""
+    """Shared by both streams: set by the executor, a plain attribute write."""
+
+    def __init__(self, fd: int):
+        super().__init__(open(fd, "wb", buffering=0, closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True)
+        self._said = ""
+        self._part: list[str] = []
+
+    def write(self, text: str) -> int:
+        """Whole lines go out in one write, so that lines of several processes or threads do not mix."""
+        if NamedStream.name_now != self._said and text:
+            if self._part:
+                super().write("".join(self._part) + "\n")
+                self._part.clear()
+            self._said = NamedStream.name_now
+            super().write(f"{MARK}{self._said}\n")
+        head, newline, tail = text.rpartition("\n")
+        if newline:
+            super().write("".join(self._part) + head + newline)
+            self._part.clear()
+        if tail:
+            self._part.append(tail)
+        return len(text)
+
+    def flush(self) -> None:
+        part = self.__dict__.get("_part")
+        if part:
+            super().write("".join(part))
+            part.clear()
+        super().flush()
+
+    def isatty(self) -> bool:
+        return False
+
+
+def install() -> None:
+    out: Any = NamedStream(1)
+    err: Any = NamedStream(2)
+    sys.stdout, sys.stderr = out, err

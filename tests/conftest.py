@@ -1,0 +1,57 @@
+"""Each pytest process has its own NODED_RUN_DIR and NODED_HOME, and each test is checked for leaks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+from harness.leaks import LeakCheck
+from hypothesis import settings
+
+# The machine may be busy, so an example's duration says nothing.
+settings.register_profile("noded", deadline=None)
+settings.load_profile("noded")
+
+_BASE = pytest.StashKey[str]()
+_OUTER = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    outer = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("NODED_")}
+    base = tempfile.mkdtemp(prefix="nd-", dir="/tmp")  # short: a Unix socket's path has 107 bytes
+    os.environ["NODED_RUN_DIR"] = f"{base}/run"
+    os.environ["NODED_HOME"] = f"{base}/home"
+    config.stash[_OUTER] = outer
+    config.stash[_BASE] = base
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    base = config.stash.get(_BASE, None)
+    if base is None:
+        return
+    for name in [name for name in os.environ if name.startswith("NODED_")]:
+        del os.environ[name]
+    os.environ.update(config.stash[_OUTER])
+    shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def leak_check(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> LeakCheck:
+    return LeakCheck([pytestconfig.stash[_BASE], str(tmp_path_factory.getbasetemp())])
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, leak_check: LeakCheck) -> Iterator[None]:
+    """Opt out with @pytest.mark.may_leak("why")."""
+    before = leak_check.take()
+    yield
+    if request.node.get_closest_marker("may_leak") is not None:
+        leak_check.end_all(before)
+        return
+    left = leak_check.left_since(before)
+    if left:
+        leak_check.end_all(before)
+        pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
