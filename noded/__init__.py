@@ -1,4 +1,6 @@
-"""noded makes many machines feel like one, for people who write Python. The names of Ray Core's public API, under ``noded``."""
+"""noded makes many machines feel like one, for people who write Python. The names of Ray Core's public API,
+under ``noded``.
+"""
 
 from noded import exceptions
 from noded.client.api import (

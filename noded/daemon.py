@@ -1,7 +1,7 @@
 """The node daemon: builds the components in order, runs, stops them in reverse.
 
-``main(config)`` is what ``noded --head`` runs. What a component does is in its own module; this one only says who gets whom, and what happens at start,
-restart and stop.
+``main(config)`` is what ``noded --head`` runs. What a component does is in its own module; this one only says
+who gets whom, and what happens at start, restart and stop.
 """
 
 from __future__ import annotations
@@ -198,7 +198,12 @@ class Daemon:
     def _build(self) -> None:
         config = self.config
         cpus = config.num_cpus
-        total: dict[str, float] = {"CPU": cpus, "memory": config.memory, "object_store_memory": self.arena.size, **config.resources}
+        total: dict[str, float] = {
+            "CPU": cpus,
+            "memory": config.memory,
+            "object_store_memory": self.arena.size,
+            **config.resources,
+        }
         if config.num_gpus:
             total["GPU"] = config.num_gpus
         host = self.address.rpartition(":")[0].strip("[]")
@@ -321,17 +326,25 @@ class Daemon:
         os.rename(path + ".new", path)
         if self.config.ready_fd is not None:
             try:
-                os.write(self.config.ready_fd, json.dumps({"address": self.address, "pid": os.getpid(), "dir": self.run_dir}).encode() + b"\n")
+                os.write(
+                    self.config.ready_fd,
+                    json.dumps({"address": self.address, "pid": os.getpid(), "dir": self.run_dir}).encode() + b"\n",
+                )
                 os.close(self.config.ready_fd)
             except OSError:  # nobody waits for it any more
                 pass
         notify_systemd("READY=1")
-        log.info("noded %s is ready at %s (cluster %s, epoch %s)", __version__, self.address, self.config.cluster, self.epoch)
+        log.info(
+            "noded %s is ready at %s (cluster %s, epoch %s)", __version__, self.address, self.config.cluster, self.epoch
+        )
         if not self.config.private and self.config.ready_fd is None:
             print(f"noded {__version__} head of cluster {self.config.cluster!r} listens at {self.address}", flush=True)
             print("connect from Python: noded.init()   look: noded status   stop: noded stop", flush=True)
             if self.node_ip != "127.0.0.1":
-                print(f"note: {self.address} can be reached from other hosts; traffic is authenticated but not encrypted", flush=True)
+                print(
+                    f"note: {self.address} can be reached from other hosts; traffic is authenticated but not encrypted",
+                    flush=True,
+                )
 
     # ------------------------------------------------------------ stop
 
@@ -573,7 +586,10 @@ class Daemon:
     async def _ask_get_actor(self, client: Client | None, args: dict[str, Any]) -> Any:
         record = self.actors.by_name(args["name"], args["namespace"])
         if record is None:
-            raise Refusal(f"there is no actor named {args['name']!r} in namespace {args['namespace']!r}; names are only seen in their own namespace")
+            raise Refusal(
+                f"there is no actor named {args['name']!r} in namespace {args['namespace']!r}; names "
+                "are only seen in their own namespace"
+            )
         return {"id": record.spec.id.hex(), "class_name": record.spec.class_name, "methods": record.spec.methods}
 
     async def _ask_await_actor(self, client: Client | None, args: dict[str, Any]) -> Any:
@@ -601,7 +617,9 @@ def notify_systemd(state: str) -> None:
 
 
 def running_daemon(run_dir: str) -> int | None:
-    """The pid of a daemon that serves this directory and answers; a stopped or hung one does not count: it is replaced."""
+    """The pid of a daemon that serves this directory and answers; a stopped or hung one does not count: it is
+    replaced.
+    """
     try:
         with open(os.path.join(run_dir, "node.json")) as file:
             pid = int(json.load(file)["pid"])
@@ -622,7 +640,9 @@ def main(config: Config) -> int:
     pid = running_daemon(daemon.run_dir)
     if pid is not None and pid != os.getpid():
         return _fail_start(
-            config, f"a noded daemon of cluster {config.cluster!r} runs already (pid {pid}): see `noded status`, end it with `noded stop`, or start another with --cluster NAME"
+            config,
+            f"a noded daemon of cluster {config.cluster!r} runs already (pid {pid}): see `noded "
+            "status`, end it with `noded stop`, or start another with --cluster NAME",
         )
     debug = bool(os.environ.get("NODED_ASYNCIO_DEBUG"))
     try:

@@ -170,9 +170,7 @@ class TaskPlacementGroupRemoved(NodedError):
 
     def __init__(self, group_id: str = "") -> None:
         self.group_id = group_id
-        super().__init__(
-            f"the placement group{named(group_id)} of this task was removed: submit it to another group"
-        )
+        super().__init__(f"the placement group{named(group_id)} of this task was removed: submit it to another group")
 
 
 class WorkerCrashedError(NodedError):
@@ -255,9 +253,7 @@ class ActorPlacementGroupRemoved(NodedError):
 
     def __init__(self, group_id: str = "") -> None:
         self.group_id = group_id
-        super().__init__(
-            f"the placement group{named(group_id)} of this actor was removed: create it in another group"
-        )
+        super().__init__(f"the placement group{named(group_id)} of this actor was removed: create it in another group")
 
 
 # --- objects ---------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Identifiers: 16 bytes made by clients, so that every request can be repeated.
 
-Layout: ``prefix(7) | seq(5) | index(4)``, big endian. The prefix is random per client process and says who made the id; seq counts
-that client's submissions and puts; index numbers the return values of one submission. Two index values are set apart: a task itself and
-an actor. Nothing here does I/O.
+Layout: ``prefix(7) | seq(5) | index(4)``, big endian. The prefix is random per client process and says who
+made the id; seq counts that client's submissions and puts; index numbers the return values of one submission.
+Two index values are set apart: a task itself and an actor. Nothing here does I/O.
 """
 
 from __future__ import annotations

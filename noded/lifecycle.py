@@ -13,16 +13,28 @@ _PROBE_SECONDS = 0.25
 
 
 class LogConfig(Protocol):
-    log_level: str
-    log_format: str
-    private: bool
+    """What is used of the configuration."""
+
+    @property
+    def log_level(self) -> str: ...
+
+    @property
+    def log_format(self) -> str: ...
+
+    @property
+    def private(self) -> bool: ...
 
 
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         import orjson
 
-        entry = {"time": record.created, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        entry = {
+            "time": record.created,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
         if record.exc_info:
             entry["error"] = self.formatException(record.exc_info)
         return orjson.dumps(entry).decode()
@@ -46,7 +58,9 @@ def setup_logging(config: LogConfig, run_dir: str) -> None:
 
 
 class LoopProbe:
-    """Measures how late the loop serves a timer: the longest callback, seen from outside. Also marks that the loop turns."""
+    """Measures how late the loop serves a timer: the longest callback, seen from outside. Also marks that the
+    loop turns.
+    """
 
     def __init__(self) -> None:
         self.longest_ms = 0.0

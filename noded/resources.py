@@ -37,9 +37,7 @@ class ResourceSet(Mapping[str, int]):
         """Undo `to_dict`; refuses what is no such dict, because it may come from a peer."""
         for name, amount in units.items():
             if not isinstance(name, str) or not name or type(amount) is not int:
-                raise ValueError(
-                    f"resource entry {name!r}: {amount!r} must be a name and a whole number of units"
-                )
+                raise ValueError(f"resource entry {name!r}: {amount!r} must be a name and a whole number of units")
         return cls(units)
 
     def to_dict(self) -> dict[str, int]:
@@ -60,11 +58,7 @@ class ResourceSet(Mapping[str, int]):
     def missing(self, available: ResourceSet) -> dict[str, float]:
         """How much `available` is short of, by name; empty exactly when `fits`."""
         have = available._units.get
-        return {
-            name: (amount - have(name, 0)) / UNIT
-            for name, amount in self._units.items()
-            if have(name, 0) < amount
-        }
+        return {name: (amount - have(name, 0)) / UNIT for name, amount in self._units.items() if have(name, 0) < amount}
 
     def add(self, other: ResourceSet) -> ResourceSet:
         total = dict(self._units)
@@ -110,9 +104,7 @@ class ResourceSet(Mapping[str, int]):
         return self._hash
 
     def __repr__(self) -> str:
-        return (
-            f"ResourceSet({', '.join(f'{name}={amount / UNIT:g}' for name, amount in self._units.items())})"
-        )
+        return f"ResourceSet({', '.join(f'{name}={amount / UNIT:g}' for name, amount in self._units.items())})"
 
     def __reduce__(self) -> tuple[object, tuple[dict[str, int]]]:
         # Without the cached hash: string hashes differ from process to process.
@@ -131,7 +123,5 @@ def _units_of(name: str, amount: float) -> int:
     # Whole numbers by integer arithmetic: bytes of memory times UNIT pass 2**53, where floats lose units.
     units = int(amount) * UNIT if amount == int(amount) else round(amount * UNIT)
     if name in _WHOLE_ABOVE_ONE and units > UNIT and units % UNIT:
-        raise ValueError(
-            f"resource {name}: {amount!r} must be a whole number; fractional quantities only below 1"
-        )
+        raise ValueError(f"resource {name}: {amount!r} must be a whole number; fractional quantities only below 1")
     return units

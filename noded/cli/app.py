@@ -62,9 +62,7 @@ def command(context: click.Context, /, **flags: Any) -> None:
         sys.exit(main(config))
     if early := given(flags):
         flag = "--" + next(iter(early)).replace("_", "-")
-        raise click.UsageError(
-            f"{flag} belongs behind the command: noded {context.invoked_subcommand} {flag} ..."
-        )
+        raise click.UsageError(f"{flag} belongs behind the command: noded {context.invoked_subcommand} {flag} ...")
 
 
 @command.command(epilog=SETTINGS_HELP)
@@ -79,9 +77,7 @@ def start(**flags: Any) -> None:
 
 
 @command.command()
-@click.option(
-    "--cluster", metavar="NAME", help="The cluster to stop.  [default: NODED_CLUSTER, else default]"
-)
+@click.option("--cluster", metavar="NAME", help="The cluster to stop.  [default: NODED_CLUSTER, else default]")
 @click.option("--force", is_flag=True, help="Do not ask: end its processes at once.")
 def stop(cluster: str | None, force: bool) -> None:
     """Stop a cluster's nodes here, with all their work.

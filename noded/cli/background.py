@@ -106,7 +106,7 @@ def _give_up(reason: str, path: Path, before: int) -> NoReturn:
     with path.open("rb") as log:
         log.seek(max(before, path.stat().st_size - TAIL_BYTES))
         tail = log.read().decode(errors="replace").strip()
-    shown = f"\nits output, from {path}:\n{tail}" if tail and tail != reason else ""
+    shown = f"\nits output, from {path}:\n{tail}" if tail and reason not in tail else ""
     raise click.ClickException(f"the node did not start: {reason}{shown}")
 
 

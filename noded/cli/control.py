@@ -38,9 +38,7 @@ def _request(node: NodeInfo, env: Mapping[str, str], method: str, path: str) -> 
         raise ControlError(f"{name} is stopped by a signal: `kill -CONT {node.pid}` lets it go on")
     token = read_token(home(env), env)
     if token is None:
-        raise ControlError(
-            f"{home(env) / 'token'} does not exist: set NODED_HOME as {name} has it, or NODED_TOKEN"
-        )
+        raise ControlError(f"{home(env) / 'token'} does not exist: set NODED_HOME as {name} has it, or NODED_TOKEN")
     bare = node.host.strip("[]")
     connection = http.client.HTTPConnection(_ALL_ADDRESSES.get(bare, bare), node.port, timeout=SECONDS)
     try:

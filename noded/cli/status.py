@@ -66,8 +66,7 @@ def _print(reports: list[dict[str, Any]]) -> None:
     for number, report in enumerate(reports):
         private = " (private)" if report["private"] else ""
         console.print(
-            "\n" * (number > 0)
-            + f"[bold]{escape(report['cluster'])} / {escape(report['node'])}[/bold]{private}"
+            "\n" * (number > 0) + f"[bold]{escape(report['cluster'])} / {escape(report['node'])}[/bold]{private}"
         )
         if report["error"]:
             console.print(f"  {escape(report['error'])}", style="red")

@@ -40,11 +40,7 @@ class Place:
 
     def daemon(self) -> int | None:
         """The daemon's pid while it runs."""
-        if self.node is None or not self.node.alive:
-            return None
-        state = process_state(self.node.pid)
-        # The start tells it from a later process with the same pid.
-        return self.node.pid if state and self.node.started in (0, state[1]) else None
+        return self.node.pid if self.node is not None and self.node.runs() else None
 
     def processes(self) -> set[int]:
         """All that runs for this node: its daemon, and what has the directory in its command."""
@@ -132,9 +128,7 @@ def _stop_spawner(directory: Path) -> bool:
             link.connect(str(directory / "spawner.sock"))
         except (FileNotFoundError, ConnectionRefusedError):
             return False
-        pid, _, _ = _CREDENTIALS.unpack(
-            link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+        pid, _, _ = _CREDENTIALS.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         state = process_state(pid)
         if state and state[0] in "Tt":  # only it can end everything in order
             os.kill(pid, signal.SIGCONT)

@@ -1,7 +1,8 @@
 """Actors from the caller's side: where they are, and the ordered queue of calls to each.
 
-A call waits in its actor's queue until the actor has an address, the call's arguments have values, and all earlier calls are on their way; then it is pushed straight to
-the actor's worker. State comes from the daemon (``ActorAt``); a broken connection alone changes nothing.
+A call waits in its actor's queue until the actor has an address, the call's arguments have values, and all
+earlier calls are on their way; then it is pushed straight to the actor's worker. State comes from the daemon
+(``ActorAt``); a broken connection alone changes nothing.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class Actors:
             if link is not None and task.deps is None and not actor.queue:
                 if len(link.inflight) < _INFLIGHT and link.link.unsent_bytes < _UNSENT_LIMIT:
                     link.link.send(
-                        m.Call(task.seq, task.method, task.returns, len(task.payload), [], _place_of(task)), task.payload
+                        m.Call(task.seq, task.method, task.returns, len(task.payload), [], _place_of(task)),
+                        task.payload,
                     )
                     self.tasks.sent_locked(link, task)
                     self.control.wake()
@@ -115,7 +117,9 @@ class Actors:
                 filled = self.tasks.fill_locked(task)
                 if filled is not None:
                     deps, payload = filled
-                    link.link.send(m.Call(task.seq, task.method, task.returns, len(task.payload), deps, _place_of(task)), payload)
+                    link.link.send(
+                        m.Call(task.seq, task.method, task.returns, len(task.payload), deps, _place_of(task)), payload
+                    )
                     self.tasks.sent_locked(link, task)
             queue.popleft()
 
@@ -185,7 +189,9 @@ class Actors:
     def _error(self, actor: Actor, message: m.ActorAt, payload: Any) -> ex.NodedError:
         text = f"the actor {actor.class_name} {actor.id.hex()} died"
         if message.state == "restarting":
-            text += " while it ran this call; it restarts, but the call may have run already (max_task_retries repeats it)"
+            text += (
+                " while it ran this call; it restarts, but the call may have run already (max_task_retries repeats it)"
+            )
         if message.reason:
             text += f": {message.reason}"
         if payload:

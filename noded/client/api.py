@@ -1,4 +1,6 @@
-"""The functions of the public API, as ``noded.<name>``. Names, arguments, defaults and meaning are those of Ray Core 2.x."""
+"""The functions of the public API, as ``noded.<name>``. Names, arguments, defaults and meaning are those of
+Ray Core 2.x.
+"""
 
 from __future__ import annotations
 
@@ -83,16 +85,20 @@ def init(
 ) -> ClientContext:
     """Connect this program to a cluster, or start a private one that ends with it.
 
-    ``address``: ``"local"`` forces a private one; ``"auto"`` a running one of this user; ``host:port`` or the name of a cluster that one; None takes
-    ``NODED_ADDRESS``, else a running cluster of this user, else a private one. ``num_cpus``, ``num_gpus``, ``resources``, ``object_store_memory`` (bytes) are for a private
-    one. ``_memory`` (bytes) likewise. Raises ConnectionError when the asked-for cluster is not there, RuntimeError when called twice (see ``ignore_reinit_error``).
+    ``address``: ``"local"`` forces a private one; ``"auto"`` a running one of this user; ``host:port`` or the
+    name of a cluster that one; None takes ``NODED_ADDRESS``, else a running cluster of this user, else a
+    private one. ``num_cpus``, ``num_gpus``, ``resources``, ``object_store_memory`` (bytes) are for a private
+    one. ``_memory`` (bytes) likewise. Raises ConnectionError when the asked-for cluster is not there,
+    RuntimeError when called twice (see ``ignore_reinit_error``).
     """
     global _local
     with _lock:
         if current() is not None:
             if ignore_reinit_error:
                 return _context()
-            raise RuntimeError("noded.init() was called already: call noded.shutdown() first, or pass ignore_reinit_error=True")
+            raise RuntimeError(
+                "noded.init() was called already: call noded.shutdown() first, or pass ignore_reinit_error=True"
+            )
         memory = kwargs.pop("_memory", None)
         unknown = [key for key in kwargs if not key.startswith("_")]
         if unknown:
@@ -104,7 +110,13 @@ def init(
             raise ValueError(f"namespace must be a non-empty string, not {namespace!r}")
         wanted = address if address is not None else os.environ.get("NODED_ADDRESS") or None
         node = None if wanted == "local" else discovery.find(wanted, os.environ)
-        sizes = {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources, "object_store_memory": object_store_memory, "memory": memory}
+        sizes = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": resources,
+            "object_store_memory": object_store_memory,
+            "memory": memory,
+        }
         if node is None:
             _local = LocalCluster(sizes)
             _local.start()
@@ -112,7 +124,10 @@ def init(
         else:
             given = [key for key, value in sizes.items() if value is not None]
             if given:
-                raise ValueError(f"{', '.join(given)} cannot be given when connecting to a running cluster ({node.address}); start it with `noded start` and these flags")
+                raise ValueError(
+                    f"{', '.join(given)} cannot be given when connecting to a running cluster "
+                    f"({node.address}); start it with `noded start` and these flags"
+                )
             run_dir = node.run_dir
         config = m.JobConfig(
             sys_path=_driver_path(),
@@ -121,7 +136,9 @@ def init(
             log_to_driver=log_to_driver is not False,
             entrypoint=" ".join(sys.argv[:2])[:200],
         )
-        rt = Runtime("driver", run_dir, prefix=ids.new_prefix(), job_config=config, grace=_GRACE, on_message=print_lines)
+        rt = Runtime(
+            "driver", run_dir, prefix=ids.new_prefix(), job_config=config, grace=_GRACE, on_message=print_lines
+        )
         try:
             rt.start(10.0)
         except BaseException as problem:
@@ -216,7 +233,8 @@ def _check_timeout(timeout: Any) -> float | None:
 def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     """The value of a ref, or the list of values of a list of refs; waits up to ``timeout`` seconds.
 
-    Raises the task's own exception (as a TaskError that is also of its type), or GetTimeoutError, WorkerCrashedError, ObjectLostError and their kin.
+    Raises the task's own exception (as a TaskError that is also of its type), or GetTimeoutError,
+    WorkerCrashedError, ObjectLostError and their kin.
     """
     rt = current() or runtime()
     if type(object_refs) is ObjectRef:
@@ -225,7 +243,9 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
             return rt.objects.load(object_refs)
         return rt.get([object_refs], _check_timeout(timeout))[0]
     if not isinstance(object_refs, (list, tuple)):
-        raise TypeError(f"noded.get() takes an ObjectRef or a list of them, not {type(object_refs).__name__}: {object_refs!r:.200}")
+        raise TypeError(
+            f"noded.get() takes an ObjectRef or a list of them, not {type(object_refs).__name__}: {object_refs!r:.200}"
+        )
     for ref in object_refs:
         if type(ref) is not ObjectRef:
             raise TypeError(f"noded.get() takes ObjectRefs, but the list holds a {type(ref).__name__}: {ref!r:.200}")
@@ -267,16 +287,20 @@ def wait(
 def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     """End an actor at once; its pending calls fail with ActorDiedError."""
     if not isinstance(actor, ActorHandle):
-        raise ValueError(f"noded.kill() takes an actor handle, not {type(actor).__name__}; use noded.cancel() for tasks")
+        raise ValueError(
+            f"noded.kill() takes an actor handle, not {type(actor).__name__}; use noded.cancel() for tasks"
+        )
     rt = runtime()
     with rt.interrupts, rt.lock:
         rt.actors.kill_locked(actor.binary(), no_restart)
 
 
 def cancel(object_ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
-    """Cancel a task: a queued one never runs, a running one gets KeyboardInterrupt, or its worker is ended (``force``). Then get() raises TaskCancelledError.
+    """Cancel a task: a queued one never runs, a running one gets KeyboardInterrupt, or its worker is ended
+    (``force``). Then get() raises TaskCancelledError.
 
-    ``recursive``: also the tasks it submitted. A finished task is left alone. Only the process that submitted a task can cancel it.
+    ``recursive``: also the tasks it submitted. A finished task is left alone. Only the process that submitted
+    a task can cancel it.
     """
     if type(object_ref) is not ObjectRef:
         raise TypeError(f"noded.cancel() takes an ObjectRef, not {type(object_ref).__name__}")
@@ -315,4 +339,3 @@ def available_resources() -> dict[str, float]:
 
 def get_runtime_context() -> RuntimeContext:
     return RuntimeContext(runtime())
-

@@ -1,8 +1,10 @@
-"""User values to bytes and back: pickle protocol 5 with out-of-band buffers, cloudpickle for what plain pickle does not carry.
+"""User values to bytes and back: pickle protocol 5 with out-of-band buffers, cloudpickle for what plain
+pickle does not carry.
 
-Refs and actor handles inside a value are not pickled themselves: the pickle says "entry i of the table", the ids travel beside it. So a daemon can
-see them without unpickling, and a list of 10,000 refs loads as fast as a list of 10,000 numbers. This module keeps no state but the table of the (un)pickling
-that runs in the current thread; who holds a ref is ``refs.py``'s business.
+Refs and actor handles inside a value are not pickled themselves: the pickle says "entry i of the table", the
+ids travel beside it. So a daemon can see them without unpickling, and a list of 10,000 refs loads as fast as
+a list of 10,000 numbers. This module keeps no state but the table of the (un)pickling that runs in the
+current thread; who holds a ref is ``refs.py``'s business.
 """
 
 from __future__ import annotations
@@ -141,7 +143,9 @@ def unpack(
     entry_of: Callable[[list[bytes]], list[Any]],
     buffer_of: Callable[[int, int], memoryview] | None = None,
 ) -> tuple[Any, bool]:
-    """Load a value: (value, is it an error value). ``entry_of`` turns ids into refs; ``buffer_of(offset, size)`` gives pinned buffers, else slices of view."""
+    """Load a value: (value, is it an error value). ``entry_of`` turns ids into refs; ``buffer_of(offset,
+    size)`` gives pinned buffers, else slices of view.
+    """
     if not len(view):
         return None, False
     flags = view[0]
@@ -161,6 +165,8 @@ def unpack(
 
 
 def dumps_code(obj: Any, what: str) -> tuple[bytes, list[Any]]:
-    """A function or class as a value: by value where it must be (``__main__``, closures), by reference where it can be; and the refs in it."""
+    """A function or class as a value: by value where it must be (``__main__``, closures), by reference where
+    it can be; and the refs in it.
+    """
     packed = pack(obj, what)
     return packed.as_bytes(), packed.refs

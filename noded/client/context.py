@@ -81,7 +81,12 @@ class RuntimeContext:
         return ActorHandle(token, answer["class_name"], {k: tuple(v) for k, v in answer["methods"].items()})
 
     def get(self) -> dict[str, Any]:
-        found = {"job_id": self.get_job_id(), "node_id": self.get_node_id(), "namespace": self.namespace, "pid": os.getpid()}
+        found = {
+            "job_id": self.get_job_id(),
+            "node_id": self.get_node_id(),
+            "namespace": self.namespace,
+            "pid": os.getpid(),
+        }
         if running.task_id:
             found["task_id"] = ids.task_id(ids.prefix_of(running.task_id), ids.seq_of(running.task_id)).hex()
         if running.actor_id:

@@ -1,8 +1,9 @@
 """The control link to the node's daemon, and the helper thread that owns it.
 
-The daemon may be away at any moment. Nothing here is lost then: what is sent while the link is down is dropped on purpose, because on re-attach the client re-tells
-its whole state (``retell``), which contains it. The helper also ticks every few milliseconds while work is outstanding: it flushes, reads data sockets when nobody does,
-and watches the clock for the runtime. It sleeps without a timeout when nothing is outstanding.
+The daemon may be away at any moment. Nothing here is lost then: what is sent while the link is down is
+dropped on purpose, because on re-attach the client re-tells its whole state (``retell``), which contains it.
+The helper also ticks every few milliseconds while work is outstanding: it flushes, reads data sockets when
+nobody does, and watches the clock for the runtime. It sleeps without a timeout when nothing is outstanding.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from noded.wire import messages as m
 from noded.wire.link import FrameError, Link, LinkClosed
 
 TICK = 0.005
+RELEASE_TICK = 0.2
 _CONTROL_PAYLOAD_LIMIT = 256 << 20
 
 
 class Control:
-    """``attach()`` builds the first message, ``on_welcome`` takes what comes with the answer, ``retell`` sends the state, ``handle`` gets every other message."""
+    """``attach()`` builds the first message, ``on_welcome`` takes what comes with the answer, ``retell``
+    sends the state, ``handle`` gets every other message.
+    """
 
     def __init__(
         self,
@@ -36,6 +40,7 @@ class Control:
         retell: Callable[[], None],
         handle: Callable[[Any, Any], None],
         tick: Callable[[], bool],
+        holds_something: Callable[[], bool],
         on_lost: Callable[[str], None],
         grace: float,
         name: str,
@@ -50,6 +55,7 @@ class Control:
         self._retell = retell
         self._handle = handle
         self._tick = tick
+        self._holds_something = holds_something
         self._on_lost = on_lost
         self._grace = grace
         self._name = name
@@ -97,12 +103,15 @@ class Control:
     # ------------------------------------------------------------ life
 
     def start(self, timeout: float) -> None:
-        """Attach for the first time (in this thread) and start the helper. Raises LocalDaemonDiedError, ConnectionError."""
+        """Attach for the first time (in this thread) and start the helper. Raises LocalDaemonDiedError,
+        ConnectionError.
+        """
         deadline = time.monotonic() + timeout
         while not self._connect(deadline):
             if time.monotonic() > deadline:
                 raise LocalDaemonDiedError(
-                    f"no noded daemon answers at {self.path} within {timeout:g} s; look at `noded status`, or start one with `noded start --head`"
+                    f"no noded daemon answers at {self.path} within {timeout:g} s; look at `noded "
+                    "status`, or start one with `noded start --head`"
                 )
             time.sleep(0.01)
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -138,7 +147,7 @@ class Control:
                 self._sleeping = True
                 busy = self._tick()
             try:
-                events = self._epoll.poll(TICK if busy else None, 8)
+                events = self._epoll.poll(TICK if busy else self._idle_seconds(), 8)
             except InterruptedError:
                 continue
             self._sleeping = False
@@ -150,6 +159,12 @@ class Control:
                         pass
                 elif self.link is not None and fd == self.link.fileno():
                     self._on_event(what)
+
+    def _idle_seconds(self) -> float | None:
+        """Finalizers must not wake us, so while the process holds anything we look now and then whether it
+        was dropped.
+        """
+        return RELEASE_TICK if self._holds_something() else None
 
     def _on_event(self, what: int) -> None:
         link = self.link
@@ -195,7 +210,9 @@ class Control:
         return False
 
     def _connect(self, deadline: float) -> bool:
-        """One try: connect, attach, welcome, re-tell. False when nobody listens or the daemon went away meanwhile."""
+        """One try: connect, attach, welcome, re-tell. False when nobody listens or the daemon went away
+        meanwhile.
+        """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(max(0.1, deadline - time.monotonic()))

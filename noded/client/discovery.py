@@ -73,17 +73,23 @@ def find(address: str | None, env: Mapping[str, str]) -> Found | None:
         return nodes[0] if nodes else None
     if address == "auto":
         if not nodes:
-            raise ConnectionError("noded.init(address='auto'): no cluster of this user runs on this host; start one with `noded start --head`")
+            raise ConnectionError(
+                "noded.init(address='auto'): no cluster of this user runs on this host; start one "
+                "with `noded start --head`"
+            )
         return nodes[0]
     for node in nodes:
         if address == node.cluster:
             return node
     host, colon, port = address.removeprefix("noded://").rpartition(":")
     if not colon or not port.isdigit():
-        raise ValueError(f"address must be 'local', 'auto', host:port, or the name of a cluster running here, not {address!r}")
+        raise ValueError(
+            f"address must be 'local', 'auto', host:port, or the name of a cluster running here, not {address!r}"
+        )
     for node in nodes:
         if node.port == int(port) and host in (node.host, "localhost", "127.0.0.1", "[::1]", socket.gethostname()):
             return node
     raise ConnectionError(
-        f"no noded node of this user on this host listens at {address}; `noded status` lists those that run, `noded start --head` starts one"
+        f"no noded node of this user on this host listens at {address}; `noded status` lists those "
+        "that run, `noded start --head` starts one"
     )

@@ -1,4 +1,6 @@
-"""Finding which part of a value cannot be pickled. Only runs after a failure, so it may be slow, but it is bounded."""
+"""Finding which part of a value cannot be pickled. Only runs after a failure, so it may be slow, but it is
+bounded.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +45,13 @@ def _children(value: Any) -> list[tuple[str, Any]]:
 
 
 def find_fault(value: Any, path: str = "", depth: int = 6) -> str:
-    """The path to the innermost unpicklable part, as ``.conn._lock (a _thread.lock)``; empty if none is found."""
+    """The path to the innermost unpicklable part, as ``.conn._lock (a _thread.lock)``; empty if none is
+    found.
+    """
     for step, child in _children(value) if depth else []:
         if not _pickles(child):
-            return find_fault(child, path + step, depth - 1) or f"{path}{step} (a {type(child).__module__}.{type(child).__qualname__})"
+            return (
+                find_fault(child, path + step, depth - 1)
+                or f"{path}{step} (a {type(child).__module__}.{type(child).__qualname__})"
+            )
     return f"{path} (a {type(value).__module__}.{type(value).__qualname__})" if path else ""

@@ -1,7 +1,8 @@
 """Ctrl-C (and soft cancel) only between our steps, never inside them.
 
-Python raises KeyboardInterrupt between any two bytecodes of the main thread, also in the middle of a frame being written. Our handler looks whether the main thread is inside
-protocol code; if so the interrupt is kept and raised on the way out (``check``), else it goes to the handler that was there before.
+Python raises KeyboardInterrupt between any two bytecodes of the main thread, also in the middle of a frame
+being written. Our handler looks whether the main thread is inside protocol code; if so the interrupt is kept
+and raised on the way out (``check``), else it goes to the handler that was there before.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ class Interrupts:
 
     def install(self) -> None:
         """Only in the main thread, and only over Python's own handler: a user's handler stays the user's."""
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
             self._previous = signal.signal(signal.SIGINT, self._on_signal)
             self._installed = True
 

@@ -1,6 +1,7 @@
 """A private cluster for ``noded.init()`` without an address: a daemon of our own that ends with the program.
 
-This process supervises the daemon: when it dies it is started again in the same run directory, where the spawner has kept everything.
+This process supervises the daemon: when it dies it is started again in the same run directory, where the
+spawner has kept everything.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class LocalCluster:
         for key, value in self._flags.items():
             if value is not None:
                 command += [f"--{key.replace('_', '-')}", json.dumps(value) if isinstance(value, dict) else str(value)]
-        fds = ()
+        fds: tuple[int, ...] = ()
         if ready_fd is not None:
             command += ["--ready-fd", str(ready_fd)]
             fds = (ready_fd,)
@@ -63,7 +64,13 @@ class LocalCluster:
             environment["PYTHONPATH"] = os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])
         # A session of its own: Ctrl-C is for the program, not for its daemon.
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=fds, env=environment, start_new_session=True, cwd="/"
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=fds,
+            env=environment,
+            start_new_session=True,
+            cwd="/",
         )
 
     def _await_ready(self, fd: int, timeout: float) -> dict[str, Any]:
@@ -84,7 +91,9 @@ class LocalCluster:
             ready = {"error": text.decode(errors="replace")}
         if "error" in ready or not ready:
             self._kill()
-            raise NodedSystemError(f"the private noded daemon did not start: {ready.get('error') or 'see its output above'}")
+            raise NodedSystemError(
+                f"the private noded daemon did not start: {ready.get('error') or 'see its output above'}"
+            )
         return ready
 
     def _kill(self) -> None:
@@ -148,4 +157,3 @@ def stop_spawner(run_dir: str) -> None:
         pass
     finally:
         sock.close()
-

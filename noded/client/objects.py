@@ -1,13 +1,15 @@
 """Objects: put, publish, resolve, get, wait.
 
-A value stays in its ref as long as it is small and only this process knows the ref. ``publish`` moves it into the arena and tells the daemon; ``resolve`` finds out
-what a borrowed ref is. See ``docs/architecture.md`` section 6 for who holds what.
+A value stays in its ref as long as it is small and only this process knows the ref. ``publish`` moves it into
+the arena and tells the daemon; ``resolve`` finds out what a borrowed ref is. See ``docs/architecture.md``
+section 6 for who holds what.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,14 +22,15 @@ from noded.client.refs import FAILED, INLINE, LOCAL, PENDING, REMOTE, STORED, Ho
 from noded.client.space import Space
 from noded.shm.arena import HEADER_SIZE, Arena
 from noded.wire import messages as m
-from noded.wire import value as layout
 
 INLINE_LIMIT = 100 << 10
 """Values up to this many bytes travel inside messages."""
 
 
 class Objects:
-    """The values this process knows of. Methods that end in ``_locked`` need the runtime's lock, the others take it."""
+    """The values this process knows of. Methods that end in ``_locked`` need the runtime's lock, the others
+    take it.
+    """
 
     def __init__(
         self,
@@ -59,7 +62,9 @@ class Objects:
 
     def put(self, value: Any) -> ObjectRef[Any]:
         if type(value) is ObjectRef:
-            raise TypeError("noded.put() of an ObjectRef is not allowed: pass the ref itself, or put a list that contains it")
+            raise TypeError(
+                "noded.put() of an ObjectRef is not allowed: pass the ref itself, or put a list that contains it"
+            )
         if codec.is_atom(value):
             kind = type(value)
             if kind not in (str, bytes) or len(value) < INLINE_LIMIT:
@@ -79,11 +84,13 @@ class Objects:
         place = self.write(ref.binary(), packed)
         with self.lock:
             ref._token = self.holds.take(ref.binary(), implicit=True)
-            ref._token.hold.ref = refs.weakref.ref(ref)
+            ref._token.hold.ref = weakref.ref(ref)
             ref._value, ref._state = place, STORED
 
     def write(self, id_: bytes, packed: codec.Packed) -> tuple[int, int]:
-        """Write and seal an object, waiting for room: (offset of the value, size). Raises ObjectStoreFullError."""
+        """Write and seal an object, waiting for room: (offset of the value, size). Raises
+        ObjectStoreFullError.
+        """
         size = packed.size
         got: list[tuple[int, int]] = []
         failed: list[str] = []
@@ -102,6 +109,8 @@ class Objects:
         with self.lock:
             for entry in packed.refs:
                 self.publish_locked(entry)
+            # What was dropped just now may be the very room that this needs.
+            self.flush_refs_locked()
             self.space.request(size, on_space, on_failure)
         if not got and not failed:
             self._sleep(lambda: got or failed, None)
@@ -117,6 +126,16 @@ class Objects:
             self.space.single_written(offset)
         return offset + HEADER_SIZE, size
 
+    # ------------------------------------------------------------ holds
+
+    def flush_refs_locked(self) -> int:
+        """Queue all hold changes for the daemon; the control position behind which they are (hand-over rule)."""
+        if self.holds.changed() and self.control.link is not None:
+            taken, given, after = self.holds.drain()
+            if taken or given or after:
+                self.control.send(m.Refs(self.control.next_seq(), taken, given, after))
+        return self.control.seq
+
     # ------------------------------------------------------------ publish
 
     def publish_locked(self, entry: Any) -> None:
@@ -125,7 +144,7 @@ class Objects:
             return
         id_ = entry.binary()
         entry._token = self.holds.take(id_)
-        entry._token.hold.ref = refs.weakref.ref(entry)
+        entry._token.hold.ref = weakref.ref(entry)
         if entry._state == PENDING:
             self._announced[id_] = entry
             self.control.send(m.Pending([id_]))
@@ -153,7 +172,8 @@ class Objects:
             self.control.send(m.Sealed(self.control.next_seq(), [(id_, offset)]))
 
         def on_failure(reason: str) -> None:
-            # Back-pressure is the daemon's; a refusal is for sizes that can never fit, which a small value is not.
+            # Back-pressure is the daemon's; a refusal is for sizes that can never fit, which a small value is
+            # not.
             self.space.request(len(data), on_space, on_failure)
 
         self.space.request(len(data), on_space, on_failure)
@@ -292,7 +312,8 @@ class Objects:
         self.ask_for(wanted)
         if not self._sleep(done, deadline):
             raise ex.GetTimeoutError(
-                f"{sum(r._state in (PENDING, REMOTE) for r in wanted)} of {count} objects are not ready after {timeout:g} s, "
+                f"{sum(r._state in (PENDING, REMOTE) for r in wanted)} of {count} objects are not "
+                f"ready after {timeout:g} s, "
                 f"the first is {wanted[at].hex()}; wait longer, or look with `noded status` what runs"
             )
 

@@ -1,4 +1,6 @@
-"""The options of tasks and actors: Ray's names and defaults, checked one by one, each refusal naming the option."""
+"""The options of tasks and actors: Ray's names and defaults, checked one by one, each refusal naming the
+option.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from noded.resources import ResourceSet
 _O = TypeVar("_O", bound="_Options")
 
 _LATER = {
-    "runtime_env", "retry_exceptions", "max_calls", "scheduling_strategy", "accelerator_type", "concurrency_groups", "max_pending_calls",
+    "runtime_env", "retry_exceptions", "max_calls", "scheduling_strategy", "accelerator_type", "
+    ""concurrency_groups", "max_pending_calls",
     "label_selector", "enable_task_events", "placement_group",
 }  # fmt: skip
 

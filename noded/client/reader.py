@@ -1,7 +1,8 @@
 """The reader role: who reads the data sockets.
 
-One lock, one epoll. A thread that waits takes the role and reads the sockets itself, which saves two thread switches per call; when nobody waits the helper thread
-takes it at its tick. Threads that wait while another reads sleep on a lock of their own and are woken after every batch that brought something.
+One lock, one epoll. A thread that waits takes the role and reads the sockets itself, which saves two thread
+switches per call; when nobody waits the helper thread takes it at its tick. Threads that wait while another
+reads sleep on a lock of their own and are woken after every batch that brought something.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Reader:
             pass
 
     def poll(self, timeout: float | None) -> int:
-        """Read what is there; only for the holder of the role. Returns the number of sockets that had something."""
+        """Read what is there; only for the holder of the role. Returns the number of sockets that had
+        something.
+        """
         events = self.epoll.poll(timeout, 64)
         handlers = self.handlers
         for fd, what in events:
@@ -90,7 +93,9 @@ class Reader:
         self.wake()
 
     def wait(self, done: Callable[[], Any], deadline: float | None, pause: Callable[[], None]) -> bool:
-        """Wait until ``done()``; False at the deadline. ``pause`` runs before each sleep and may raise (interrupts)."""
+        """Wait until ``done()``; False at the deadline. ``pause`` runs before each sleep and may raise
+        (interrupts).
+        """
         role = self.role
         while not done():
             pause()

@@ -1,8 +1,9 @@
 """ObjectRef, and what this process holds.
 
-An ObjectRef is a handle and, for small values of this process, the place of the value itself; then nobody else knows of it. As soon as an id
-is known outside (published, stored, borrowed) the process has one ``Hold`` for it, counted by ``Token`` objects: one per ObjectRef, actor handle or
-live zero-copy view. Tokens may die anywhere, in any thread, so their ``__del__`` only appends to a deque; counts change under the runtime's lock.
+An ObjectRef is a handle and, for small values of this process, the place of the value itself; then nobody
+else knows of it. As soon as an id is known outside (published, stored, borrowed) the process has one ``Hold``
+for it, counted by ``Token`` objects: one per ObjectRef, actor handle or live zero-copy view. Tokens may die
+anywhere, in any thread, so their ``__del__`` only appends to a deque; counts change under the runtime's lock.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from noded import ids
 from noded.client import codec
 
 PENDING, INLINE, LOCAL, STORED, FAILED, REMOTE = range(6)
-"""States of a ref. PENDING: its task has not answered. INLINE: ``_value`` is the serialised value. LOCAL: ``_value`` is an immutable Python
-value. STORED: ``_value`` is (offset, size) in the arena. FAILED: ``_value`` is an exception or a serialised error. REMOTE: the daemon will know."""
+"""States of a ref. PENDING: its task has not answered. INLINE: ``_value`` is the serialised value. LOCAL:
+``_value`` is an immutable Python value. STORED: ``_value`` is (offset, size) in the arena. FAILED: ``_value``
+is an exception or a serialised error. REMOTE: the daemon will know.
+"""
 
 T = TypeVar("T")
 
@@ -105,7 +108,9 @@ class Token:
 
 
 class HoldTable:
-    """All holds of this process and the changes the daemon has not been told yet. Every method needs the runtime's lock."""
+    """All holds of this process and the changes the daemon has not been told yet. Every method needs the
+    runtime's lock.
+    """
 
     def __init__(self) -> None:
         self.dead: deque[Hold] = deque()

@@ -166,7 +166,10 @@ class ActorMethod:
         """Queue a call behind this caller's earlier calls to the actor."""
         rt = current()
         if rt is None:
-            raise ex.NodedSystemError(f"the cluster of the actor of {self._what} was shut down in this process; call noded.init() and make a new actor")
+            raise ex.NodedSystemError(
+                f"the cluster of the actor of {self._what} was shut down in this process; call "
+                "noded.init() and make a new actor"
+            )
         fewest, most = self._arity
         count = len(args)
         if not kwargs and (count < fewest < 1 << 30 or (count > most and most >= 0)):
@@ -201,7 +204,8 @@ class ActorHandle:
         if meta is None:
             raise AttributeError(f"the actor class {self.__dict__.get('_class_name')} has no method {name!r}")
         method = ActorMethod(self._token, self._class_name, name, tuple(meta))
-        # Methods keep the token, not the handle: so that there is no cycle and the actor ends with its last handle.
+        # Methods keep the token, not the handle: so that there is no cycle and the actor ends with its last
+        # handle.
         self.__dict__[name] = method
         return method
 
@@ -227,7 +231,9 @@ class ActorHandle:
     def __reduce__(self) -> Any:
         found = codec.reduce_entry(self, self.binary())
         if found is None:
-            raise TypeError(f"{self!r} can only be pickled inside a value that noded carries (an argument, a return value, a put)")
+            raise TypeError(
+                f"{self!r} can only be pickled inside a value that noded carries (an argument, a return value, a put)"
+            )
         return _rebuild_handle, (_Entry(found), self._class_name, dict(self._methods))
 
 
@@ -381,12 +387,15 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
 
 
 def remote(*args: Any, **kwargs: Any) -> Any:
-    """Make a function remote, or a class an actor class: ``@noded.remote`` or ``@noded.remote(num_cpus=2, …)``."""
+    """Make a function remote, or a class an actor class: ``@noded.remote`` or ``@noded.remote(num_cpus=2,
+    …)``.
+    """
     if len(args) == 1 and not kwargs and (callable(args[0]) or isinstance(args[0], type)):
         return _make(args[0], {})
     if args or not kwargs:
         raise TypeError(
-            "use @noded.remote on a function or class, without parentheses, or with keyword options only: @noded.remote(num_cpus=2)"
+            "use @noded.remote on a function or class, without parentheses, or with keyword options "
+            "only: @noded.remote(num_cpus=2)"
         )
     return lambda target: _make(target, kwargs)
 
@@ -399,5 +408,8 @@ def _make(target: Any, options: dict[str, Any]) -> RemoteFunction | ActorClass:
     if not callable(target):
         raise TypeError(f"@noded.remote needs a function or a class, not {target!r}")
     if inspect.iscoroutinefunction(target):
-        raise TypeError(f"{target!r} is a coroutine function: only methods of actors may be async; run it with asyncio.run inside a task")
+        raise TypeError(
+            f"{target!r} is a coroutine function: only methods of actors may be async; run it with "
+            "asyncio.run inside a task"
+        )
     return RemoteFunction(target, TaskOptions().changed(options))

@@ -1,6 +1,8 @@
-"""The runtime of one client process: builds the parts, owns the lock, attaches to the node, survives the daemon.
+"""The runtime of one client process: builds the parts, owns the lock, attaches to the node, survives the
+daemon.
 
-There is at most one per process (``current()``). Drivers make it in ``noded.init``; workers in ``noded.worker.main``.
+There is at most one per process (``current()``). Drivers make it in ``noded.init``; workers in
+``noded.worker.main``.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def set_current(runtime: Runtime | None) -> None:
 
 
 class Runtime:
-    """``attach_extra`` fills in what only this kind of client says when it attaches; ``on_message`` gets what only this kind understands."""
+    """``attach_extra`` fills in what only this kind of client says when it attaches; ``on_message`` gets what
+    only this kind understands.
+    """
 
     def __init__(
         self,
@@ -96,6 +100,7 @@ class Runtime:
             retell=self._retell,
             handle=self._handle,
             tick=self._tick,
+            holds_something=lambda: bool(self.holds.holds),
             on_lost=self._lost,
             grace=grace,
             name="noded-steward" if kind == "worker" else "noded-helper",
@@ -128,7 +133,7 @@ class Runtime:
     def detach(self, timeout: float = 2.0) -> None:
         """Leave in order: the daemon answers once it has passed on the last output of the job."""
         with self.lock:
-            self._flush_refs()
+            self.objects.flush_refs_locked()
             self.control.send(m.Detach())
             self.control.flush()
         self.control.wake()
@@ -166,11 +171,19 @@ class Runtime:
 
     def _on_welcome(self, welcome: m.Welcome, fd: int) -> None:
         if welcome.version != m.PROTOCOL_VERSION:
-            raise ex.LocalDaemonDiedError(f"the daemon speaks protocol {welcome.version}, this client {m.PROTOCOL_VERSION}: install the same noded")
+            raise ex.LocalDaemonDiedError(
+                f"the daemon speaks protocol {welcome.version}, this client {m.PROTOCOL_VERSION}: "
+                "install the same noded"
+            )
         first = not self.incarnation
         same_node = welcome.incarnation == self.incarnation
         self.epoch, self.incarnation = welcome.epoch, welcome.incarnation
-        self.node_id, self.node_ip, self.address, self.cluster = welcome.node_id, welcome.node_ip, welcome.address, welcome.cluster
+        self.node_id, self.node_ip, self.address, self.cluster = (
+            welcome.node_id,
+            welcome.node_ip,
+            welcome.address,
+            welcome.cluster,
+        )
         self.job = welcome.job or self.job
         if same_node:
             if fd >= 0:
@@ -182,10 +195,14 @@ class Runtime:
             self.objects = Objects(
                 self.lock, self.holds, self.control, self.reader, self.space, self.arena, self.next_seq, self.pause
             )
-            self.tasks = Tasks(self.lock, self.holds, self.control, self.reader, self.objects, self._hello, self.next_seq)
+            self.tasks = Tasks(
+                self.lock, self.holds, self.control, self.reader, self.objects, self._hello, self.next_seq
+            )
             self.actors = Actors(self.lock, self.holds, self.control, self.tasks, self.reader.notify)
         else:
-            self.objects.store_lost_locked(self.arena, "the node started over after its daemon and its spawner died together")
+            self.objects.store_lost_locked(
+                self.arena, "the node started over after its daemon and its spawner died together"
+            )
 
     def _hello(self) -> m.Hello:
         return m.Hello(m.PROTOCOL_VERSION, self.prefix, self.pid)
@@ -240,13 +257,15 @@ class Runtime:
             return False
         with self.lock:
             busy = self.tasks.tick_locked() or self.actors.busy()
-            self._flush_refs()
+            self.objects.flush_refs_locked()
+            self.control.flush()
         if self._extra_tick():
             busy = True
         if busy and not reader.wanted and reader.role.acquire(blocking=False):
             try:
                 found = reader.poll(0)
-                # Nobody reads for a longer time: wait for the sockets instead of looking every few milliseconds.
+                # Nobody reads for a longer time: wait for the sockets instead of looking every few
+                # milliseconds.
                 while found and not reader.wanted and not self.closed:
                     with self.lock:
                         self.tasks.flush_dirty_locked()
@@ -255,21 +274,12 @@ class Runtime:
                 reader.release()
         return busy
 
-    def _flush_refs(self) -> None:
-        if self.holds.changed() and self.control.link is not None:
-            taken, given, after = self.holds.drain()
-            if taken or given or after:
-                self.control.send(m.Refs(self.control.next_seq(), taken, given, after))
-        self.control.flush()
-
     def flush_refs_numbered(self) -> int:
-        """Queue all hold changes; the control position behind which they are (hand-over rule)."""
+        """As ``Objects.flush_refs_locked``, written out."""
         with self.lock:
-            taken, given, after = self.holds.drain()
-            if taken or given or after:
-                self.control.send(m.Refs(self.control.next_seq(), taken, given, after))
-                self.control.flush()
-            return self.control.seq
+            seq = self.objects.flush_refs_locked()
+            self.control.flush()
+            return seq
 
     # ------------------------------------------------------------ questions
 
@@ -280,6 +290,7 @@ class Runtime:
             number = self.next_seq()
             message = m.Ask(number, what)
             self._asked[number] = message, payload
+            self.objects.flush_refs_locked()
             self.control.send(message, payload)
             self.control.flush()
         done = self.reader.wait(lambda: number in self._answers or self.lost_reason, _deadline(timeout), self.pause)
@@ -317,7 +328,9 @@ class Runtime:
             self.control.flush()
 
     def before_fork(self) -> None:
-        """Views that are alive in a forked child must stay what they are (see docs/architecture.md, section 6)."""
+        """Views that are alive in a forked child must stay what they are (see docs/architecture.md, section
+        6).
+        """
         with self.lock:
             self.holds.collect()
             held = [hold.id for hold in self.holds.holds.values() if not ids.is_actor_id(hold.id)]
@@ -327,7 +340,7 @@ class Runtime:
             token = self.next_seq()
             self._fork_pipes[token] = read_fd, held
             if self.control.link is not None:
-                self._flush_refs()
+                self.objects.flush_refs_locked()
                 self.control.link.send_with_fds(m.ForkHold(token, held), [read_fd])
                 self.control.flush()
 
@@ -338,7 +351,9 @@ class Runtime:
             self._fork_write_end = -1
 
     def after_fork_in_child(self) -> None:
-        """This runtime belongs to the parent: drop our copies of its descriptors without a word. The pipe's write end stays."""
+        """This runtime belongs to the parent: drop our copies of its descriptors without a word. The pipe's
+        write end stays.
+        """
         self.closed = True
         self.control.abandon()
         self.tasks.abandon()

@@ -1,7 +1,8 @@
 """Space in the arena for this process's objects.
 
-Small objects are bump-allocated in a slab without asking anybody; an object over ``SINGLE`` gets a region of its own. When there is no room the daemon is asked and
-the writer continues in a callback, so that the thread that handles messages never waits. Every method needs the runtime's lock.
+Small objects are bump-allocated in a slab without asking anybody; an object over ``SINGLE`` gets a region of
+its own. When there is no room the daemon is asked and the writer continues in a callback, so that the thread
+that handles messages never waits. Every method needs the runtime's lock.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class _Order:
 
 
 class Space:
-    """``request(size, on_space, on_failure)`` calls ``on_space(offset, region_end)`` now or later, under the lock."""
+    """``request(size, on_space, on_failure)`` calls ``on_space(offset, region_end)`` now or later, under the
+    lock.
+    """
 
     def __init__(self, control: Control, slab_size: int):
         self._control = control
@@ -71,7 +74,9 @@ class Space:
         if not self._slab_order:
             self._slab_order = self._order(m.RegionWant(0, self.slab_size, False), self._on_slab, self._on_no_slab)
 
-    def _order(self, message: m.RegionWant, on_space: Callable[[int, int], None], on_failure: Callable[[str], None]) -> int:
+    def _order(
+        self, message: m.RegionWant, on_space: Callable[[int, int], None], on_failure: Callable[[str], None]
+    ) -> int:
         self._next += 1
         message.request = self._next
         self._orders[self._next] = _Order(message, on_space, on_failure)
@@ -130,4 +135,3 @@ class Space:
         """The arena is a new one."""
         self._slab = None
         self.single.clear()
-

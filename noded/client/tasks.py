@@ -1,7 +1,8 @@
 """Tasks: queues per scheduling class, leases, direct pushes, answers.
 
-The rule that everything here serves: a pushed task belongs to its worker until the worker gave it back (Returned, Stale) or the daemon proved it dead (WorkerDied).
-Every method that ends in ``_locked`` needs the runtime's lock.
+The rule that everything here serves: a pushed task belongs to its worker until the worker gave it back
+(Returned, Stale) or the daemon proved it dead (WorkerDied). Every method that ends in ``_locked`` needs the
+runtime's lock.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import pickle
 import signal
 import socket
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -107,8 +109,12 @@ class WorkerLink:
         self.writing = False
 
 
-def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], what: str) -> tuple[Any, list[tuple[int, ObjectRef[Any]]] | None]:
-    """(bytes or Packed, top-level refs with their slots). Top-level refs are taken out: they are resolved before the push."""
+def pack_arguments(
+    args: tuple[Any, ...], kwargs: dict[str, Any], what: str
+) -> tuple[Any, list[tuple[int, ObjectRef[Any]]] | None]:
+    """(bytes or Packed, top-level refs with their slots). Top-level refs are taken out: they are resolved
+    before the push.
+    """
     if not args and not kwargs:
         return b"", None
     deps: list[tuple[int, ObjectRef[Any]]] | None = None
@@ -207,7 +213,7 @@ class Tasks:
                             self.objects.publish_locked(entry)
         seq = self._next_seq()
         if returns == 1:
-            made = [ObjectRef(seq)]
+            made: list[ObjectRef[Any]] = [ObjectRef(seq)]
         else:
             made = [ObjectRef(seq, i) for i in range(returns)]
         task = Task(seq, name, payload, made, returns, deps=deps, keep=keep, place=place)
@@ -322,7 +328,9 @@ class Tasks:
             self.dirty.add(worker)
 
     def fill_locked(self, task: Task) -> tuple[list[tuple[int, int, int, bytes]], bytes] | None:
-        """The values or places of a task's resolved arguments; None when one of them is an error, with which the task is then over."""
+        """The values or places of a task's resolved arguments; None when one of them is an error, with which
+        the task is then over.
+        """
         deps: list[tuple[int, int, int, bytes]] = []
         pieces = [task.payload]
         for slot, ref in task.deps or ():
@@ -454,7 +462,7 @@ class Tasks:
             token = ref._token
         else:
             token = self.holds.take(id_, implicit=True)
-        token.hold.ref = refs.weakref.ref(ref)
+        token.hold.ref = weakref.ref(ref)
         token.hold.after = (worker.prefix, hseq)
         return token
 
@@ -511,10 +519,11 @@ class Tasks:
         for ref in task.refs:
             ref._value, ref._state = error, FAILED
             if worker := task.link:
-                # Had the worker stored a result before it died, the daemon counts us as its holder: give that up.
+                # Had the worker stored a result before it died, the daemon counts us as its holder: give that
+                # up.
                 if ref._token is None:
                     ref._token = self.holds.take(ref.binary(), implicit=True)
-                    ref._token.hold.ref = refs.weakref.ref(ref)
+                    ref._token.hold.ref = weakref.ref(ref)
                 ref._token.hold.after = (worker.prefix, 0)
         self._finish(task, None, 0)
         self.reader.notify()
@@ -684,7 +693,9 @@ def cancelled(task: Task, how: str = "") -> ex.TaskCancelledError:
 
 def crashed(name: str, death: m.Death) -> ex.WorkerCrashedError:
     reason = f": {death.reason}" if death.reason else ""
-    return ex.WorkerCrashedError(f"the worker that ran {name} died{reason}", worker_id=death.worker, **death_fields(death))
+    return ex.WorkerCrashedError(
+        f"the worker that ran {name} died{reason}", worker_id=death.worker, **death_fields(death)
+    )
 
 
 def death_fields(death: m.Death) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from noded.config.machine import read
@@ -22,7 +22,10 @@ _KINDS = {"str": str, "int": int, "bool": bool}
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """`started` tells the process from a later one with its pid (`process_state`); 0: nobody has told."""
+    """`started` tells the process from a later one with its pid (`process_state`); 0: nobody has told.
+
+    `alive` was true when the node was found; `runs` looks again.
+    """
 
     cluster: str
     node: str
@@ -35,6 +38,16 @@ class NodeInfo:
     started: int = 0
     dir: Path = Path()
     alive: bool = True
+
+    def runs(self) -> bool:
+        """Whether the daemon's process has not ended; a stopped one has not."""
+        state = process_state(self.pid)
+        if state is None:
+            return False
+        if self.started:
+            return self.started == state[1]
+        # The pid may be somebody else's by now, whom `noded stop` must not end.
+        return "noded" in read(Path(f"/proc/{self.pid}/cmdline"))
 
     def write(self) -> None:
         """Put node.json into `dir`, whole or not at all."""
@@ -71,6 +84,5 @@ def _load(path: Path) -> NodeInfo:
             if not isinstance(told[field.name], kind):
                 raise TypeError
             kept[field.name] = told[field.name]
-    state = process_state(kept["pid"])
-    alive = state is not None and kept.get("started", 0) in (0, state[1])
-    return NodeInfo(**kept, dir=path.parent, alive=alive)
+    node = NodeInfo(**kept, dir=path.parent)
+    return replace(node, alive=node.runs())

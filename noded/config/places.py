@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from zlib import crc32
 
 from noded.config.errors import ConfigError
 
@@ -28,15 +29,18 @@ def home(env: Mapping[str, str]) -> Path:
 
 
 def run_base(env: Mapping[str, str], cluster: str = "default", node: str = "head") -> Path:
-    """The directory above <cluster>/<node>; a short one in /tmp when a socket's path would be too long."""
+    """The directory above <cluster>/<node>; one in /tmp when a socket's path would be too long."""
     short = Path(f"/tmp/noded-{os.getuid()}")
     if chosen := env.get("NODED_RUN_DIR"):
         base = Path(chosen).absolute()
     elif runtime := env.get("XDG_RUNTIME_DIR"):
         base = Path(runtime).absolute() / "noded"
     else:
-        base = short
-    return base if has_room(base / cluster / node) else short
+        return short
+    if has_room(base / cluster / node):
+        return base
+    # One for each long directory, so that different ones stay apart. No cluster's name has a dot.
+    return short / f".{crc32(os.fsencode(base)):08x}"
 
 
 def has_room(directory: Path) -> bool:
@@ -52,8 +56,7 @@ def make_dir(path: Path) -> Path:
         found = path.stat()
     except OSError as error:
         raise ConfigError(
-            f"cannot make the directory {path}: {error.strerror}; "
-            "set NODED_HOME and NODED_RUN_DIR to writable places"
+            f"cannot make the directory {path}: {error.strerror}; set NODED_HOME and NODED_RUN_DIR to writable places"
         ) from None
     if found.st_uid != os.geteuid():
         raise ConfigError(

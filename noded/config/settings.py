@@ -24,9 +24,7 @@ LARGEST_STORE = 64 * 10**9
 
 _A_SIZE = "a number of bytes, such as 2GB, 512MiB or 1e9"
 # Variables with our prefix that are no options.
-_OTHER_VARIABLES = frozenset(
-    "NODED_" + name for name in "ADDRESS CONFIG HOME MARK RUN_DIR TOKEN TOKEN_FILE".split()
-)
+_OTHER_VARIABLES = frozenset("NODED_" + name for name in "ADDRESS CONFIG HOME MARK RUN_DIR TOKEN TOKEN_FILE".split())
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,7 @@ class Config:
         "Name of this node in the cluster.",
         "head",
     )
-    host: str = _option(
-        values.matching(r"[^\s/]+"), "an address or a host name", "Address to listen on.", "127.0.0.1"
-    )
+    host: str = _option(values.matching(r"[^\s/]+"), "an address or a host name", "Address to listen on.", "127.0.0.1")
     port: int = _option(
         values.integer(0, 65535),
         "a whole number from 0 to 65535",
@@ -105,18 +101,12 @@ class Config:
         "Least level that is logged: debug, info, warning or error.",
         "info",
     )
-    log_format: str = _option(
-        values.matching("text|json"), "text or json", "Form of the log: text or json.", "text"
-    )
-    private: bool = _option(
-        values.flag, "true or false", "Be the cluster of one program.", False, hidden=True
-    )
+    log_format: str = _option(values.matching("text|json"), "text or json", "Form of the log: text or json.", "text")
+    private: bool = _option(values.flag, "true or false", "Be the cluster of one program.", False, hidden=True)
     owner_pid: int | None = _option(
         values.integer(1, 2**31), "a process id", "End with this process.", None, hidden=True
     )
-    run_dir: str | None = _option(
-        values.matching(".+"), "a directory", "In place of NODED_RUN_DIR.", None, hidden=True
-    )
+    run_dir: str | None = _option(values.matching(".+"), "a directory", "In place of NODED_RUN_DIR.", None, hidden=True)
     ready_fd: int | None = _option(
         values.integer(0, 2**20), "a descriptor", "Where to say that it is ready.", None, hidden=True
     )
@@ -255,9 +245,7 @@ def _pick(option: Option, layers: list[_Layer]) -> Any:
             try:
                 return option.parse(value)
             except values.REFUSALS:
-                raise ConfigError(
-                    f"{source}: {name_of(option)} cannot be {value!r}: give {option.form}"
-                ) from None
+                raise ConfigError(f"{source}: {name_of(option)} cannot be {value!r}: give {option.form}") from None
     return None if isinstance(option.default, Found) else option.default
 
 

@@ -1,7 +1,8 @@
 """The actor table: who exists under which id and name, in which state, and who wants to know.
 
-Records that must survive the head (named, detached or restartable actors) are written before they are acted on; the others are re-told by their workers and creators. Where an
-actor runs is the host's business (``ActorHost``, implemented by the node).
+Records that must survive the head (named, detached or restartable actors) are written before they are acted
+on; the others are re-told by their workers and creators. Where an actor runs is the host's business
+(``ActorHost``, implemented by the node).
 
 States: pending -> starting -> alive -> dead, and restarting between a death and the next starting.
 """
@@ -100,7 +101,10 @@ class ActorTable:
             key = spec.namespace, spec.name
             holder = self.records.get(self.names.get(key, b""))
             if holder is not None and holder.state != "dead":
-                self.rejected[spec.id] = f"the name {spec.name!r} is taken in namespace {spec.namespace!r} by a living actor: use get_actor() or get_if_exists=True"
+                self.rejected[spec.id] = (
+                    f"the name {spec.name!r} is taken in namespace {spec.namespace!r} by a living "
+                    "actor: use get_actor() or get_if_exists=True"
+                )
                 self._notify(prefix, m.ActorAt(spec.id, "dead", reason=self.rejected[spec.id]), b"")
                 return
             self.names[key] = spec.id
@@ -150,7 +154,11 @@ class ActorTable:
         elif may_come:
             self._watchers.setdefault(id_, set()).add(prefix)
         else:
-            self._notify(prefix, m.ActorAt(id_, "dead", reason="nothing is known of it: it ended, or its creator did, some time ago"), b"")
+            self._notify(
+                prefix,
+                m.ActorAt(id_, "dead", reason="nothing is known of it: it ended, or its creator did, some time ago"),
+                b"",
+            )
 
     def by_name(self, name: str, namespace: str) -> ActorRecord | None:
         record = self.records.get(self.names.get((namespace, name), b""))
@@ -246,7 +254,9 @@ class ActorTable:
     # ------------------------------------------------------------ restart of the head
 
     async def restore(self) -> None:
-        """Read the durable records; which of them have a worker is known when ``adopt`` has been called for each."""
+        """Read the durable records; which of them have a worker is known when ``adopt`` has been called for
+        each.
+        """
         for value in (await self._storage.load(TABLE)).values():
             stored = msgspec.msgpack.decode(value, type=Stored)
             record = ActorRecord(stored.spec, stored.payload, "restoring", stored.worker, restarts=stored.restarts)
@@ -281,6 +291,10 @@ class ActorTable:
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=5)
         if end_detached:
-            ids = [Delete(TABLE, record.spec.id.hex()) for record in self.records.values() if record.durable and record.state != "dead"]
+            ids = [
+                Delete(TABLE, record.spec.id.hex())
+                for record in self.records.values()
+                if record.durable and record.state != "dead"
+            ]
             if ids:
                 await self._storage.write(ids)

@@ -28,9 +28,7 @@ def guard(token: bytes, allowed_hosts: Iterable[str]) -> Middleware:
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path in FREE_PATHS:
             return await handler(request)
-        refused = _wrong_origin(request.headers, names | _reached_address(request)) or _no_token(
-            request.headers, token
-        )
+        refused = _wrong_origin(request.headers, names | _reached_address(request)) or _no_token(request.headers, token)
         if refused is None:
             return await handler(request)
         refused.force_close()
@@ -74,8 +72,6 @@ def _no_token(headers: Mapping[str, str], token: bytes) -> web.Response | None:
     sent = given.strip().encode("utf-8", "surrogateescape")
     if scheme.lower() == "bearer" and hmac.compare_digest(sent, token):
         return None
-    answer = error_answer(
-        401, "send the cluster's token: `Authorization: Bearer TOKEN`; it is in $NODED_HOME/token"
-    )
+    answer = error_answer(401, "send the cluster's token: `Authorization: Bearer TOKEN`; it is in $NODED_HOME/token")
     answer.headers["WWW-Authenticate"] = 'Bearer realm="noded"'
     return answer

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ class Gateway:
             self._starting = asyncio.create_task(self._start(), name="http-start")
         task = asyncio.create_task(self._connect(self._starting, sock, data), name="http-connect")
         self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        task.add_done_callback(lambda task: self._on_connected(task, sock))
 
     async def stop(self) -> None:
         """Close all connections; requests under way get a moment to end."""
@@ -56,8 +57,15 @@ class Gateway:
             if not isinstance(runner, BaseException):
                 await runner.cleanup()
 
+    def _on_connected(self, task: asyncio.Task[None], sock: socket.socket) -> None:
+        self._connecting.discard(task)
+        if task.cancelled():  # perhaps before its first step
+            sock.close()
+
     async def _start(self) -> web.AppRunner:
-        server = await asyncio.to_thread(_import_server)
+        # A thread of its own: the loop's may all be busy, and this one is needed only once.
+        with ThreadPoolExecutor(1, "http-import") as thread:
+            server = await asyncio.get_running_loop().run_in_executor(thread, _import_server)
         app = server.make_app(self._view, self._token, self._allowed_hosts, self._version)
         runner: web.AppRunner = await server.start_runner(app)
         return runner
@@ -69,9 +77,6 @@ class Gateway:
             assert runner.server is not None, "a runner that was set up has a server"
             protocol = runner.server()
             await asyncio.get_running_loop().connect_accepted_socket(lambda: _Replay(protocol, data), sock)
-        except asyncio.CancelledError:
-            sock.close()
-            raise
         except OSError as error:
             log.debug("an HTTP connection ended before it was served: %s", error)
             sock.close()

@@ -47,9 +47,7 @@ class Handlers:
 
 
 def make_app(view: NodeView, token: bytes, allowed_hosts: Iterable[str], version: str) -> web.Application:
-    app = web.Application(
-        middlewares=[guard(token, allowed_hosts), errors_as_json], client_max_size=LARGEST_BODY
-    )
+    app = web.Application(middlewares=[guard(token, allowed_hosts), errors_as_json], client_max_size=LARGEST_BODY)
     handlers = Handlers(view, version)
     app.router.add_get("/api/version", handlers.version)
     app.router.add_get(f"/api/{API}/status", handlers.status)
@@ -61,8 +59,6 @@ def make_app(view: NodeView, token: bytes, allowed_hosts: Iterable[str], version
 
 async def start_runner(app: web.Application) -> web.AppRunner:
     """`runner.server` then makes a protocol per connection; `runner.cleanup()` ends them all."""
-    runner = web.AppRunner(
-        app, access_log=None, keepalive_timeout=KEEPALIVE_SECONDS, shutdown_timeout=SHUTDOWN_SECONDS
-    )
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEPALIVE_SECONDS, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     return runner

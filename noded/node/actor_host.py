@@ -19,7 +19,9 @@ class Record(Protocol):
 
 
 class NodeActorHost:
-    """``on_started(record, worker id, path, pid)``, ``on_never(record, reason)``, ``on_exited(record, death or None)``."""
+    """``on_started(record, worker id, path, pid)``, ``on_never(record, reason)``, ``on_exited(record, death
+    or None)``.
+    """
 
     def __init__(
         self,
@@ -96,7 +98,16 @@ class NodeActorHost:
         spec = record.spec
         if spec.id in self.hosted:
             return
-        lease = ActorLease(spec.id, spec.job, worker.record.resources, spec.placement, spec.class_name, lambda _: None, lambda _: None, worker)
+        lease = ActorLease(
+            spec.id,
+            spec.job,
+            worker.record.resources,
+            spec.placement,
+            spec.class_name,
+            lambda _: None,
+            lambda _: None,
+            worker,
+        )
         self.hosted[spec.id] = record, lease
         old, worker.assigned = worker.assigned, lease
         if not isinstance(old, ActorLease):
@@ -106,6 +117,15 @@ class NodeActorHost:
 
     def reserve(self, worker: Worker) -> None:
         """Its resources are taken from the first moment on, before the worker has told what it hosts."""
-        lease = ActorLease(worker.record.actor, worker.record.job, worker.record.resources, {}, "", lambda _: None, lambda _: None, worker)
+        lease = ActorLease(
+            worker.record.actor,
+            worker.record.job,
+            worker.record.resources,
+            {},
+            "",
+            lambda _: None,
+            lambda _: None,
+            worker,
+        )
         worker.assigned = lease
         self._leases._take(lease.resources)

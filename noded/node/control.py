@@ -1,6 +1,8 @@
-"""The control server: clients attach, are told apart from each other, and their messages go to the components.
+"""The control server: clients attach, are told apart from each other, and their messages go to the
+components.
 
-Only ``on_message`` knows which message is whose business; no decision is taken here but who may attach and who is dead.
+Only ``on_message`` knows which message is whose business; no decision is taken here but who may attach and
+who is dead.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from typing import Any
 import msgspec
 
 from noded import ids
-from noded.node.ledger import Ledger
 from noded.node.leases import Leases
+from noded.node.ledger import Ledger
 from noded.node.object_store import ObjectStore
 from noded.node.session import Client, Session
 from noded.node.workers import Worker, WorkerPool
@@ -42,7 +44,9 @@ class Refusal(ValueError):
 
 
 def start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot; 0 when it is gone. Tells a process from a later one with the same pid."""
+    """When a process started, in clock ticks since boot; 0 when it is gone. Tells a process from a later one
+    with the same pid.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[19])
@@ -51,7 +55,9 @@ def start_time(pid: int) -> int:
 
 
 class ActorRequests:
-    """What the control server passes on to the head about actors (narrow, so that a node without head can send it on)."""
+    """What the control server passes on to the head about actors (narrow, so that a node without head can
+    send it on).
+    """
 
     def create(self, prefix: bytes, spec: m.ActorSpec, payload: bytes) -> None:
         raise NotImplementedError
@@ -73,7 +79,9 @@ class ActorRequests:
 
 
 class ControlServer:
-    """``welcome(client)`` makes the answer to an attach; ``on_driver(client)`` and ``on_driver_gone(client)`` mark a job's begin and end."""
+    """``welcome(client)`` makes the answer to an attach; ``on_driver(client)`` and ``on_driver_gone(client)``
+    mark a job's begin and end.
+    """
 
     def __init__(
         self,
@@ -257,7 +265,11 @@ class ControlServer:
 
     def _attach(self, session: Session, message: m.Attach) -> None:
         if message.version != m.PROTOCOL_VERSION:
-            self._refuse(session, f"it speaks protocol {message.version}, this daemon {m.PROTOCOL_VERSION}: install the same version of noded")
+            self._refuse(
+                session,
+                f"it speaks protocol {message.version}, this daemon {m.PROTOCOL_VERSION}: install the "
+                "same version of noded",
+            )
             return
         if message.kind == "tool":
             session.tool = True
@@ -269,7 +281,9 @@ class ControlServer:
                 if worker is None:
                     self._refuse(session, "this worker is not known here")
                     return
-                client = Client(message.prefix, "worker", session.pid, start_time(session.pid), worker.record.job, message.worker)
+                client = Client(
+                    message.prefix, "worker", session.pid, start_time(session.pid), worker.record.job, message.worker
+                )
             else:
                 client = Client(message.prefix, "driver", session.pid, start_time(session.pid), message.job)
             if message.incarnation:

@@ -1,7 +1,8 @@
 """Leases: which client may push tasks to which worker, and the node's resources.
 
-Clients declare demand per scheduling class; here it is matched with what is free, workers are taken from the pool, and grants are written to the ledger before they are sent.
-Actors take their resources here too. Who is served next is decided in ``policy/fairness.py``.
+Clients declare demand per scheduling class; here it is matched with what is free, workers are taken from the
+pool, and grants are written to the ledger before they are sent. Actors take their resources here too. Who is
+served next is decided in ``policy/fairness.py``.
 """
 
 from __future__ import annotations
@@ -109,7 +110,9 @@ class Leases:
                 return
             known = self._classes.get(key)
             if known is None:
-                log.error("client %s demands leases of class %s, which it has not defined", client.prefix.hex(), message.cls)
+                log.error(
+                    "client %s demands leases of class %s, which it has not defined", client.prefix.hex(), message.cls
+                )
                 return
             demand = self.demands[key] = Demand(client, message.cls, known.resources, known.name)
         if message.count and not demand.count:
@@ -135,11 +138,18 @@ class Leases:
             return
         now = time.monotonic()
         while True:
-            waiting: list[Demand | ActorLease] = [*self.actors, *(d for d in self.demands.values() if self._may_grow(d))]
+            waiting: list[Demand | ActorLease] = [
+                *self.actors,
+                *(d for d in self.demands.values() if self._may_grow(d)),
+            ]
             if not waiting:
                 break
             requests = [
-                fairness.Request(w.placement if isinstance(w, ActorLease) else w.resources, self._turns.get(self._job_of(w), 0), w.since)
+                fairness.Request(
+                    w.placement if isinstance(w, ActorLease) else w.resources,
+                    self._turns.get(self._job_of(w), 0),
+                    w.since,
+                )
                 for w in waiting
             ]
             index = fairness.pick(requests, self.available, now)
@@ -158,7 +168,10 @@ class Leases:
         if demand.resources.get("CPU"):
             return True
         limit = max(16, 4 * self.total.get("CPU", 0) // UNIT)
-        return sum(1 for x in self.leases.values() if x.client is demand.client and x.cls == demand.cls and not x.blocked) < limit
+        return (
+            sum(1 for x in self.leases.values() if x.client is demand.client and x.cls == demand.cls and not x.blocked)
+            < limit
+        )
 
     def _start(self, waiting: Demand | ActorLease, now: float) -> None:
         self._turn += 1
@@ -184,9 +197,15 @@ class Leases:
             never = fairness.never_fits(one.placement if isinstance(one, ActorLease) else one.resources, self.total)
             if never and now - one.since > _GIVE_UP:
                 self._refuse(one, never)
-        oldest = min((lease for lease in self.leases.values() if lease.granted and not lease.recalled), key=lambda x: x.granted, default=None)
+        oldest = min(
+            (lease for lease in self.leases.values() if lease.granted and not lease.recalled),
+            key=lambda x: x.granted,
+            default=None,
+        )
         if oldest is not None and now - oldest.granted >= _SLICE:
-            others = any(isinstance(w, ActorLease) or w.client is not oldest.client or w.cls != oldest.cls for w in waiting)
+            others = any(
+                isinstance(w, ActorLease) or w.client is not oldest.client or w.cls != oldest.cls for w in waiting
+            )
             if others:
                 oldest.recalled = True
                 oldest.client.send(m.Recall(oldest.id))
@@ -194,7 +213,9 @@ class Leases:
             self._timer = asyncio.get_running_loop().call_later(_SLICE, self.kick)
 
     def _refuse(self, waiting: Demand | ActorLease, never: dict[str, tuple[int, int]]) -> None:
-        parts = ", ".join(f"{name}: asks {asked / UNIT:g}, the node has {there / UNIT:g}" for name, (asked, there) in never.items())
+        parts = ", ".join(
+            f"{name}: asks {asked / UNIT:g}, the node has {there / UNIT:g}" for name, (asked, there) in never.items()
+        )
         reason = f"no node can ever satisfy it ({parts}); ask for less, or start a node that has it"
         if isinstance(waiting, ActorLease):
             self.actors.remove(waiting)
@@ -227,7 +248,12 @@ class Leases:
         lease.worker = worker
         lease.granted = time.monotonic()
         record = worker.record
-        record.lease, record.client, record.cls, record.resources = lease.id, lease.client.prefix, lease.cls, lease.resources
+        record.lease, record.client, record.cls, record.resources = (
+            lease.id,
+            lease.client.prefix,
+            lease.cls,
+            lease.resources,
+        )
         self.pool.save(worker)
         lease.client.send(m.Grant(lease.cls, lease.id, worker.id, self._worker_path(worker.id), record.pid))
 
@@ -265,7 +291,12 @@ class Leases:
 
     def kill_task(self, client: Client, message: m.KillTask) -> None:
         lease = self.leases.get(message.lease)
-        if lease is not None and lease.client is client and lease.worker is not None and lease.worker.id == message.worker:
+        if (
+            lease is not None
+            and lease.client is client
+            and lease.worker is not None
+            and lease.worker.id == message.worker
+        ):
             self.pool.kill(lease.worker, "its task was cancelled with force")
 
     # ------------------------------------------------------------ ends
@@ -299,7 +330,9 @@ class Leases:
             known = self._classes.get(key)
             if known is None:
                 return
-            demand = self.demands[key] = Demand(lease.client, lease.cls, known.resources, known.name, 0, time.monotonic())
+            demand = self.demands[key] = Demand(
+                lease.client, lease.cls, known.resources, known.name, 0, time.monotonic()
+            )
         demand.count += 1
         self.kick()
 
@@ -335,7 +368,9 @@ class Leases:
     def client_told(self, client: Client, claimed: list[tuple[int, str]]) -> None:
         """End the leases it does not claim; tell it of those that have died."""
         told = {lease for lease, _ in claimed}
-        for lease in [x for x in self.leases.values() if x.client is client and x.id not in told and x.worker is not None]:
+        for lease in [
+            x for x in self.leases.values() if x.client is client and x.id not in told and x.worker is not None
+        ]:
             self.on_lease_done(client, lease.id)
         for lease_id, wid in claimed:
             if lease_id not in self.leases:

@@ -247,8 +247,7 @@ class Ledger:
         header = os.pread(fd, _HEADER.size, 0)
         if len(header) < _HEADER.size or not header.startswith(_MAGIC):
             raise LedgerError(
-                f"descriptor {fd} holds no node ledger: "
-                "start the node over with `noded stop` and `noded start`"
+                f"descriptor {fd} holds no node ledger: start the node over with `noded stop` and `noded start`"
             )
         layout = _HEADER.unpack(header)[1]
         size = os.fstat(fd).st_size

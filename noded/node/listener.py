@@ -87,9 +87,7 @@ class Listener:
         self.beat()
         self._sock.setblocking(False)
         read_fd, self._wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._thread = threading.Thread(
-            target=self._serve, args=(read_fd,), name="noded-acceptor", daemon=True
-        )
+        self._thread = threading.Thread(target=self._serve, args=(read_fd,), name="noded-acceptor", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -195,9 +193,7 @@ class Listener:
                 "it speaks TLS, which is not configured here: use http:// or noded's own protocol",
             )
         elif kind == "unknown":
-            self._refuse(
-                poll, guest, f"its first bytes {bytes(guest.data[:16])!r} are neither HTTP nor noded"
-            )
+            self._refuse(poll, guest, f"its first bytes {bytes(guest.data[:16])!r} are neither HTTP nor noded")
 
     def _on_request(self, poll: select.epoll, guest: _Guest) -> None:
         if _HEAD_END in guest.data:
@@ -207,9 +203,7 @@ class Listener:
             else:
                 self._hand_over(poll, guest, self._on_http, bytes(guest.data))
         elif len(guest.data) >= GUEST_BYTES:
-            guest.send(
-                _response("431 Request Header Fields Too Large", {"error": "the request's head is too long"})
-            )
+            guest.send(_response("431 Request Header Fields Too Large", {"error": "the request's head is too long"}))
             self._refuse(poll, guest, f"the head of its request has over {GUEST_BYTES} bytes")
 
     def _on_handshake(self, poll: select.epoll, guest: _Guest, chunk: bytes) -> None:
@@ -238,9 +232,7 @@ class Listener:
             with_body,
         )
 
-    def _hand_over(
-        self, poll: select.epoll, guest: _Guest, taker: Callable[..., None], *words: object
-    ) -> None:
+    def _hand_over(self, poll: select.epoll, guest: _Guest, taker: Callable[..., None], *words: object) -> None:
         assert self._loop is not None
         self._forget(poll, guest)
         self._waiting.add(guest.sock)
@@ -344,9 +336,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
-        raise ListenError(
-            f"cannot listen on {host}: {error.strerror}; give an address of this machine"
-        ) from None
+        raise ListenError(f"cannot listen on {host}: {error.strerror}; give an address of this machine") from None
     family, kind, protocol, _, address = found[0]
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
     try:
@@ -359,9 +349,7 @@ def bind(host: str, port: int) -> socket.socket:
             raise PortInUse(
                 f"{where} is in use{_holder(port)}: stop that, or take another port (0: any free one)"
             ) from None
-        raise ListenError(
-            f"cannot listen on {where}: {error.strerror}; give another --host or --port"
-        ) from None
+        raise ListenError(f"cannot listen on {where}: {error.strerror}; give another --host or --port") from None
     return sock
 
 
@@ -376,8 +364,6 @@ def _holder(port: int) -> str:
     for process in Path("/proc").glob("[0-9]*") if inodes else ():
         with suppress(OSError):
             if any(os.readlink(fd) in inodes for fd in process.joinpath("fd").iterdir()):
-                command = (
-                    process.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                )
+                command = process.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 return f" by pid {process.name} ({command.strip()[:80]})"
     return ""

@@ -1,7 +1,8 @@
 """The node's objects: who holds which id, and the regions of the arena they lie in.
 
-Values are never read here, only the ids of refs inside them. An entry is freed when nobody holds it and no living object contains it, and no client is left that has
-not re-told its holds after a daemon restart. See ``docs/architecture.md`` section 6.
+Values are never read here, only the ids of refs inside them. An entry is freed when nobody holds it and no
+living object contains it, and no client is left that has not re-told its holds after a daemon restart. See
+``docs/architecture.md`` section 6.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ class _Cold:
 class ObjectStore:
     """``on_actor_free(id)`` is told when nobody holds an actor any more."""
 
-    def __init__(self, arena: shm.Arena, ledger: Ledger, clients: dict[bytes, Client], on_actor_free: Callable[[bytes], None]):
+    def __init__(
+        self, arena: shm.Arena, ledger: Ledger, clients: dict[bytes, Client], on_actor_free: Callable[[bytes], None]
+    ):
         self.arena = arena
         self.entries: dict[bytes, Entry] = {}
         self.recovering: set[bytes] = set()
@@ -229,7 +232,9 @@ class ObjectStore:
         for id_, offset in message.objects:
             header = self.arena.header(offset)
             if header is None or header.id != id_ or header.state != shm.SEALED:
-                log.error("client %s sealed %s at %s, where there is no such object", client.prefix.hex(), id_.hex(), offset)
+                log.error(
+                    "client %s sealed %s at %s, where there is no such object", client.prefix.hex(), id_.hex(), offset
+                )
                 continue
             self._adopt(header)
 
@@ -240,7 +245,9 @@ class ObjectStore:
             return
         entry.offset, entry.size = header.offset, header.size
         self.ready_count += 1
-        entry.nested = layout.ids_in(self.arena.view(header.offset + shm.HEADER_SIZE, header.size)) if header.size else []
+        entry.nested = (
+            layout.ids_in(self.arena.view(header.offset + shm.HEADER_SIZE, header.size)) if header.size else []
+        )
         region = self._region_at(header.offset)
         if region is not None:
             region.live += 1
@@ -324,8 +331,10 @@ class ObjectStore:
                 want.client.send(
                     m.RegionFailed(
                         want.message.request,
-                        f"the object store is full: {used} of {self.arena.size} bytes are in use by objects that are still referenced, and "
-                        f"{want.message.size} more did not become free within {FULL_SECONDS:g} s; drop refs, or start the node with a larger "
+                        f"the object store is full: {used} of {self.arena.size} bytes are in use by "
+                        "objects that are still referenced, and "
+                        f"{want.message.size} more did not become free within {FULL_SECONDS:g} s; "
+                        "drop refs, or start the node with a larger "
                         f"--object-store-memory. Biggest: {self.biggest()}",
                     )
                 )
@@ -356,7 +365,8 @@ class ObjectStore:
 
     def _reserve(self, want: _Want, region: Region) -> None:
         """Take the pages before the grant: off the loop, because the kernel clears them."""
-        # The pages behind a small region are taken along in growing steps, so that a busy client finds them there.
+        # The pages behind a small region are taken along in growing steps, so that a busy client finds them
+        # there.
         ahead = min(_RESERVE_STEP, max(region.size, self.warm_bytes()))
         end = min(self.arena.size, max(region.offset + region.size, region.offset + ahead))
         ranges = self._cold.overlaps(region.offset, end)
@@ -369,7 +379,11 @@ class ObjectStore:
             except OSError as error:
                 for a, b in ranges:
                     self._cold.add(a, b)
-                want.client.send(m.RegionFailed(want.message.request, f"no memory for {region.size} bytes of the object store: {error}"))
+                want.client.send(
+                    m.RegionFailed(
+                        want.message.request, f"no memory for {region.size} bytes of the object store: {error}"
+                    )
+                )
                 region.retired = True
                 self._maybe_free_region(region)
                 return
@@ -433,17 +447,26 @@ class ObjectStore:
         self._apply_after(self._after.pop(prefix, []))
         self._wants = [w for w in self._wants if w.client is not client]
         for entry in list(self.entries.values()):
-            if entry.offset < 0 and entry.waiting and ids.prefix_of(entry.id) == prefix and not ids.is_actor_id(entry.id):
+            if (
+                entry.offset < 0
+                and entry.waiting
+                and ids.prefix_of(entry.id) == prefix
+                and not ids.is_actor_id(entry.id)
+            ):
                 waiting, entry.waiting = entry.waiting, None
                 for waiter in waiting:
                     if (found := self._clients.get(waiter)) is not None:
-                        found.send(m.Lost(entry.id, "owner", "the process that was to make it ended before it was there"))
+                        found.send(
+                            m.Lost(entry.id, "owner", "the process that was to make it ended before it was there")
+                        )
         self._recovered()
 
     # ------------------------------------------------------------ daemon restart
 
     def restore(self) -> None:
-        """Read the regions of the previous daemon; nothing is freed before every client has re-told its holds."""
+        """Read the regions of the previous daemon; nothing is freed before every client has re-told its
+        holds.
+        """
         self.recovering = {c.prefix for c in self._clients.values() if not c.told}
         for start, payload in self._ledger.regions.items():
             assert isinstance(start, int)

@@ -1,6 +1,7 @@
 """Follows the output files of workers and passes new lines on to their job's driver.
 
-Woken by inotify; files of ended workers are read to their end once and then forgotten. Marks in the files (see ``worker/streams.py``) say whose lines follow.
+Woken by inotify; files of ended workers are read to their end once and then forgotten. Marks in the files
+(see ``worker/streams.py``) say whose lines follow.
 """
 
 from __future__ import annotations
@@ -34,7 +35,14 @@ class _Followed:
 class OutputMonitor:
     """``who(worker)`` -> (job, pid) or None; ``deliver(job, message)`` sends to the job's driver."""
 
-    def __init__(self, log_dir: str, who: Callable[[str], tuple[str, int] | None], deliver: Callable[[str, m.LogLines], None], *, keep: bool):
+    def __init__(
+        self,
+        log_dir: str,
+        who: Callable[[str], tuple[str, int] | None],
+        deliver: Callable[[str, m.LogLines], None],
+        *,
+        keep: bool,
+    ):
         self._dir = log_dir
         self._who = who
         self._deliver = deliver

@@ -21,6 +21,7 @@ from noded.spawner import protocol
 log = logging.getLogger("noded.spawner_link")
 
 _START_SECONDS = 10
+_STOP_SECONDS = 10
 
 
 class SpawnerLink:
@@ -46,10 +47,12 @@ class SpawnerLink:
         self._out: deque[tuple[bytes, list[int]]] = deque()
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
+        self._gone = asyncio.Event()
         self.spawner_pid = 0
 
     async def start(self, epoch: int) -> protocol.Welcome:
-        """Connect (killing a daemon that is connected already, which the spawner does) or start a spawner. Returns its welcome."""
+        """Connect (killing a daemon that is connected already, which the spawner does) or start a "
+        "spawner. Returns its welcome."""
         return await asyncio.to_thread(self._connect_or_spawn, epoch)
 
     def _connect_or_spawn(self, epoch: int) -> protocol.Welcome:
@@ -58,7 +61,9 @@ class SpawnerLink:
             self._spawn()
             sock = self._connect()
             if sock is None:
-                raise RuntimeError(f"the spawner has started but does not listen in {self.run_dir}; see spawner.log there")
+                raise RuntimeError(
+                    f"the spawner has started but does not listen in {self.run_dir}; see spawner.log there"
+                )
         sock.settimeout(_START_SECONDS)
         protocol.send(sock, {"t": "hello", "protocol": protocol.PROTOCOL, "epoch": epoch})
         welcome = protocol.Welcome()
@@ -67,6 +72,7 @@ class SpawnerLink:
         self.spawner_pid = welcome.spawner_pid
         sock.setblocking(False)
         self._sock = sock
+        self._gone.clear()
         return welcome
 
     def _connect(self) -> socket.socket | None:
@@ -87,7 +93,13 @@ class SpawnerLink:
             command += ["--owner-pid", str(self._owner_pid)]
         with open(os.path.join(self.run_dir, "spawner.log"), "ab") as errors:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, pass_fds=(write_fd,), start_new_session=True, cwd="/"
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                pass_fds=(write_fd,),
+                start_new_session=True,
+                cwd="/",
             )
         os.close(write_fd)
         try:
@@ -126,6 +138,7 @@ class SpawnerLink:
             self._loop.remove_writer(self._sock.fileno())
             self._sock.close()
             self._sock = None
+            self._gone.set()
         self._out.clear()
         if self._process is not None:
             self._process.poll()
@@ -154,13 +167,15 @@ class SpawnerLink:
     def keep(self, name: str, fd: int) -> None:
         self.send({"t": "keep", "name": name}, (fd,))
 
-    async def stop(self, timeout: float = 10.0) -> None:
+    async def stop(self) -> None:
         """Full stop: the spawner ends all workers and itself; returns when it is gone."""
         self._stopping = True
         self.send({"t": "stop"})
-        deadline = self._loop.time() + timeout
-        while self._sock is not None and self._loop.time() < deadline:
-            await asyncio.sleep(0.01)
+        if self._sock is not None:
+            try:
+                await asyncio.wait_for(self._gone.wait(), _STOP_SECONDS)
+            except TimeoutError:
+                log.error("the spawner (pid %s) has not stopped within %s s", self.spawner_pid, _STOP_SECONDS)
         self._drop()
         if self._process is not None:
             try:

@@ -1,7 +1,7 @@
 """The node's workers: forked through the spawner, kept warm, entered into jobs, ended, and who died of what.
 
-Every worker has a record in the ledger from before it is forked, so that a restarted daemon knows it. What a worker is leased to is ``leases.py``'s business; it uses the same
-record (``Worker.save``).
+Every worker has a record in the ledger from before it is forked, so that a restarted daemon knows it. What a
+worker is leased to is ``leases.py``'s business; it uses the same record (``Worker.save``).
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Worker:
 
 
 class WorkerPool:
-    """``on_ready(worker)``: an assigned worker has entered its job. ``on_exit(worker, death)``: it has ended, as the kernel says."""
+    """``on_ready(worker)``: an assigned worker has entered its job. ``on_exit(worker, death)``: it has ended,
+    as the kernel says.
+    """
 
     def __init__(
         self,
@@ -282,7 +284,12 @@ class WorkerPool:
         elif kind == "template_exit":
             self._template = False
             if not self.stopping:
-                log.warning("the worker template ended (code %s, signal %s): %s", packet["code"], packet["signal"], packet["error"].strip())
+                log.warning(
+                    "the worker template ended (code %s, signal %s): %s",
+                    packet["code"],
+                    packet["signal"],
+                    packet["error"].strip(),
+                )
                 self._template_deaths += 1
                 pause = min(5.0, 0.05 * 2 ** min(self._template_deaths, 7))
                 asyncio.get_running_loop().call_later(pause, self._fork_missing)
@@ -308,7 +315,9 @@ class WorkerPool:
         if worker is None:
             return
         self._template_deaths = 0
-        self._gone(worker, m.Death(wid, packet["pid"], packet["code"], packet["signal"], worker.reason, packet["max_rss_kb"]))
+        self._gone(
+            worker, m.Death(wid, packet["pid"], packet["code"], packet["signal"], worker.reason, packet["max_rss_kb"])
+        )
 
     def _gone(self, worker: Worker, death: m.Death) -> None:
         worker.dead = True
@@ -351,7 +360,9 @@ class WorkerPool:
     # ------------------------------------------------------------ daemon restart
 
     def restore(self, alive: dict[str, int], templates: list[str]) -> list[Worker]:
-        """Take over the workers of the previous daemon: (those in the ledger, alive or not). The dead are reported by exits."""
+        """Take over the workers of the previous daemon: (those in the ledger, alive or not). The dead are
+        reported by exits.
+        """
         self._template = TEMPLATE in templates
         found: list[Worker] = []
         for key, payload in list(self._ledger.workers.items()):
@@ -371,4 +382,6 @@ class WorkerPool:
         for worker in list(self.workers.values()):
             if worker.id not in alive and worker.id not in exited:
                 del self.workers[worker.id]
-                self._gone(worker, m.Death(worker.id, worker.record.pid, None, None, "it ended while the daemon was away"))
+                self._gone(
+                    worker, m.Death(worker.id, worker.record.pid, None, None, "it ended while the daemon was away")
+                )

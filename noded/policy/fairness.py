@@ -1,7 +1,8 @@
 """Which waiting request gets resources next: a pure function of the requests and what is free.
 
-Rules: requests that fit are served round-robin over jobs and, within a job, in order of arrival. A request that has waited longer than ``AGED`` seconds without fitting
-keeps the resources it lacks from smaller ones behind it, so that it is not starved. While anything is over-committed nothing that needs it is granted.
+Rules: requests that fit are served round-robin over jobs and, within a job, in order of arrival. A request
+that has waited longer than ``AGED`` seconds without fitting keeps the resources it lacks from smaller ones
+behind it, so that it is not starved. While anything is over-committed nothing that needs it is granted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ AGED = 1.0
 
 @dataclass(frozen=True)
 class Request:
-    """``turn``: when its job was last served (smaller = longer ago); ``since``: when it began to wait, in seconds."""
+    """``turn``: when its job was last served (smaller = longer ago); ``since``: when it began to wait, in
+    seconds.
+    """
 
     resources: Mapping[str, int]
     turn: int

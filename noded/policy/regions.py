@@ -73,9 +73,7 @@ class RegionAllocator:
         self._check_range(start, n)
         extent = self._extent_at(start)
         if extent is None or extent + self._sizes[extent] < start + n:
-            raise ValueError(
-                f"blocks {start}..{start + n - 1} are not all free: two regions claim the same blocks"
-            )
+            raise ValueError(f"blocks {start}..{start + n - 1} are not all free: two regions claim the same blocks")
         self._take(start, n)
 
     def free(self, start: int, n: int, owner: Hashable | None = None) -> None:
@@ -85,9 +83,7 @@ class RegionAllocator:
         place = bisect_right(self._starts, start)
         before = self._starts[place - 1] if place else None
         after = self._starts[place] if place < len(self._starts) else None
-        if (before is not None and before + self._sizes[before] > start) or (
-            after is not None and after < start + n
-        ):
+        if (before is not None and before + self._sizes[before] > start) or (after is not None and after < start + n):
             raise ValueError(f"double free: of blocks {start}..{start + n - 1} some are free already")
         self._free += n
         self._warm.add(start, n, owner)

@@ -1,10 +1,12 @@
 """The object arena: one sealed memfd, mapped by every process of the node.
 
-This module knows the layout of objects in it and maps it; it does not decide where objects go (``policy/regions.py``, ``node/object_store.py``) nor
-who holds them. An object is a 64-byte header, then its value. The header's state word is written last, so that after the death of a writer a region can be
-walked and every sealed object found whole.
+This module knows the layout of objects in it and maps it; it does not decide where objects go
+(``policy/regions.py``, ``node/object_store.py``) nor who holds them. An object is a 64-byte header, then its
+value. The header's state word is written last, so that after the death of a writer a region can be walked and
+every sealed object found whole.
 
-Reads go through a PROT_READ mapping, so that no view can change a shared value; writes through a second mapping.
+Reads go through a PROT_READ mapping, so that no view can change a shared value; writes through a second
+mapping.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ _window_types: dict[int, Any] = {}
 
 
 def _window_type(size: int) -> Any:
-    """A ctypes array type of at least ``size`` bytes. Sizes are powers of two so that few types exist; a window is never touched as a whole."""
+    """A ctypes array type of at least ``size`` bytes. Sizes are powers of two so that few types exist; a
+    window is never touched as a whole.
+    """
     bits = size.bit_length()
     kind = _window_types.get(bits)
     if kind is None:
@@ -92,7 +96,9 @@ def create(size: int) -> int:
 
 
 def reserve(fd: int, offset: int, size: int) -> None:
-    """Take the pages now, so that a later write can neither fail nor be charged to somebody else. Raises OSError."""
+    """Take the pages now, so that a later write can neither fail nor be charged to somebody else. Raises
+    OSError.
+    """
     os.posix_fallocate(fd, offset, size)
 
 
@@ -127,7 +133,9 @@ class Arena:
     def writable(self) -> memoryview:
         if self._write_view is None:
             self.write_address = self._map(mmap.PROT_READ | mmap.PROT_WRITE)
-            self._write_view = memoryview(_window_type(self.size).from_address(self.write_address)).cast("B")[: self.size]
+            self._write_view = memoryview(_window_type(self.size).from_address(self.write_address)).cast("B")[
+                : self.size
+            ]
         return self._write_view
 
     # ------------------------------------------------------------ reading

@@ -70,9 +70,7 @@ class Worker:
 
 
 class Children:
-    def __init__(
-        self, directory: str, tag: str, oom_score: str | None, tell: Callable[[Packet], None]
-    ) -> None:
+    def __init__(self, directory: str, tag: str, oom_score: str | None, tell: Callable[[Packet], None]) -> None:
         self._directory = directory
         self._tag = tag
         self._oom_score = oom_score
@@ -145,14 +143,13 @@ class Children:
     # -- answers of templates
 
     def read_template(self, template: Template) -> None:
-        """Take what the template has answered."""
+        """Take what the template has answered; one that cannot be talked to any more is killed."""
         for packet, fds in template.link.read():
             protocol.close_all(fds)
             wid = packet.get("wid", "")
             if wid not in template.forks:
-                kernel.say(f"template {template.key!r} answered for unknown worker id {wid!r}: killing it")
-                os.kill(template.pid, signal.SIGKILL)
-                return
+                template.link.refuse(f"template {template.key!r} answered for unknown worker id {wid!r}")
+                break
             signals = template.forks.pop(wid)
             if packet["t"] == "forked":
                 worker = self.workers[wid] = Worker(wid, packet["pid"], template.key)
@@ -160,8 +157,10 @@ class Children:
                 for number in signals:
                     worker.signal(number)
             else:
-                self._kill_strays()  # it may have been born all the same, if only the report of its pid was lost
+                self._kill_strays()  # only the report of its pid may have failed
                 self._fork_failed(wid, str(packet.get("error")))
+        if template.link.dropped:
+            os.kill(template.pid, signal.SIGKILL)
 
     def _fork_failed(self, wid: str, error: str) -> None:
         self._tell({"t": "fork_failed", "wid": wid, "error": error})
@@ -201,9 +200,8 @@ class Children:
         for worker in workers:
             del self.workers[worker.wid]
             try:
-                os.killpg(
-                    worker.pid, signal.SIGKILL
-                )  # its own group or none: the zombie still holds the number
+                # Its own group or none: the zombie still holds the number.
+                os.killpg(worker.pid, signal.SIGKILL)
             except OSError:
                 pass  # nobody is left in it, or nobody of this user
         if workers:
@@ -211,9 +209,7 @@ class Children:
         sessions = {each.pid for each in templates} | {each.pid for each in workers}
         known = sessions | self._pids()
         # A worker of an ended template is in the template's session until it has made its own: it is known.
-        sweep.kill_all(
-            lambda pid: pid not in known and (sweep.session(pid) in sessions or self._is_stray(pid))
-        )
+        sweep.kill_all(lambda pid: pid not in known and (sweep.session(pid) in sessions or self._is_stray(pid)))
         for template in templates:
             self._report_template(template)
         for worker in workers:
@@ -242,9 +238,7 @@ class Children:
         code, number = kernel.code_and_signal(os.waitpid(template.pid, 0)[1])
         for wid in template.forks:
             how = f"signal {number}" if code is None else f"exit code {code}"
-            self._fork_failed(
-                wid, f"template {template.key!r} ended with {how} before it had forked; fork again"
-            )
+            self._fork_failed(wid, f"template {template.key!r} ended with {how} before it had forked; fork again")
         said = template.said.decode("utf-8", "replace")
         self._tell({"t": "template_exit", "key": template.key, "code": code, "signal": number, "error": said})
 

@@ -106,9 +106,7 @@ class Spawner:
         if self._owner >= 0:
             watches.append((self._owner, select.POLLIN, self._on_owner_ended))
         for template in self._children.templates.values():
-            watches.append(
-                (template.stderr, select.POLLIN if template.stderr_open else 0, template.read_stderr)
-            )
+            watches.append((template.stderr, select.POLLIN if template.stderr_open else 0, template.read_stderr))
             if template.link.open:
                 watches.append((template.link.sock.fileno(), template.link.mask(), template.link.flush))
         return [watch for watch in watches if watch[1]]
@@ -280,9 +278,7 @@ class Spawner:
             while (pid := kernel.first_zombie()) is not None and pid != spared:
                 os.waitpid(pid, 0)
             found = sweep.kill_all(
-                lambda pid: (
-                    pid != spared and (sweep.parent(pid) == me or sweep.wid_of(pid, self._tag) is not None)
-                )
+                lambda pid: pid != spared and (sweep.parent(pid) == me or sweep.wid_of(pid, self._tag) is not None)
             )
             if not found:
                 return

@@ -100,9 +100,7 @@ class Daemons:
         except OSError:
             return  # it went away again, or descriptors are short: the next turn tries once more
         link = Link(sock)
-        pid, uid, _ = CREDENTIALS.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-        )
+        pid, uid, _ = CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
         if uid not in (os.geteuid(), 0):
             return link.refuse(f"this spawner belongs to user {os.geteuid()}, not {uid}")
         try:

@@ -29,6 +29,7 @@ class Link:
         sock.setblocking(False)
         self.sock = sock
         self.open = True
+        self.dropped = False  # this side ended it: the peer did not take its packets or sent a wrong one
         self._deaf = False  # the peer takes nothing any more; what it sent before is still to be read
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._queued_bytes = 0
@@ -48,10 +49,10 @@ class Link:
             # Queued descriptors are copies: the caller may close its own before they leave.
             self._queue.append((data, [os.dup(fd) for fd in fds]))
         except OSError:
-            return self.close()
+            return self._drop()
         self._queued_bytes += len(data)
         if self._queued_bytes > LIMIT:
-            self.close()
+            self._drop()
 
     def flush(self) -> None:
         """Send what is queued as far as the peer takes it."""
@@ -92,6 +93,10 @@ class Link:
     def refuse(self, reason: str) -> None:
         """Say why and end the connection."""
         self.send({"t": "refused", "reason": reason})
+        self._drop()
+
+    def _drop(self) -> None:
+        self.dropped = True
         self.close()
 
     def close(self) -> None:

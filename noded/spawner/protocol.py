@@ -87,9 +87,7 @@ def send(sock: socket.socket, packet: Packet, fds: Sequence[int] = ()) -> None:
 
 def recv(sock: socket.socket) -> Received:
     """The next packet and its descriptors (close-on-exec). EOFError at the end of the connection."""
-    data, ancillary, flags, _ = sock.recvmsg(
-        MAX_PACKET, socket.CMSG_SPACE((MAX_FDS + 53) * 4), socket.MSG_CMSG_CLOEXEC
-    )
+    data, ancillary, flags, _ = sock.recvmsg(MAX_PACKET, socket.CMSG_SPACE((MAX_FDS + 53) * 4), socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -124,11 +122,7 @@ def close_all(fds: Iterable[int]) -> None:
 def text(packet: Packet, field: str, limit: int = MAX_NAME) -> str:
     """A field that must be a text of 1 to `limit` printable ASCII characters."""
     value = packet.get(field)
-    if (
-        not isinstance(value, str)
-        or not 0 < len(value) <= limit
-        or not (value.isascii() and value.isprintable())
-    ):
+    if not isinstance(value, str) or not 0 < len(value) <= limit or not (value.isascii() and value.isprintable()):
         raise ProtocolError(f"{packet['t']}: {field!r} must be 1 to {limit} printable ASCII characters")
     return value
 
@@ -167,9 +161,7 @@ class Welcome:
         """True when this was the last one. ProtocolError when the spawner refuses or says something else."""
         if packet["t"] not in ("part", "welcome"):
             close_all(fds)
-            raise ProtocolError(
-                f"the spawner did not welcome this daemon: {packet.get('reason', packet['t'])}"
-            )
+            raise ProtocolError(f"the spawner did not welcome this daemon: {packet.get('reason', packet['t'])}")
         self.fds.update(zip(packet["names"], fds, strict=True))
         self.workers += packet["workers"]
         self.exits += packet["exits"]

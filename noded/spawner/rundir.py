@@ -60,9 +60,7 @@ class RunDir:
                     os.unlink(self._socket_path)
                 if error.errno != errno.EAGAIN:  # a full backlog is somebody alive
                     return
-        raise RunDirError(
-            f"another spawner answers on {self._socket_path}: connect to it, or stop that node first"
-        )
+        raise RunDirError(f"another spawner answers on {self._socket_path}: connect to it, or stop that node first")
 
     def _current_id(self) -> tuple[int, int] | None:
         try:

@@ -55,9 +55,7 @@ class Mark:
         address = _libc.getenv(protocol.MARK.encode())
         if not address or ctypes.string_at(address) != placeholder.encode():
             found = os.environ.get(protocol.MARK)
-            raise UnfitError(
-                f"{protocol.MARK} must be {placeholder!r} in the environment at start, not {found!r}"
-            )
+            raise UnfitError(f"{protocol.MARK} must be {placeholder!r} in the environment at start, not {found!r}")
         self._tag = tag
         self._wid_at = address + len(tag) + 1
 
@@ -77,9 +75,7 @@ class Forker:
         self._target = target
         # What a worker needs is made ready here: in a new process each touched page costs a fault.
         self._signals = [
-            number
-            for number in signal.valid_signals() - {signal.SIGPIPE}
-            if signal.getsignal(number) != signal.SIG_DFL
+            number for number in signal.valid_signals() - {signal.SIGPIPE} if signal.getsignal(number) != signal.SIG_DFL
         ]
         self._seeds = [sys.modules[name].seed for name in ("random", "numpy.random") if name in sys.modules]
         self._streams = (

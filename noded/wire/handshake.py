@@ -144,9 +144,7 @@ class ServerHandshake(_Handshake):
             answer = nonce + self._mac(b"server", transcript)
         if self._expected and len(self._buffer) >= _MAC:
             if not hmac.compare_digest(self._take(_MAC), self._expected):
-                raise HandshakeError(
-                    "bad_token", "the client does not have the cluster token: check its NODED_TOKEN"
-                )
+                raise HandshakeError("bad_token", "the client does not have the cluster token: check its NODED_TOKEN")
             self.target = self._line[self._line.index(b" ") + 1 : -1].decode()
             self._finish()
             answer += _ACCEPTED
@@ -156,16 +154,10 @@ class ServerHandshake(_Handshake):
         """The whole preamble line, or b"" while it is incomplete; refuses as early as the bytes allow."""
         buffer = self._buffer
         if not _MAGIC.startswith(buffer[: len(_MAGIC)]):
-            raise HandshakeError(
-                "bad_preamble", "the peer does not speak noded: its first bytes are not 'noded/'"
-            )
+            raise HandshakeError("bad_preamble", "the peer does not speak noded: its first bytes are not 'noded/'")
         head = bytes(buffer[len(_MAGIC) : len(_MAGIC) + _MAX_VERSION_DIGITS + 1])
         version, space, _ = head.partition(b" ")
-        if (
-            (version and not version.isdigit())
-            or (space and not version)
-            or len(version) > _MAX_VERSION_DIGITS
-        ):
+        if (version and not version.isdigit()) or (space and not version) or len(version) > _MAX_VERSION_DIGITS:
             raise HandshakeError("bad_preamble", "the peer's preamble has no protocol version after 'noded/'")
         if not space:
             return b""
@@ -178,9 +170,7 @@ class ServerHandshake(_Handshake):
         end = buffer.find(b"\n", start, start + MAX_TARGET + 1)
         if end < 0:
             if len(buffer) - start > MAX_TARGET:
-                raise HandshakeError(
-                    "oversize", f"the peer's preamble names a target over {MAX_TARGET} bytes"
-                )
+                raise HandshakeError("oversize", f"the peer's preamble names a target over {MAX_TARGET} bytes")
             return b""
         if not _TARGET.fullmatch(bytes(buffer[start:end])):
             raise HandshakeError(

@@ -1,8 +1,9 @@
 """A non-blocking stream socket that carries frames.
 
-Frame: ``u32 header length | u32 payload length | header | payload``, little endian. The header is a message of ``messages.py``, the payload
-opaque. A Link never blocks and has no thread, loop or lock of its own: its user decides when to ``flush`` and ``receive``, and waits for
-writability when ``flush`` says that something is left. It is not thread-safe by itself.
+Frame: ``u32 header length | u32 payload length | header | payload``, little endian. The header is a message
+of ``messages.py``, the payload opaque. A Link never blocks and has no thread, loop or lock of its own: its
+user decides when to ``flush`` and ``receive``, and waits for writability when ``flush`` says that something
+is left. It is not thread-safe by itself.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Link:
     """Frames over one socket. ``decode`` turns header bytes into a message and raises for anything unknown."""
 
     __slots__ = (
-        "_big", "_big_at", "_buffer", "_fds_out", "_payload_limit", "_start", "_stop", "_view", "closed", "decode", "fds", "out",
+        "_big", "_big_at", "_buffer", "_fds_out", "_payload_limit", "_start", "_stop", "_view", "
+        ""closed", "decode", "fds", "out",
         "sock", "unsent", "unsent_bytes",
     )  # fmt: skip
 
@@ -77,7 +79,9 @@ class Link:
         self.unsent_bytes += len(header) + size + 8
 
     def send_with_fds(self, message: Any, fds: list[int]) -> None:
-        """Queue a message and descriptors, which arrive with it or earlier, in order (duplicated until then; 64 at most wait)."""
+        """Queue a message and descriptors, which arrive with it or earlier, in order (duplicated until then;
+        64 at most wait).
+        """
         self._fds_out += [os.dup(fd) for fd in fds]
         self.send(message)
 
@@ -91,7 +95,11 @@ class Link:
                 elif len(out) == 1:
                     sent = self.sock.send(out[0])
                 else:
-                    sent = self.sock.sendmsg(out[:_IOV]) if len(out[0]) + len(out[1]) > 4096 else self.sock.send(self._joined())
+                    sent = (
+                        self.sock.sendmsg(out[:_IOV])
+                        if len(out[0]) + len(out[1]) > 4096
+                        else self.sock.send(self._joined())
+                    )
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
@@ -105,13 +113,12 @@ class Link:
     def _joined(self) -> bytes | memoryview:
         """Many small pieces go out as one: joining them is cheaper than an iovec each."""
         out = self.out
-        size = 0
-        for count, piece in enumerate(out):
+        size = count = 0
+        for piece in out:
             size += len(piece)
             if size > 65536:
                 break
-        else:
-            count = len(out)
+            count += 1
         if count > 1:
             out[:count] = [b"".join(out[:count])]
         return out[0]
@@ -139,7 +146,9 @@ class Link:
     # ------------------------------------------------------------ reading
 
     def receive(self, handle: Callable[[Any, bytes | memoryview], None], *, rounds: int = 8) -> None:
-        """Read what is there and pass each message to ``handle(message, payload)``. Raises LinkClosed, FrameError."""
+        """Read what is there and pass each message to ``handle(message, payload)``. Raises LinkClosed,
+        FrameError.
+        """
         if not self._buffer:
             self._buffer = bytearray(_BUFFER)
             self._view = memoryview(self._buffer)
@@ -205,7 +214,10 @@ class Link:
 
     def _check(self, header: int, payload: int) -> None:
         if not header or header > HEADER_LIMIT or payload > self._payload_limit:
-            raise FrameError(f"frame of {header} + {payload} bytes is over the limit of {HEADER_LIMIT} + {self._payload_limit} or empty")
+            raise FrameError(
+                f"frame of {header} + {payload} bytes is over the limit of {HEADER_LIMIT} + "
+                f"{self._payload_limit} or empty"
+            )
 
     def _deliver(self, handle: Callable[[Any, bytes | memoryview], None]) -> None:
         view, decode = self._view, self.decode
@@ -225,7 +237,8 @@ class Link:
                 break
             message = decode(view[at + 8 : body])
             at = end
-            # The buffer is reused, so a payload is copied out; handlers may run long and re-enter, so state is kept first.
+            # The buffer is reused, so a payload is copied out; handlers may run long and re-enter, so state
+            # is kept first.
             self._start = at
             handle(message, bytes(view[body:end]) if payload else b"")
         if at == stop:

@@ -1,8 +1,9 @@
 """Every message of the control and the data protocol, one union per direction.
 
-New behaviour is a new message or a new field with a default, never a new meaning for an old one. A message's payload (opaque bytes behind
-the header, see ``link.py``) is named in its comment; user values are only ever in payloads or in the arena, and no daemon unpickles them.
-The spawner has a protocol of its own (``spawner/protocol.py``).
+New behaviour is a new message or a new field with a default, never a new meaning for an old one. A message's
+payload (opaque bytes behind the header, see ``link.py``) is named in its comment; user values are only ever
+in payloads or in the arena, and no daemon unpickles them. The spawner has a protocol of its own
+(``spawner/protocol.py``).
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Death(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 
 class ActorSpec(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """All that is needed to make an actor. The payload beside it holds class and arguments (``class_size`` bytes, then the arguments)."""
+    """All that is needed to make an actor. The payload beside it holds class and arguments (``class_size``
+    bytes, then the arguments).
+    """
 
     id: bytes
     class_name: str
@@ -55,7 +58,9 @@ class ActorSpec(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Method name -> (default number of returns, fewest and most positional arguments; -1: no limit)."""
     resources: dict[str, int]
     placement: dict[str, int]
-    """What must be free to place it; equals ``resources`` unless only the defaults apply (one CPU to place, none to run)."""
+    """What must be free to place it; equals ``resources`` unless only the defaults apply (one CPU to place,
+    none to run).
+    """
     name: str = ""
     namespace: str = ""
     detached: bool = False
@@ -134,7 +139,8 @@ class Refs(_Message, tag=8):
     holds: list[tuple[bytes, int]] = []
     releases: list[tuple[bytes, int]] = []
     after: list[tuple[bytes, int, bytes, int]] = []
-    """(id, generation, receiver's prefix, receiver's seq): release once the receiver has been read that far."""
+    """(id, generation, receiver's prefix, receiver's seq): release once the receiver has been read that far.
+    """
 
 
 class Sealed(_Message, tag=9):
@@ -445,13 +451,50 @@ class Stale(_Message, tag=94):
 
 
 ToDaemon = (
-    Attach | Told | ClassDef | Demand | LeaseDone | Blocked | Unblocked | Refs | Sealed | Pending | Subscribe | RegionWant | RegionDone
-    | CreateActor | WatchActor | KillActor | ActorUp | ActorFailed | JobReady | KillTask | Ask | ForkHold | Detach | WorkerIdle
-)  # fmt: skip
+    Attach
+    | Told
+    | ClassDef
+    | Demand
+    | LeaseDone
+    | Blocked
+    | Unblocked
+    | Refs
+    | Sealed
+    | Pending
+    | Subscribe
+    | RegionWant
+    | RegionDone
+    | CreateActor
+    | WatchActor
+    | KillActor
+    | ActorUp
+    | ActorFailed
+    | JobReady
+    | KillTask
+    | Ask
+    | ForkHold
+    | Detach
+    | WorkerIdle
+)
 ToClient = (
-    Welcome | Refused | Grant | Recall | Unschedulable | WorkerDied | Region | RegionFailed | Ready | Lost | ActorAt | SetJob
-    | Instantiate | LogLines | Answer | Bye | Exit
-)  # fmt: skip
+    Welcome
+    | Refused
+    | Grant
+    | Recall
+    | Unschedulable
+    | WorkerDied
+    | Region
+    | RegionFailed
+    | Ready
+    | Lost
+    | ActorAt
+    | SetJob
+    | Instantiate
+    | LogLines
+    | Answer
+    | Bye
+    | Exit
+)
 ToWorker = Hello | Func | Push | Call | Cancel | GiveBack
 FromWorker = Done | DoneMany | Failed | Returned | Stale
 

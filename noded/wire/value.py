@@ -2,11 +2,11 @@
 
 Daemons read only the ids of refs inside a value, never the pickle. Layout, little endian::
 
-    u8 flags | u8 x3 | u32 n_ids | u32 n_buffers | u32 x | u64 pickle_size        (24 bytes, only with EXTENDED)
-    ids: 16 bytes each | u64 size of each buffer | pickle | zeros to 64 | buffers, each aligned to 64
+u8 flags | u8 x3 | u32 n_ids | u32 n_buffers | u32 x | u64 pickle_size        (24 bytes, only with EXTENDED)
+ids: 16 bytes each | u64 size of each buffer | pickle | zeros to 64 | buffers, each aligned to 64
 
-Without EXTENDED it is one flag byte and the pickle. No bytes at all is the value None. Buffers are aligned relative to the value's start, which in
-the arena lies on a multiple of 64.
+Without EXTENDED it is one flag byte and the pickle. No bytes at all is the value None. Buffers are aligned
+relative to the value's start, which in the arena lies on a multiple of 64.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Runs tasks and actor calls, in order, on the worker's main thread.
 
-The main thread reads the data sockets while it has nothing to run; the steward (the runtime's helper thread) supervises it at its 5 ms tick: what is unstarted behind a
-task that runs long goes back to its submitter, a blocked worker gives its CPUs back, finished replies go out.
+The main thread reads the data sockets while it has nothing to run; the steward (the runtime's helper thread)
+supervises it at its 5 ms tick: what is unstarted behind a task that runs long goes back to its submitter, a
+blocked worker gives its CPUs back, finished replies go out.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ Item = tuple[Inbound | None, Any, Any]
 
 
 class Executor:
-    """``run()`` is the worker's life; messages come in through ``on_data`` and ``on_control`` under the runtime's lock."""
+    """``run()`` is the worker's life; messages come in through ``on_data`` and ``on_control`` under the
+    runtime's lock.
+    """
 
     def __init__(self) -> None:
         self.runtime: Runtime
@@ -101,7 +104,9 @@ class Executor:
                 inbound.close_locked()
 
     def on_closed(self, inbound: Inbound) -> None:
-        """The caller is gone, or will never read: what it has queued here is its daemon's to decide; results would have no reader."""
+        """The caller is gone, or will never read: what it has queued here is its daemon's to decide; results
+        would have no reader.
+        """
         self.inbound.remove(inbound)
 
     def on_control(self, message: Any, payload: Any) -> None:
@@ -171,7 +176,9 @@ class Executor:
             self._flush()
             if link.unsent_bytes > _UNSENT_LIMIT:
                 # The caller does not keep up with its answers: run nothing more before it does.
-                self.runtime.reader.wait(lambda: link.closed or link.unsent_bytes < _UNSENT_LIMIT // 2, None, lambda: None)
+                self.runtime.reader.wait(
+                    lambda: link.closed or link.unsent_bytes < _UNSENT_LIMIT // 2, None, lambda: None
+                )
 
     def _execute(self, inbound: Inbound, message: Any, payload: Any, started: float) -> None:
         name = "a task"
@@ -427,7 +434,9 @@ class Executor:
                 self.runtime.control.flush()
 
     def _return_unstarted_locked(self) -> None:
-        """Everything that has not started is its submitter's again. An actor's calls stay: their order is the actor's."""
+        """Everything that has not started is its submitter's again. An actor's calls stay: their order is the
+        actor's.
+        """
         if self.actor is not None:
             return
         back: dict[Inbound, list[int]] = {}

@@ -24,7 +24,9 @@ class RemoteCode:
 
 
 class Inbound:
-    """``on_message(inbound, message, payload)`` and ``on_closed(inbound)`` run in whichever thread reads, under the runtime's lock."""
+    """``on_message(inbound, message, payload)`` and ``on_closed(inbound)`` run in whichever thread reads,
+    under the runtime's lock.
+    """
 
     def __init__(
         self,

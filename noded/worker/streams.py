@@ -1,7 +1,7 @@
 """The worker's stdout and stderr: plain O_APPEND files, with marks that say whose lines follow.
 
-A mark is a line ``\\x1e<name>`` written before the first output after the name changed. C code that writes to the descriptors itself is counted to the last name. The log
-monitor takes the marks out again.
+A mark is a line ``\\x1e<name>`` written before the first output after the name changed. C code that writes to
+the descriptors itself is counted to the last name. The log monitor takes the marks out again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ class NamedStream(io.TextIOWrapper):
     """Shared by both streams: set by the executor, a plain attribute write."""
 
     def __init__(self, fd: int):
-        super().__init__(open(fd, "wb", buffering=0, closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True)
+        super().__init__(
+            open(fd, "wb", buffering=0, closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True
+        )
         self._said = ""
         self._part: list[str] = []
 

@@ -66,9 +66,7 @@ class Node:
         sent = (BEARER if token else {}) | {name.replace("_", "-"): value for name, value in headers.items()}
         return await asyncio.to_thread(self._ask, path, method, sent)
 
-    def _ask(
-        self, path: str, method: str, headers: dict[str, str]
-    ) -> tuple[int, Any, http.client.HTTPMessage]:
+    def _ask(self, path: str, method: str, headers: dict[str, str]) -> tuple[int, Any, http.client.HTTPMessage]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
         try:
             connection.request(method, path, headers=headers)
@@ -131,9 +129,7 @@ async def test_wrong_paths_and_methods_are_json_too(node: Node) -> None:
     assert node.view.stops == 0
 
 
-async def test_our_own_failures_are_told_without_their_inside(
-    node: Node, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_our_own_failures_are_told_without_their_inside(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     node.view.broken = True
     status, content, _ = await node.ask("/api/v0/status")
     assert status == 500 and "the node's log" in content["error"] and "purpose" not in content["error"]
@@ -227,9 +223,7 @@ def test_names_of_hosts() -> None:
 
 async def test_a_request_in_pieces_and_a_second_one_on_the_connection(node: Node) -> None:
     first = request("/api/version")
-    answer = await node.talk(
-        first[:10], first[10:], request("/healthz"), request("/api/v0/nodes", "Connection: close")
-    )
+    answer = await node.talk(first[:10], first[10:], request("/healthz"), request("/api/v0/nodes", "Connection: close"))
     assert answer.count(b"HTTP/1.1 200 OK") == 3
     assert b'"1.2.3"' in answer and b'"loop_age_ms":0' in answer and b'{"nodes":' in answer
 
@@ -267,6 +261,7 @@ async def test_stop_before_the_first_request() -> None:
     await node.stop()
 
 
+@pytest.mark.may_leak("libuv keeps one pipe for the life of the process")
 def test_the_same_on_uvloop() -> None:
     async def session() -> None:
         node = Node().start()
@@ -304,7 +299,5 @@ async def test_the_command_line_says_why_it_cannot(node: Node, tmp_path: Path) -
     with bind("127.0.0.1", 0) as closed:
         port = closed.getsockname()[1]
     gone = NodeInfo("c", "n", 2**22 + 1, port, "127.0.0.1", "ab", "1", False)
-    with pytest.raises(
-        ControlError, match=f"node n of cluster c .* does not answer on 127.0.0.1 port {port}"
-    ):
+    with pytest.raises(ControlError, match=f"node n of cluster c .* does not answer on 127.0.0.1 port {port}"):
         request_status(gone, {"NODED_TOKEN": TOKEN.decode()})

@@ -200,9 +200,7 @@ async def test_a_wrong_token_is_shown_out(node: Node, caplog: pytest.LogCaptureF
         (b"noded/1 " + b"\0" * 200, "handshake failed"),
     ],
 )
-async def test_strangers_are_shown_out(
-    node: Node, caplog: pytest.LogCaptureFixture, data: bytes, reason: str
-) -> None:
+async def test_strangers_are_shown_out(node: Node, caplog: pytest.LogCaptureFixture, data: bytes, reason: str) -> None:
     assert ended(node.connect(data)) == b""
     wait_for(lambda: reason in caplog.text, "the log must say why")
     assert not node.http and not node.control
@@ -240,9 +238,7 @@ async def test_guests_are_bounded_and_others_wait(node: Node, monkeypatch: pytes
     assert ended(late).startswith(b"HTTP/1.1 200 OK")
 
 
-async def test_connections_a_busy_loop_has_not_taken_count(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_connections_a_busy_loop_has_not_taken_count(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_GUESTS", 2)
     for _ in range(3):
         node.connect(REQUEST)

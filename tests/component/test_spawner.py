@@ -521,6 +521,18 @@ def test_template_killed(node: Node) -> None:
     daemon.expect("exit", wid=survivor)
 
 
+def test_template_that_takes_nothing(node: Node) -> None:
+    node.start()
+    daemon = node.daemon()
+    daemon.template()
+    daemon.expect("exit", wid=daemon.fork("exit", code=0))
+    os.kill(template_pid(node), signal.SIGSTOP)
+    wids = [daemon.fork("exit", padding="x" * 60_000) for _ in range(100)]
+    for wid in wids:
+        daemon.expect("fork_failed", wid=wid)
+    assert daemon.expect("template_exit", key="default")["signal"] == signal.SIGKILL
+
+
 def test_unfit_templates(node: Node) -> None:
     node.start()
     daemon = node.daemon()

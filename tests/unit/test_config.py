@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -21,8 +24,9 @@ GB = 10**9
 
 
 @pytest.fixture
-def env(tmp_path: Path) -> dict[str, str]:
-    return {"NODED_HOME": str(tmp_path / "home"), "NODED_RUN_DIR": str(tmp_path / "run")}
+def env(tmp_path: Path) -> Iterator[dict[str, str]]:
+    with tempfile.TemporaryDirectory(prefix="nd-", dir="/tmp") as short:  # a socket's path must fit
+        yield {"NODED_HOME": str(tmp_path / "home"), "NODED_RUN_DIR": f"{short}/run"}
 
 
 @pytest.fixture
@@ -109,8 +113,7 @@ def test_every_option_by_flag_variable_and_file(env: dict[str, str], toml: Path)
 
 def test_file_values_may_have_their_own_types(env: dict[str, str], toml: Path) -> None:
     toml.write_text(
-        'head = true\nnum_cpus = 3\nmemory = 1000\nallowed_host = ["a", "b"]\n'
-        "[resources]\ndisk = 2\nlicence = 0.5"
+        'head = true\nnum_cpus = 3\nmemory = 1000\nallowed_host = ["a", "b"]\n[resources]\ndisk = 2\nlicence = 0.5'
     )
     config = Config.load({}, env)
     assert (config.head, config.num_cpus, config.memory, config.allowed_host) == (True, 3.0, 1000, ("a", "b"))
@@ -254,10 +257,16 @@ def test_directories_follow_from_the_environment() -> None:
     assert settings.run_base({}) == short
     assert settings.run_base({"XDG_RUNTIME_DIR": "/run/user/7"}) == Path("/run/user/7/noded")
     assert settings.run_base({"XDG_RUNTIME_DIR": "/run/user/7", "NODED_RUN_DIR": "/r"}) == Path("/r")
-    assert settings.run_base({"NODED_RUN_DIR": "/" + "r" * 100}) == short
-    assert settings.run_base({"NODED_RUN_DIR": "/" + "r" * 50}, "c" * 40) == short
     flag = Config.load({"run_dir": "/x"}, {"NODED_RUN_DIR": "/r", "NODED_HOME": "/n"})
     assert flag.run_base == Path("/x")
+
+
+def test_long_run_directories_are_replaced_by_short_ones_of_their_own() -> None:
+    short = Path(f"/tmp/noded-{os.getuid()}")
+    long = [{"NODED_RUN_DIR": "/" + letter * 50} for letter in "rs"]
+    assert settings.run_base(long[0]) == Path("/" + "r" * 50)
+    replaced = [settings.run_base(env, "c" * 40) for env in long]
+    assert [base.parent for base in replaced] == [short, short] and replaced[0] != replaced[1]
 
 
 def test_names_too_long_for_a_socket() -> None:
@@ -271,9 +280,7 @@ def test_node_directory_is_made_private(env: dict[str, str], tmp_path: Path) -> 
         path = settings.make_node_dir(Config.load({}, env))
     finally:
         os.umask(before)
-    assert [stat.S_IMODE(each.stat().st_mode) for each in (path, path.parent, path.parent.parent)] == [
-        0o700
-    ] * 3
+    assert [stat.S_IMODE(each.stat().st_mode) for each in (path, path.parent, path.parent.parent)] == [0o700] * 3
     path.parent.chmod(0o777)
     with pytest.raises(ConfigError, match=rf"other users can write to {path.parent}: run `chmod go-w"):
         settings.make_node_dir(Config.load({}, env))
@@ -303,10 +310,7 @@ def test_token_from_the_environment_wins(tmp_path: Path) -> None:
     (tmp_path / "secret").chmod(0o600)
     named = {"NODED_TOKEN_FILE": str(tmp_path / "secret")}
     assert load_or_create_token(tmp_path / "home", named) == b"from-the-named-file"
-    assert (
-        load_or_create_token(tmp_path / "home", named | {"NODED_TOKEN": "from-environment"})
-        == b"from-environment"
-    )
+    assert load_or_create_token(tmp_path / "home", named | {"NODED_TOKEN": "from-environment"}) == b"from-environment"
     assert not (tmp_path / "home").exists()
 
 
@@ -326,24 +330,20 @@ def test_bad_tokens_are_refused_without_being_shown(tmp_path: Path) -> None:
 # --- nodes -----------------------------------------------------------------------------------------------
 
 
-def _node(
-    directory: Path, cluster: str = "default", node: str = "head", pid: int = 0, started: int = 0
-) -> NodeInfo:
+def _node(directory: Path, cluster: str = "default", node: str = "head", pid: int = 0, started: int = 0) -> NodeInfo:
     directory.mkdir(parents=True, exist_ok=True)
-    info = NodeInfo(
-        cluster, node, pid or os.getpid(), 8265, "127.0.0.1", "ab12", "1", False, started, directory
-    )
+    info = NodeInfo(cluster, node, pid or os.getpid(), 8265, "127.0.0.1", "ab12", "1", False, started, directory)
     info.write()
     return info
 
 
-def test_nodes_are_found_by_their_file(env: dict[str, str], tmp_path: Path) -> None:
+def test_nodes_are_found_by_their_file(env: dict[str, str]) -> None:
     assert find_nodes(env) == []
-    run = tmp_path / "run"
+    run = Path(env["NODED_RUN_DIR"])
     state = settings.process_state(os.getpid())
     assert state is not None
     one = _node(run / "default" / "head", started=state[1])
-    two = _node(run / "other" / "n1", "other", "n1")
+    two = _node(run / "other" / "n1", "other", "n1", started=state[1])
     _node(run / "other" / "reused", "other", "reused", started=state[1] - 1)
     for name, text in (("broken", "{"), ("partial", '{"pid": 1}'), ("strange", '{"pid": "1"}')):
         (run / "bad" / name).mkdir(parents=True)
@@ -353,11 +353,32 @@ def test_nodes_are_found_by_their_file(env: dict[str, str], tmp_path: Path) -> N
     assert [(node.node, node.alive) for node in found[2:]] == [("reused", False)]
 
 
-def test_a_node_whose_process_has_ended_is_not_alive(env: dict[str, str], tmp_path: Path) -> None:
+def test_nodes_with_long_names_are_found_too(tmp_path: Path) -> None:
+    env = {"NODED_RUN_DIR": str(tmp_path / ("r" * 60)), "NODED_HOME": str(tmp_path)}
+    config = Config.load({"cluster": "c" * 20}, env)
+    assert config.run_base.parent == Path(f"/tmp/noded-{os.getuid()}")
+    try:
+        _node(settings.make_node_dir(config), config.cluster)
+        assert [node.cluster for node in find_nodes(env)] == [config.cluster]
+        assert find_nodes({"NODED_RUN_DIR": str(tmp_path / ("s" * 60))}) == []
+    finally:
+        shutil.rmtree(config.run_base)
+
+
+def test_a_node_whose_process_has_ended_is_not_alive(env: dict[str, str]) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    _node(tmp_path / "run" / "default" / "head", pid=ended.pid)
+    _node(Path(env["NODED_RUN_DIR"], "default", "head"), pid=ended.pid)
     assert [node.alive for node in find_nodes(env)] == [False]
+
+
+def test_a_pid_taken_by_another_program_is_not_the_node(env: dict[str, str]) -> None:
+    for number, name in enumerate(("noded", "other")):
+        with subprocess.Popen([sys.executable, "-c", "input()", name], stdin=subprocess.PIPE) as child:
+            _node(Path(env["NODED_RUN_DIR"], "default", "head"), pid=child.pid)
+            (node,) = find_nodes(env)
+            assert node.alive is node.runs() is (number == 0)
+        assert not node.runs()
 
 
 def test_state_of_processes() -> None:
@@ -403,9 +424,7 @@ def _run(*arguments: str, env: dict[str, str]) -> tuple[int, str]:
         ([], "say which node this is"),
     ],
 )
-def test_wrong_flags_are_one_line_and_status_2(
-    env: dict[str, str], arguments: list[str], expected: str
-) -> None:
+def test_wrong_flags_are_one_line_and_status_2(env: dict[str, str], arguments: list[str], expected: str) -> None:
     status, text = _run(*arguments, env=env)
     assert status == 2 and expected in text and "Traceback" not in text
 

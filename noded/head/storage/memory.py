@@ -34,9 +34,7 @@ class MemoryStorage:
 
     async def open(self) -> int:
         if self._epoch:
-            raise StorageError(
-                f"the storage of namespace {self._namespace!r} was opened before; make a new one"
-            )
+            raise StorageError(f"the storage of namespace {self._namespace!r} was opened before; make a new one")
         self._epoch = self._data.epochs.get(self._namespace, 0) + 1
         self._data.epochs[self._namespace] = self._epoch
         self._open = True

@@ -63,9 +63,7 @@ class _Load:
 class SqliteStorage:
     """A `Storage` in a file, for one open(); several namespaces and processes may share the file."""
 
-    def __init__(
-        self, path: str | os.PathLike[str], namespace: str = "default", *, durable: bool = True
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], namespace: str = "default", *, durable: bool = True) -> None:
         if not namespace:
             raise ValueError("the storage namespace must not be empty")
         self._database = _Database(os.path.abspath(path), namespace, durable)
@@ -135,9 +133,7 @@ class SqliteStorage:
         try:
             answers = self._do(jobs)
         except Exception as failure:  # whatever it was, nobody may wait for ever; the next group may go well
-            answers = [
-                (job.done, self._database.failed("a group", failure)) for job in jobs if job is not None
-            ]
+            answers = [(job.done, self._database.failed("a group", failure)) for job in jobs if job is not None]
         _answer(loop, answers)
         return None not in jobs
 
