@@ -13,10 +13,17 @@ from noded.resources import ResourceSet
 _O = TypeVar("_O", bound="_Options")
 
 _LATER = {
-    "runtime_env", "retry_exceptions", "max_calls", "scheduling_strategy", "accelerator_type", "
-    ""concurrency_groups", "max_pending_calls",
-    "label_selector", "enable_task_events", "placement_group",
-}  # fmt: skip
+    "runtime_env",
+    "retry_exceptions",
+    "max_calls",
+    "scheduling_strategy",
+    "accelerator_type",
+    "concurrency_groups",
+    "max_pending_calls",
+    "label_selector",
+    "enable_task_events",
+    "placement_group",
+}
 
 
 def _number(name: str, value: Any, *, whole: bool = False, least: float = 0) -> Any:

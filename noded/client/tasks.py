@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from noded import exceptions as ex
-from noded.client import codec, refs
+from noded.client import codec
 from noded.client.control import Control
 from noded.client.objects import INLINE_LIMIT, Objects
 from noded.client.reader import Reader

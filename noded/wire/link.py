@@ -38,10 +38,22 @@ class Link:
     """Frames over one socket. ``decode`` turns header bytes into a message and raises for anything unknown."""
 
     __slots__ = (
-        "_big", "_big_at", "_buffer", "_fds_out", "_payload_limit", "_start", "_stop", "_view", "
-        ""closed", "decode", "fds", "out",
-        "sock", "unsent", "unsent_bytes",
-    )  # fmt: skip
+        "_big",
+        "_big_at",
+        "_buffer",
+        "_fds_out",
+        "_payload_limit",
+        "_start",
+        "_stop",
+        "_view",
+        "closed",
+        "decode",
+        "fds",
+        "out",
+        "sock",
+        "unsent",
+        "unsent_bytes",
+    )
 
     def __init__(self, sock: socket.socket, decode: Callable[[memoryview], Any], *, payload_limit: int = PAYLOAD_LIMIT):
         self.sock = sock
