@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from noded.config import Config, cluster_dir, load_or_create_token, log_dir, make_node_dir, node_dir
+from noded.config import Config, NodeInfo, cluster_dir, load_or_create_token, log_dir, make_node_dir, node_dir
 from noded.head.actors import ActorRecord, ActorTable
 from noded.head.storage import Put, Storage
 from noded.http.gateway import Gateway
@@ -36,7 +36,6 @@ from noded.node.output import OutputMonitor
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.workers import Worker, WorkerPool
-from noded.policy.fairness import never_fits as never_fits
 from noded.resources import UNIT, ResourceSet
 from noded.shm import arena as shm
 from noded.version import __version__
@@ -255,7 +254,7 @@ class Daemon:
                 "actor_info": self._ask_actor_info,
             },
         )
-        self.gateway = Gateway(self, self.token, self.config.allowed_host, __version__)
+        self.gateway = Gateway(self, self.token, (config.host, *config.allowed_host), __version__)
 
     def _restore(self, welcome: Any) -> None:
         """Take over from the daemon before us: see docs/architecture.md, section 7."""
@@ -310,20 +309,19 @@ class Daemon:
         self.loop.add_reader(self._owner_fd, self.request_stop)
 
     def report_ready(self) -> None:
-        info = {
-            "cluster": self.config.cluster,
-            "node": self.config.node_name,
-            "pid": os.getpid(),
-            "port": int(self.address.rpartition(":")[2]),
-            "host": self.address.rpartition(":")[0],
-            "node_id": self.node_id,
-            "version": __version__,
-            "private": self.config.private,
-        }
-        path = os.path.join(self.run_dir, "node.json")
-        with open(path + ".new", "w") as file:
-            json.dump(info, file)
-        os.rename(path + ".new", path)
+        host, _, port = self.address.rpartition(":")
+        NodeInfo(
+            cluster=self.config.cluster,
+            node=self.config.node_name,
+            pid=os.getpid(),
+            port=int(port),
+            host=host,
+            node_id=self.node_id,
+            version=__version__,
+            private=self.config.private,
+            started=start_time(os.getpid()),
+            dir=Path(self.run_dir),
+        ).write()
         if self.config.ready_fd is not None:
             try:
                 os.write(

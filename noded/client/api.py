@@ -9,18 +9,19 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noded import exceptions as ex
 from noded import ids
-from noded.client import discovery
 from noded.client.context import RuntimeContext
-from noded.client.local_cluster import LocalCluster
 from noded.client.output import print_lines
 from noded.client.refs import ObjectRef
 from noded.client.remote import ActorHandle, runtime, set_auto_init
 from noded.client.runtime import Runtime, current, set_current
 from noded.wire import messages as m
+
+if TYPE_CHECKING:
+    from noded.client.local_cluster import LocalCluster
 
 _lock = threading.RLock()
 _local: LocalCluster | None = None
@@ -91,6 +92,10 @@ def init(
     one. ``_memory`` (bytes) likewise. Raises ConnectionError when the asked-for cluster is not there,
     RuntimeError when called twice (see ``ignore_reinit_error``).
     """
+    # What only init needs is imported by it: workers and short scripts start without.
+    from noded.client import discovery
+    from noded.client.local_cluster import LocalCluster
+
     global _local
     with _lock:
         if current() is not None:
@@ -126,9 +131,9 @@ def init(
             if given:
                 raise ValueError(
                     f"{', '.join(given)} cannot be given when connecting to a running cluster "
-                    f"({node.address}); start it with `noded start` and these flags"
+                    f"({node.host}:{node.port}); start it with `noded start` and these flags"
                 )
-            run_dir = node.run_dir
+            run_dir = str(node.dir)
         config = m.JobConfig(
             sys_path=_driver_path(),
             cwd=os.getcwd(),

@@ -29,7 +29,7 @@ class LocalCluster:
         self._flags = flags
         self._name = f"private-{os.getpid()}-{secrets.token_hex(3)}"
         self._process: subprocess.Popen[bytes] | None = None
-        self._stopping = False
+        self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         self.run_dir = ""
         self.address = ""
@@ -103,18 +103,16 @@ class LocalCluster:
 
     def _watch(self) -> None:
         pause = 0.0
-        while not self._stopping:
+        while not self._stopping.is_set():
             assert self._process is not None
             started = time.monotonic()
             self._process.wait()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             pause = 0.0 if time.monotonic() - started > 10 else min(2.0, pause * 2 + 0.05)
             if not os.path.exists(os.path.join(self.run_dir, "spawner.sock")) and not os.path.isdir(self.run_dir):
                 return
-            if pause > 0.05:
-                time.sleep(pause)
-            if not self._stopping:
+            if not self._stopping.wait(pause if pause > 0.05 else 0):
                 self._process = self._spawn(None)
 
     @property
@@ -124,11 +122,11 @@ class LocalCluster:
 
     def expect_end(self) -> None:
         """From here on the daemon's end is not a fault."""
-        self._stopping = True
+        self._stopping.set()
 
     def stop(self, timeout: float = 10.0) -> None:
         """After the daemon was asked to stop: wait for its end, force it if need be."""
-        self._stopping = True
+        self._stopping.set()
         if self._process is None:
             return
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -294,6 +293,8 @@ class ActorClass:
                 except ValueError:
                     pass
         if rt is not self._runtime:
+            import hashlib
+
             packed = codec.pack(self._cls, f"the class {self._name}")
             data = packed.as_bytes()
             self._packed = data, hashlib.blake2b(data, digest_size=16).digest(), packed.refs

@@ -7,7 +7,6 @@ runtime's lock.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import signal
 import socket
@@ -174,6 +173,8 @@ class Tasks:
     # ------------------------------------------------------------ functions and classes
 
     def make_function(self, function: Any, name: str, num_cpus: int) -> Function:
+        import hashlib
+
         packed = codec.pack(function, f"the function {name}")
         data = packed.as_bytes()
         return Function(name, hashlib.blake2b(data, digest_size=16).digest(), data, packed.refs, num_cpus)
