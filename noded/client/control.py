@@ -39,7 +39,7 @@ class Control:
         on_welcome: Callable[[m.Welcome, int], None],
         retell: Callable[[], None],
         handle: Callable[[Any, Any], None],
-        tick: Callable[[], bool],
+        tick: Callable[[], float | None],
         holds_something: Callable[[], bool],
         on_lost: Callable[[str], None],
         grace: float,
@@ -142,12 +142,12 @@ class Control:
         while not self._stopping:
             if self.link is None and not self._reattach():
                 return
-            busy = self._tick()
-            if not busy:
+            pause = self._tick()
+            if pause is None:
                 self._sleeping = True
-                busy = self._tick()
+                pause = self._tick()
             try:
-                events = self._epoll.poll(TICK if busy else self._idle_seconds(), 8)
+                events = self._epoll.poll(self._idle_seconds() if pause is None else pause, 8)
             except InterruptedError:
                 continue
             self._sleeping = False

@@ -210,7 +210,7 @@ class Objects:
             offset, size = ref._value
             value, failed = self.load_place(ref._token.hold, offset, size)
         elif isinstance(ref._value, BaseException):
-            raise ref._value
+            raise ref._value.with_traceback(None)
         else:
             value, failed = codec.unpack(memoryview(ref._value), self.entries)
         if failed:

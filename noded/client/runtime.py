@@ -20,7 +20,7 @@ from noded import exceptions as ex
 from noded import ids
 from noded.client import refs
 from noded.client.actors import Actors
-from noded.client.control import Control
+from noded.client.control import TICK, Control
 from noded.client.interrupts import Interrupts
 from noded.client.objects import Objects
 from noded.client.reader import Reader
@@ -89,6 +89,8 @@ class Runtime:
         self._answers: dict[int, tuple[bool, Any]] = {}
         self._fork_pipes: dict[int, tuple[int, list[bytes]]] = {}
         self._fork_write_end = -1
+        self._away = False
+        """Nobody but the helper read at its last tick."""
         self.closed = False
         self._detached = False
         self.lost_reason = ""
@@ -250,29 +252,31 @@ class Runtime:
 
     # ------------------------------------------------------------ helper thread
 
-    def _tick(self) -> bool:
-        """Flush, read when nobody does; True while anything is outstanding."""
+    def _tick(self) -> float | None:
+        """Flush, read when nobody does. Says how long the helper may sleep: not at all while data keeps coming in that
+        nobody else reads, a tick while work is outstanding, else for good (None).
+        """
         reader = self.reader
         if not hasattr(self, "actors"):
-            return False
+            return None
         with self.lock:
             busy = self.tasks.tick_locked() or self.actors.busy()
             self.objects.flush_refs_locked()
             self.control.flush()
         if self._extra_tick():
             busy = True
-        if busy and not reader.wanted and reader.role.acquire(blocking=False):
-            try:
-                found = reader.poll(0)
-                # Nobody reads for a longer time: wait for the sockets instead of looking every few
-                # milliseconds.
-                while found and not reader.wanted and not self.closed:
-                    with self.lock:
-                        self.tasks.flush_dirty_locked()
-                    found = reader.poll(0.005)
-            finally:
-                reader.release()
-        return busy
+        if not busy:
+            self._away = False
+            return None
+        if reader.wanted or not reader.role.acquire(blocking=False):
+            self._away = False
+            return TICK
+        try:
+            # The others are away for longer: wait for the sockets instead of looking every few milliseconds.
+            self._away = reader.poll(TICK if self._away else 0) > 0
+        finally:
+            reader.release()
+        return 0.0 if self._away else TICK
 
     def flush_refs_numbered(self) -> int:
         """As ``Objects.flush_refs_locked``, written out."""
@@ -349,6 +353,8 @@ class Runtime:
         if self._fork_write_end >= 0:
             os.close(self._fork_write_end)
             self._fork_write_end = -1
+        self._away = False
+        """Nobody but the helper read at its last tick."""
 
     def after_fork_in_child(self) -> None:
         """This runtime belongs to the parent: drop our copies of its descriptors without a word. The pipe's

@@ -31,6 +31,8 @@ TEMPLATE = "default"
 _ACK_SECONDS = 5.0
 _TAIL_LINES = 20
 _EXIT_SECONDS = 5.0
+_STARTING = 32
+"""So many workers start at once, so that a thousand actors do not stand in each other's way."""
 
 
 class WorkerRecord(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -187,7 +189,7 @@ class WorkerPool:
             return
         generic = sum(1 for w in self._idle if not w.record.job)
         missing = len(self._waiting) + self._keep_warm - generic - self._starting
-        for _ in range(missing):
+        for _ in range(min(missing, _STARTING - self._starting)):
             self._fork()
 
     def _fork(self) -> None:
@@ -220,6 +222,7 @@ class WorkerPool:
                 worker.idle_since = time.monotonic()
                 self._idle.append(worker)
             self.save(worker)
+            self._fork_missing()
         elif worker.job_sent:
             client.send(m.SetJob(worker.job_sent, self._job_config(worker.job_sent) or m.JobConfig()))
 
