@@ -16,22 +16,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle"}
+LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "version"}
 CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "shm", "wire"}
 
 # unit (a package or a module directly in noded/) -> what of noded it may import, besides itself.
 # "spawner.protocol" means that module alone. "" is `noded` itself, the public API.
 ALLOWED: dict[str, set[str]] = {
-    "": {"client", "exceptions"},
+    "": {"client", "exceptions", "version"},
     "__main__": {"cli"},
-    "cli": {"config", "daemon", "exceptions", "wire", "spawner.protocol"},
-    "daemon": {"node", "head", "http"} | LEAVES,
+    "cli": {"config", "daemon", "exceptions", "wire", "spawner.protocol", "version"},
+    "daemon": {"node", "head", "http", "shm", "wire"} | LEAVES,
     # leaves
     "error_parts": set(),
     "exceptions": {"error_parts"},
     "ids": set(),
     "resources": set(),
     "lifecycle": set(),
+    "version": set(),
     "config": {"exceptions"},
     # below the processes
     "shm": {"exceptions", "ids"},
@@ -39,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "policy": {"exceptions", "ids", "resources"},
     # one per process role
     "spawner": set(),
-    "template": {"spawner.protocol"},
+    "template": {"spawner"},
     "node": {
         "exceptions",
         "ids",
@@ -53,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "head": {"exceptions", "ids", "resources", "config", "lifecycle", "wire", "policy"},
     "http": {"config", "lifecycle", "exceptions"},
-    "client": CLIENT_LEAVES,
+    "client": {"spawner.protocol"} | CLIENT_LEAVES,  # it ends the spawner of its private node
     "worker": {"client"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions"},

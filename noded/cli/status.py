@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from noded.cli.control import ControlError, request_status
-from noded.config import ConfigError, NodeInfo, find_nodes
+from noded.config import NodeInfo, find_nodes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,7 +26,7 @@ _COUNTS = ("nodes", "workers", "actors", "objects")
 def show_status(cluster: str | None, env: Mapping[str, str], as_json: bool) -> int:
     """The exit status: 0 when at least one node has answered."""
     nodes = [node for node in find_nodes(env) if cluster in (None, node.cluster)]
-    reports = [_report(node, env) for node in nodes]
+    reports = [_report(node) for node in nodes]
     if as_json:
         click.echo(json.dumps(reports, indent=2))
     elif not reports:
@@ -37,14 +37,14 @@ def show_status(cluster: str | None, env: Mapping[str, str], as_json: bool) -> i
     return 0 if any(report["status"] is not None for report in reports) else 1
 
 
-def _report(node: NodeInfo, env: Mapping[str, str]) -> dict[str, Any]:
+def _report(node: NodeInfo) -> dict[str, Any]:
     status, error = None, None
     try:
         if node.alive:
-            status = request_status(node, env)
+            status = request_status(node)
         else:
             error = "its daemon has ended; it may be started again, or be ended with noded stop"
-    except (ControlError, ConfigError) as failure:
+    except ControlError as failure:
         error = str(failure)
     return {
         "cluster": node.cluster,

@@ -64,7 +64,7 @@ def stop_cluster(cluster: str, env: Mapping[str, str], force: bool) -> None:
     places = {node.dir: Place(node.dir, node) for node in nodes if node.cluster == cluster}
     for path in run_base(env, cluster).glob(f"{cluster}/*/spawner.sock"):
         places.setdefault(path.parent, Place(path.parent, None))
-    stopped = [place for place in places.values() if _stop(place, env, force)]
+    stopped = [place for place in places.values() if _stop(place, force)]
     for place in stopped:
         click.echo(f"stopped {place}")
     if not stopped:
@@ -73,10 +73,10 @@ def stop_cluster(cluster: str, env: Mapping[str, str], force: bool) -> None:
         click.echo(f"nothing of cluster {cluster} runs here{hint}")
 
 
-def _stop(place: Place, env: Mapping[str, str], force: bool) -> bool:
+def _stop(place: Place, force: bool) -> bool:
     """False when nothing of it was running."""
     was_running = bool(place.processes())
-    _end_daemon(place, env, force)
+    _end_daemon(place, force)
     try:
         if _stop_spawner(place.dir):
             was_running = True
@@ -96,7 +96,7 @@ def _stop(place: Place, env: Mapping[str, str], force: bool) -> bool:
     return was_running
 
 
-def _end_daemon(place: Place, env: Mapping[str, str], force: bool) -> None:
+def _end_daemon(place: Place, force: bool) -> None:
     pid = place.daemon()
     if pid is None or place.node is None:
         return
@@ -109,7 +109,7 @@ def _end_daemon(place: Place, env: Mapping[str, str], force: bool) -> None:
             )
         return
     try:
-        request_stop(place.node, env)
+        request_stop(place.node)
     except ControlError as error:
         click.echo(f"{error}; sending it SIGTERM", err=True)
         with suppress(ProcessLookupError):
