@@ -26,9 +26,7 @@ SMALL = 80_000_000
 CLIENTS = 10
 PUTS = 10
 GIGA = 1e9
-WARMUP = (
-    4.0  # seconds, at least: a store's first pass over fresh pages is ten times slower, and not what is asked
-)
+WARMUP = 4.0  # seconds, at least: a store's first pass over fresh pages is ten times slower, and not what is asked
 
 
 def put_gigabytes(context: Context) -> Measurement:
@@ -58,9 +56,7 @@ def multi_client_put_gigabytes(context: Context) -> Measurement:
 def memcpy_gigabytes(context: Context) -> Measurement:
     array = np.zeros(BIG, dtype=np.uint8)
     with _shared_mapping(BIG) as target:
-        return rate(
-            lambda: ctypes.memmove(target, array.ctypes.data, BIG), BIG / GIGA, _warmer(context.timing)
-        )
+        return rate(lambda: ctypes.memmove(target, array.ctypes.data, BIG), BIG / GIGA, _warmer(context.timing))
 
 
 def multi_client_memcpy_gigabytes(context: Context) -> Measurement:

@@ -112,9 +112,7 @@ def _settle() -> None:
     known, since = proctree.descendants(), time.monotonic()
     while time.monotonic() - since < SETTLED_SECONDS:
         if time.monotonic() > deadline:
-            raise RuntimeError(
-                f"processes came and went for {SETTLE_DEADLINE:.0f} s after the first task: not idle"
-            )
+            raise RuntimeError(f"processes came and went for {SETTLE_DEADLINE:.0f} s after the first task: not idle")
         time.sleep(0.1)
         if (now := proctree.descendants()) != known:
             known, since = now, time.monotonic()

@@ -20,9 +20,7 @@ _ARENA_BYTES = 16 << 20  # a shared mapping at least this big holds objects, not
 
 def adopt_orphans() -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(
-            ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed: cannot find detached daemons"
-        )
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed: cannot find detached daemons")
 
 
 def descendants() -> set[int]:
@@ -147,9 +145,7 @@ def _arena_pss(pid: int) -> int:
     in_arena = False
     for line in Path(f"/proc/{pid}/smaps").read_text(errors="replace").splitlines():
         key, _, rest = line.partition(":")
-        if (
-            "-" in key and " " in key
-        ):  # the first line of a mapping: range, permissions, offset, device, inode, path
+        if "-" in key and " " in key:  # the first line of a mapping: range, permissions, offset, device, inode, path
             start, _, end = line.partition(" ")[0].partition("-")
             shared = "/memfd:" in line or "/dev/shm/" in line
             in_arena = shared and int(end, 16) - int(start, 16) >= _ARENA_BYTES

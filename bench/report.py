@@ -51,9 +51,7 @@ def lines(records: list[Record]) -> list[Line]:
 def markdown(records: list[Record], machine: Record) -> str:
     table = lines(records)
     parts = [_heading(machine), _table(table)]
-    parts += [
-        part for part in (_summary(table), _memcpy_notes(table), _details(table), _problems(records)) if part
-    ]
+    parts += [part for part in (_summary(table), _memcpy_notes(table), _details(table), _problems(records)) if part]
     return "\n\n".join(parts) + "\n"
 
 
@@ -108,9 +106,7 @@ def _memcpy_notes(table: list[Line]) -> str:
             if (share := line.times_better(system, "memcpy")) is not None
         ]
         if line.medians.get("memcpy"):
-            copied = (
-                f"- {line.row.name}: memcpy in that shape {_number(line.medians['memcpy'])} {line.row.unit}"
-            )
+            copied = f"- {line.row.name}: memcpy in that shape {_number(line.medians['memcpy'])} {line.row.unit}"
             notes.append("; ".join([copied, *(f"{share} of it" for share in shares)]))
     return "\n".join(notes)
 
@@ -130,9 +126,7 @@ def _problems(records: list[Record]) -> str:
     for record in records:
         for kind in ("error", "left_behind"):
             if record.get(kind):
-                notes.append(
-                    f"- {record['row']}, {record['system']}, round {record['round']}: {kind}: {record[kind]}"
-                )
+                notes.append(f"- {record['row']}, {record['system']}, round {record['round']}: {kind}: {record[kind]}")
     return "\n".join(["Problems:", "", *notes]) if notes else ""
 
 

@@ -31,9 +31,7 @@ class Row:
     cluster: bool = True
 
 
-def _row(
-    name: str, group: str, unit: str, run: Run, lower: bool = False, cluster: bool = True, **others: Run
-) -> Row:
+def _row(name: str, group: str, unit: str, run: Run, lower: bool = False, cluster: bool = True, **others: Run) -> Row:
     runs = dict.fromkeys(CLUSTERS, run) | others
     return Row(name, group, unit, runs, not lower, cluster)
 

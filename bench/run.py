@@ -90,9 +90,7 @@ def _measure(row: Row, system: str, number: int, args: argparse.Namespace) -> re
 
 
 def _run_child(command: list[str], errors: int, timeout: float) -> report.Record:
-    child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT
-    )
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT)
     ended = ""
     try:
         output, _ = child.communicate(timeout=timeout)
@@ -116,9 +114,7 @@ def _write(records: list[report.Record], machine: report.Record) -> str:
     text = report.markdown(records, machine)
     RESULTS.mkdir(parents=True, exist_ok=True)
     stem = RESULTS / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    stem.with_suffix(".json").write_text(
-        json.dumps({"machine": machine, "records": records}, indent=1) + "\n"
-    )
+    stem.with_suffix(".json").write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
     stem.with_suffix(".md").write_text(text)
     print(f"wrote {stem.relative_to(ROOT)}.json and .md", file=sys.stderr)
     return text
@@ -155,20 +151,12 @@ def _selected_rows(patterns: list[str], groups: list[str]) -> list[Row]:
 def _arguments() -> argparse.Namespace:
     defaults = Timing()
     parser = argparse.ArgumentParser(description="Benchmark noded beside Ray, concurrent.futures and memcpy.")
-    parser.add_argument(
-        "--only", type=_list, default=[], help="row names or patterns, by comma; of any group"
-    )
-    parser.add_argument(
-        "--groups", type=_groups, default=list(DEFAULT_GROUPS), help=f"of {', '.join(GROUPS)}, or all"
-    )
+    parser.add_argument("--only", type=_list, default=[], help="row names or patterns, by comma; of any group")
+    parser.add_argument("--groups", type=_groups, default=list(DEFAULT_GROUPS), help=f"of {', '.join(GROUPS)}, or all")
     parser.add_argument("--systems", type=_systems, default=list(SYSTEMS), help=f"of {', '.join(SYSTEMS)}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--python", type=Path, default=Path(sys.executable), help="the Python that has noded and numpy"
-    )
-    parser.add_argument(
-        "--ray-python", type=Path, default=RAY_PYTHON, help="the Python that has ray and numpy"
-    )
+    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="the Python that has noded and numpy")
+    parser.add_argument("--ray-python", type=Path, default=RAY_PYTHON, help="the Python that has ray and numpy")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one measurement")
     parser.add_argument("--warmup", type=float, default=defaults.warmup, help="seconds")
     parser.add_argument("--window", type=float, default=defaults.window, help="seconds")

@@ -151,9 +151,7 @@ def _hold_every_cpu(context: Context) -> None:
     deadline = time.monotonic() + 60
     while not all(marker.exists() for marker in markers):
         if time.monotonic() > deadline:
-            raise RuntimeError(
-                "the tasks that should hold every CPU did not start in 60 s: is another cluster in use?"
-            )
+            raise RuntimeError("the tasks that should hold every CPU did not start in 60 s: is another cluster in use?")
         time.sleep(0.02)
 
 

@@ -333,9 +333,7 @@ def test_ways_to_end(node: Node) -> None:
 
     daemon.send(t="fork", key="default", wid=unborn, args=node.args(unborn, "exit"))
     assert "in use" in daemon.expect("fork_failed", wid=unborn)["error"]
-    assert (
-        "no template 'other'" in daemon.expect("fork_failed", wid=daemon.fork("exit", key="other"))["error"]
-    )
+    assert "no template 'other'" in daemon.expect("fork_failed", wid=daemon.fork("exit", key="other"))["error"]
 
 
 def test_attaching_again(node: Node) -> None:
@@ -496,9 +494,7 @@ def test_spawner_killed_takes_its_workers(node: Node) -> None:
 
 
 def template_pid(node: Node) -> int:
-    return next(
-        pid for pid in marked(node.tag) if b"noded.template" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
+    return next(pid for pid in marked(node.tag) if b"noded.template" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def test_template_killed(node: Node) -> None:

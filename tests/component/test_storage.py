@@ -236,9 +236,7 @@ async def test_a_newer_schema_is_refused_with_what_to_do(tmp_path: Path) -> None
     await storage.open()
     await storage.close()
     with sqlite3.connect(path) as connection:
-        connection.execute(
-            "UPDATE meta SET value = ? WHERE namespace = '' AND key = 'schema'", (SCHEMA_VERSION + 1,)
-        )
+        connection.execute("UPDATE meta SET value = ? WHERE namespace = '' AND key = 'schema'", (SCHEMA_VERSION + 1,))
     connection.close()
     late = SqliteStorage(path)
     with pytest.raises(StorageError, match=r"has schema 2, this noded reads schema 1.*move the file aside"):

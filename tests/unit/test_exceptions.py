@@ -115,9 +115,7 @@ def test_text_has_the_task_and_the_users_frames_only() -> None:
 
     with pytest.raises(KeyError) as caught:
         namespace["run"](sell)
-    lines = str(TaskError.from_exception(caught.value, "shop.sell", pid=17, node="head").as_dual()).split(
-        "\n"
-    )
+    lines = str(TaskError.from_exception(caught.value, "shop.sell", pid=17, node="head").as_dual()).split("\n")
     assert lines[0] == "task shop.sell (pid 17, node head) raised:"
     assert lines[1] == "Traceback (most recent call last):"
     assert __file__ in lines[2]

@@ -30,9 +30,7 @@ def feed_all(side: ClientHandshake | ServerHandshake, data: bytes, cuts: list[in
     after_client=st.binary(max_size=9000),
     after_server=st.binary(max_size=9000),
 )
-def test_any_chunking_completes(
-    target: str, cuts: list[int], after_client: bytes, after_server: bytes
-) -> None:
+def test_any_chunking_completes(target: str, cuts: list[int], after_client: bytes, after_server: bytes) -> None:
     client, server = ClientHandshake(TOKEN, target), ServerHandshake(TOKEN)
     assert server.start() == b""
     hello = feed_all(server, client.start(), cuts)

@@ -80,9 +80,7 @@ def test_big_whole_numbers_are_exact() -> None:
     assert ResourceSet.from_floats({"memory": float(memory)})["memory"] == memory * UNIT
 
 
-@pytest.mark.parametrize(
-    "amount", [-1, -0.0001, float("nan"), float("inf"), True, "1", None, MAX_UNITS, 1e300]
-)
+@pytest.mark.parametrize("amount", [-1, -0.0001, float("nan"), float("inf"), True, "1", None, MAX_UNITS, 1e300])
 def test_bad_amounts_are_refused_by_name(amount: object) -> None:
     with pytest.raises(ValueError, match="resource CPU"):
         ResourceSet.from_floats({"CPU": amount})  # type: ignore[dict-item]
