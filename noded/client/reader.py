@@ -105,15 +105,17 @@ class Reader:
                 return bool(done())
             if role.acquire(blocking=False):
                 try:
-                    while True:
+                    # Whoever had the role until now may have read what we wait for: look before the first poll.
+                    while not done():
                         self.poll(timeout)
                         if done():
-                            return True
+                            break
                         pause()
                         if deadline is not None:
                             timeout = deadline - time.monotonic()
                             if timeout <= 0:
-                                return False
+                                return bool(done())
+                    return True
                 finally:
                     self.release()
             else:
