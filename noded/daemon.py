@@ -21,15 +21,24 @@ from typing import Any
 
 import msgspec
 
-from noded.config import Config, NodeInfo, cluster_dir, load_or_create_token, log_dir, make_node_dir, node_dir
+from noded.config import (
+    Config,
+    ConfigError,
+    NodeInfo,
+    cluster_dir,
+    load_or_create_token,
+    log_dir,
+    make_node_dir,
+    node_dir,
+)
 from noded.head.actors import ActorRecord, ActorTable
-from noded.head.storage import Put, Storage
+from noded.head.storage import Put, Storage, StorageError
 from noded.http.gateway import Gateway
 from noded.lifecycle import LoopProbe, setup_logging
 from noded.node.actor_host import NodeActorHost
 from noded.node.control import ClientRecord, ControlServer, Refusal, start_time
 from noded.node.leases import Leases
-from noded.node.ledger import Ledger
+from noded.node.ledger import Ledger, LedgerError
 from noded.node.listener import Listener, ListenError, bind
 from noded.node.object_store import ObjectStore
 from noded.node.output import OutputMonitor
@@ -46,6 +55,10 @@ log = logging.getLogger("noded.daemon")
 _HOUSEKEEPING = 1.0
 _IDLE_WORKER_SECONDS = 2.0
 _SLAB = 4 << 20
+
+
+_CANNOT_START = (ConfigError, StorageError, LedgerError, ListenError, OSError, RuntimeError)
+"""What the user or the machine is at fault for: one line without a traceback."""
 
 
 class StartError(Exception):
@@ -83,6 +96,7 @@ class Daemon:
         self.probe = LoopProbe()
         self._stop = asyncio.Event()
         self._exit_code = 0
+        self._recovered = False
         self._next_job = 0
         self._jobs: dict[str, m.JobConfig] = {}
         self._housekeeper: asyncio.Task[None] | None = None
@@ -97,7 +111,13 @@ class Daemon:
         self.loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self.request_stop)
-        await self.start()
+        try:
+            await self.start()
+        except BaseException as error:
+            await self._undo_start()
+            if isinstance(error, _CANNOT_START):
+                raise StartError(str(error)) from error
+            raise
         self.report_ready()
         await self._stop.wait()
         await self.stop()
@@ -120,10 +140,11 @@ class Daemon:
         self.epoch = welcome.epoch
         self._kept = welcome.fds
         self.spawner.attach(self.loop)
-        recovered = self._open_memory()
+        self._recovered = "ledger" in self._kept and "arena" in self._kept
+        self._open_memory()
         self._open_sockets()
         self._build()
-        if recovered:
+        if self._recovered:
             self._restore(welcome)
         else:
             await self.actors.restore()
@@ -135,6 +156,16 @@ class Daemon:
         self.probe.start(self.loop, self.listener.beat)
         self._watch_owner()
         self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
+
+    async def _undo_start(self) -> None:
+        """A start that failed leaves nothing; workers of the daemon before us are left to their grace."""
+        if not hasattr(self, "spawner"):
+            return
+        if self._recovered:
+            self.spawner.close()
+            return
+        await self.spawner.stop()
+        self._clean_run_dir()
 
     def _make_directories(self) -> None:
         make_node_dir(self.config)
@@ -154,16 +185,16 @@ class Daemon:
             self.storage = SqliteStorage(path, self.config.cluster, durable=not self.config.private)
         await self.storage.open()
 
-    def _open_memory(self) -> bool:
-        """Arena and ledger: those of the daemon before us, else new ones. True when they were there."""
-        if "ledger" in self._kept and "arena" in self._kept:
+    def _open_memory(self) -> None:
+        """Arena and ledger: those of the daemon before us, else new ones."""
+        if self._recovered:
             self.ledger = Ledger.open(self._kept.pop("ledger"))
             fd = self._kept.pop("arena")
             self.arena = shm.Arena(fd, os.fstat(fd).st_size)
             self.ledger.epoch = max(self.ledger.epoch + 1, self.epoch)
             self.epoch = self.ledger.epoch
             self.node_id = self.ledger.incarnation.hex()
-            return True
+            return
         self.ledger = Ledger.create(incarnation=os.urandom(16))
         self.epoch = max(self.epoch, int(time.time()))  # above every lease of an earlier incarnation
         self.ledger.epoch = self.epoch
@@ -173,7 +204,6 @@ class Daemon:
         self.node_id = self.ledger.incarnation.hex()
         self.spawner.keep("ledger", self.ledger.fd)
         self.spawner.keep("arena", fd)
-        return False
 
     def _open_sockets(self) -> None:
         if "tcp" in self._kept and "control" in self._kept:
@@ -649,8 +679,8 @@ def main(config: Config) -> int:
         import uvloop
 
         return uvloop.run(daemon.run())
-    except (StartError, ListenError, RuntimeError) as error:
-        log.error("%s", error)
+    except StartError as error:
+        log.debug("cannot start", exc_info=True)
         return _fail_start(config, str(error))
 
 
@@ -660,5 +690,6 @@ def _fail_start(config: Config, text: str) -> int:
             os.write(config.ready_fd, json.dumps({"error": text}).encode() + b"\n")
         except OSError:
             pass
-    print(f"noded: {text}", file=sys.stderr)
+    if not config.private:  # the program that starts a private one raises it
+        print(f"noded: {text}", file=sys.stderr)
     return 1

@@ -97,12 +97,16 @@ class WorkerLink:
         self.prefix = bytes.fromhex(worker)[:7]
         self.link = link
         self.inflight: dict[int, Task] = {}
-        self.functions: dict[bytes, int] = {}
+        self.functions: dict[tuple[bytes, int], int] = {}
+        """By hash and CPUs: the number that stands for the function on this connection."""
         self.lease = 0
         self.queue: TaskQueue | None = None
         self.running = 0
         """A task that runs long or blocks: nothing is pushed behind it."""
         self.recalled = False
+        """The lease ends as soon as nothing is in flight."""
+        self.wanted = False
+        """The lease ends as soon as there is nothing to push."""
         self.idle_since = 0.0
         self.actor: Any = None
         self.writing = False
@@ -304,9 +308,10 @@ class Tasks:
 
     def _push_task(self, worker: WorkerLink, task: Task) -> None:
         fn: Function = task.fn
-        number = worker.functions.get(fn.hash)
+        key = fn.hash, fn.num_cpus
+        number = worker.functions.get(key)
         if number is None:
-            number = worker.functions[fn.hash] = len(worker.functions) + 1
+            number = worker.functions[key] = len(worker.functions) + 1
             worker.link.send(m.Func(number, fn.hash, fn.name, fn.num_cpus), fn.data)
         if task.deps is None and task.place is None:
             worker.link.send(m.Push(task.seq, worker.lease, number, task.returns, len(task.payload)), task.payload)
@@ -481,7 +486,7 @@ class Tasks:
             queue = worker.queue
             self.pump_locked(queue)
             if not worker.inflight:
-                if worker.recalled:
+                if worker.recalled or (worker.wanted and not queue.ready):
                     self._end_lease(worker)
                 else:
                     worker.idle_since = time.monotonic()
@@ -540,7 +545,8 @@ class Tasks:
             self.control.send(m.LeaseDone(message.lease))
             self.pump_locked(queue)
             return
-        worker.lease, worker.queue, worker.recalled, worker.running = message.lease, queue, False, 0
+        worker.lease, worker.queue, worker.running = message.lease, queue, 0
+        worker.recalled = worker.wanted = False
         worker.idle_since = time.monotonic()
         queue.leases.append(worker)
         self.pump_locked(queue)
@@ -550,10 +556,11 @@ class Tasks:
         for queue in self.queues.values():
             for worker in queue.leases:
                 if worker.lease == message.lease:
-                    worker.recalled = True
-                    if not worker.inflight:
+                    worker.wanted = True
+                    worker.recalled = message.now
+                    if not worker.inflight and (message.now or not queue.ready):
                         self._end_lease(worker)
-                    else:
+                    elif message.now:
                         worker.link.send(m.GiveBack())
                         self.flush_locked(worker)
                     return
@@ -564,7 +571,6 @@ class Tasks:
         queue.leases.remove(worker)
         self.control.send(m.LeaseDone(worker.lease))
         worker.lease = 0
-        worker.recalled = False
         if queue.ready and not queue.leases:
             queue.declared = 0
             self.pump_locked(queue)

@@ -45,6 +45,7 @@ class Lease:
     resources: dict[str, int]
     worker: Worker | None = None
     granted: float = 0.0
+    wanted: bool = False
     recalled: bool = False
     blocked: bool = False
     over: bool = False
@@ -197,20 +198,28 @@ class Leases:
             never = fairness.never_fits(one.placement if isinstance(one, ActorLease) else one.resources, self.total)
             if never and now - one.since > _GIVE_UP:
                 self._refuse(one, never)
-        oldest = min(
-            (lease for lease in self.leases.values() if lease.granted and not lease.recalled),
-            key=lambda x: x.granted,
-            default=None,
-        )
-        if oldest is not None and now - oldest.granted >= _SLICE:
-            others = any(
-                isinstance(w, ActorLease) or w.client is not oldest.client or w.cls != oldest.cls for w in waiting
-            )
-            if others:
-                oldest.recalled = True
-                oldest.client.send(m.Recall(oldest.id))
+        self._recall(waiting, now)
         if self._timer is None or self._timer.cancelled() or self._timer.when() < asyncio.get_running_loop().time():
             self._timer = asyncio.get_running_loop().call_later(_SLICE, self.kick)
+
+    def _recall(self, waiting: list[Demand | ActorLease], now: float) -> None:
+        """Idle leases are asked for at once; busy ones, the oldest first, when they have had their time."""
+        oldest: Lease | None = None
+        for lease in self.leases.values():
+            if not lease.granted or lease.recalled or not self._others_wait(waiting, lease):
+                continue
+            if not lease.wanted:
+                lease.wanted = True
+                lease.client.send(m.Recall(lease.id, False))
+            if oldest is None or lease.granted < oldest.granted:
+                oldest = lease
+        if oldest is not None and now - oldest.granted >= _SLICE:
+            oldest.recalled = True
+            oldest.client.send(m.Recall(oldest.id, True))
+
+    @staticmethod
+    def _others_wait(waiting: list[Demand | ActorLease], lease: Lease) -> bool:
+        return any(isinstance(w, ActorLease) or w.client is not lease.client or w.cls != lease.cls for w in waiting)
 
     def _refuse(self, waiting: Demand | ActorLease, never: dict[str, tuple[int, int]]) -> None:
         parts = ", ".join(

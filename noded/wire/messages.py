@@ -270,7 +270,10 @@ class Grant(_Message, tag=42):
 
 
 class Recall(_Message, tag=43):
+    """Others wait: return the lease when it has nothing to do, or, with ``now``, at the next task boundary."""
+
     lease: int
+    now: bool
 
 
 class Unschedulable(_Message, tag=44):

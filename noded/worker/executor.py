@@ -58,7 +58,8 @@ class Executor:
         self._cancel: Any = None
         self._main = threading.get_ident()
         self._code: dict[bytes, Callable[..., Any]] = {}
-        self._omp_set = "OMP_NUM_THREADS" in os.environ
+        self._omp_now = -1 if "OMP_NUM_THREADS" in os.environ else 0
+        """What we have set OMP_NUM_THREADS to; -1: the user has set it."""
         self.instance: Any = None
         self.actor: m.ActorSpec | None = None
         self.actor_alive = False
@@ -187,6 +188,8 @@ class Executor:
             if type(message) is m.Push:
                 code = inbound.functions[message.fn]
                 name = code.name
+                if code.num_cpus != self._omp_now >= 0:
+                    self._set_omp(code.num_cpus)
                 call = code.call or self._load(code)
                 running.task_name = NamedStream.name_now = name
             else:
@@ -218,13 +221,15 @@ class Executor:
     def _load(self, code: RemoteCode) -> Callable[..., Any]:
         call = self._code.get(code.hash)
         if call is None:
-            if not self._omp_set:
-                os.environ["OMP_NUM_THREADS"] = str(code.num_cpus)
             call, _ = codec.unpack(memoryview(code.data), self.runtime.objects.entries)
             self._code[code.hash] = call
         code.call = call
         code.data = b""
         return call
+
+    def _set_omp(self, threads: int) -> None:
+        self._omp_now = threads
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
     def _method(self, name: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(self.instance, name)
@@ -372,8 +377,8 @@ class Executor:
         running.task_name = f"{spec.class_name}.__init__"
         view = memoryview(payload)
         try:
-            if not self._omp_set:
-                os.environ["OMP_NUM_THREADS"] = str(max(1, spec.resources.get("CPU", 0) // 10_000))
+            if self._omp_now >= 0:
+                self._set_omp(max(1, spec.resources.get("CPU", 0) // 10_000))
             cls, _ = codec.unpack(view[: spec.class_size], runtime.objects.entries)
             args, kwargs = self._constructor_arguments(spec, view[spec.class_size :])
             self.instance = cls(*args, **kwargs)
