@@ -197,7 +197,10 @@ class Actors:
         if payload:
             return creation_failed(text, actor.id.hex(), bytes(payload))
         if message.death is not None:
-            return ex.ActorDiedError(text, actor_id=actor.id.hex(), **death_fields(message.death))
+            died = ex.ActorDiedError(text, actor_id=actor.id.hex(), **death_fields(message.death))
+            if message.state == "restarting":
+                return ex.ActorUnavailableError(str(died), actor_id=actor.id.hex())
+            return died
         if message.reason.startswith("cannot be scheduled"):
             return ex.ActorUnschedulableError(f"the actor {actor.class_name} {message.reason}")
         return ex.ActorDiedError(text, actor_id=actor.id.hex())

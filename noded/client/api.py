@@ -248,7 +248,7 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
             return rt.objects.load(object_refs)
         return rt.get([object_refs], _check_timeout(timeout))[0]
     if not isinstance(object_refs, (list, tuple)):
-        raise TypeError(
+        raise ValueError(
             f"noded.get() takes an ObjectRef or a list of them, not {type(object_refs).__name__}: {object_refs!r:.200}"
         )
     for ref in object_refs:
@@ -278,7 +278,7 @@ def wait(
         raise TypeError(f"noded.wait() takes ObjectRefs, but the list holds a {(kinds - {ObjectRef}).pop().__name__}")
     if not object_refs:
         return [], []
-    if len(set(map(id, object_refs))) != len(object_refs):
+    if len(set(object_refs)) != len(object_refs):
         raise ValueError("noded.wait() takes each ObjectRef once, but the list holds one twice")
     if isinstance(num_returns, bool) or not isinstance(num_returns, int) or not 0 < num_returns <= len(object_refs):
         raise ValueError(f"num_returns must be from 1 to {len(object_refs)}, the number of refs, not {num_returns!r}")

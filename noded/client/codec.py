@@ -140,10 +140,10 @@ def _explain(value: Any, what: str, problem: Exception) -> SerializationError:
 
 def unpack(
     view: memoryview,
-    entry_of: Callable[[list[bytes]], list[Any]],
+    entry_of: Callable[[memoryview], list[Any]],
     buffer_of: Callable[[int, int], memoryview] | None = None,
 ) -> tuple[Any, bool]:
-    """Load a value: (value, is it an error value). ``entry_of`` turns ids into refs; ``buffer_of(offset,
+    """Load a value: (value, is it an error value). ``entry_of`` makes the refs for the ids in the view; ``buffer_of(offset,
     size)`` gives pinned buffers, else slices of view.
     """
     if not len(view):
@@ -157,7 +157,7 @@ def unpack(
     else:
         buffers = [buffer_of(at, n) for at, n in parts.buffers]
     outer = _state.entries, _state.index
-    _state.entries, _state.index = (entry_of(parts.ids) if parts.ids else []), None
+    _state.entries, _state.index = (entry_of(view) if parts.n_ids else []), None
     try:
         return pickle.loads(parts.pickle, buffers=buffers), bool(flags & layout.ERROR)
     finally:

@@ -22,6 +22,7 @@ from noded.client.refs import FAILED, INLINE, LOCAL, PENDING, REMOTE, STORED, Ho
 from noded.client.space import Space
 from noded.shm.arena import HEADER_SIZE, Arena
 from noded.wire import messages as m
+from noded.wire import value as layout
 
 INLINE_LIMIT = 100 << 10
 """Values up to this many bytes travel inside messages."""
@@ -180,8 +181,11 @@ class Objects:
 
     # ------------------------------------------------------------ values
 
-    def entries(self, found: list[bytes]) -> list[Any]:
+    def entries(self, view: memoryview) -> list[Any]:
         """For the ids inside a value: refs, and for actors the tokens that their handles are built on."""
+        return self.borrow(layout.ids_in(view))
+
+    def borrow(self, found: list[bytes]) -> list[Any]:
         with self.lock:
             return [self._entry(id_) for id_ in found]
 
@@ -221,10 +225,10 @@ class Objects:
         """Load from the arena; every buffer of the value pins the hold."""
         view = self.arena.view(offset, size)
 
-        def entries(found: list[bytes]) -> list[Any]:
+        def entries(view: memoryview) -> list[Any]:
             # Made once per held object: refs have no state of their own that a user could change.
             if hold.nested is None:
-                hold.nested = self.entries(found)
+                hold.nested = self.entries(view)
             return hold.nested
 
         def buffer(at: int, n: int) -> memoryview:

@@ -54,6 +54,8 @@ class _Options:
             elif key == "name":
                 if value is not None and not isinstance(value, str):
                     raise TypeError(f"the option name must be a string, not {value!r}")
+                if value == "":
+                    raise ValueError("the option name must not be empty")
                 clean[key] = value
             elif key in self._own():
                 clean[key] = self._check(key, value)

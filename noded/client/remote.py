@@ -138,25 +138,27 @@ class RemoteFunction:
 class ActorMethod:
     """``handle.method``: call it with ``.remote(...)``."""
 
-    __slots__ = ("_actor", "_arity", "_class_name", "_name", "_returns", "_token", "_what")
+    __slots__ = ("_actor", "_arity", "_class_name", "_name", "_retries", "_returns", "_token", "_what")
 
-    def __init__(self, token: Token, class_name: str, name: str, meta: tuple[int, int, int]):
+    def __init__(self, token: Token, class_name: str, name: str, meta: tuple[int, int, int, int]):
         self._token = token
         self._actor = token.hold.id
         self._class_name = class_name
         self._name = name
         self._returns = meta[0]
         self._arity = meta[1], meta[2]
+        self._retries = meta[3]
         self._what = f"{class_name}.{name}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"the actor method {self._what} cannot be called directly: use .{self._name}.remote()")
 
-    def options(self, *, num_returns: int | None = None, name: str | None = None) -> ActorMethod:
-        meta = (self._returns if num_returns is None else num_returns, *self._arity)
-        if not isinstance(meta[0], int) or meta[0] < 0:
-            raise ValueError(f"num_returns of {self._what} must be a whole number of at least 0, not {num_returns!r}")
-        other = ActorMethod(self._token, self._class_name, self._name, meta)
+    def options(
+        self, *, num_returns: int | None = None, max_task_retries: int | None = None, name: str | None = None
+    ) -> ActorMethod:
+        returns = self._returns if num_returns is None else _whole("num_returns", num_returns, 0)
+        retries = self._retries if max_task_retries is None else _whole("max_task_retries", max_task_retries, -1)
+        other = ActorMethod(self._token, self._class_name, self._name, (returns, *self._arity, retries))
         if name:
             other._what = name
         return other
@@ -176,6 +178,7 @@ class ActorMethod:
         returns = self._returns
         task = rt.tasks.prepare(self._what, args, kwargs, returns)
         task.method = self._name
+        task.retries = self._retries
         rt.actors.call(self._actor, self._class_name, task, self._token)
         if rt.interrupts.pending:
             rt.interrupts.check()
@@ -193,7 +196,7 @@ def _range(fewest: int, most: int) -> str:
 class ActorHandle:
     """A handle to an actor. As long as one is around anywhere the actor lives (unless it is killed)."""
 
-    def __init__(self, token: Token, class_name: str, methods: Mapping[str, tuple[int, int, int]]):
+    def __init__(self, token: Token, class_name: str, methods: Mapping[str, tuple[int, int, int, int]]):
         self._token = token
         self._class_name = class_name
         self._methods = methods
@@ -246,7 +249,7 @@ class _Entry:
         return self._reduced
 
 
-def _rebuild_handle(token: Token, class_name: str, methods: dict[str, tuple[int, int, int]]) -> ActorHandle:
+def _rebuild_handle(token: Token, class_name: str, methods: dict[str, tuple[int, int, int, int]]) -> ActorHandle:
     return ActorHandle(token, class_name, methods)
 
 
@@ -260,13 +263,18 @@ class ActorClass:
         self._runtime: Runtime | None = None
         self._packed: tuple[bytes, bytes, list[Any]]
         self._arity = Arity(cls)
-        self._methods = _methods_of(cls)
+        self._methods = _methods_of(cls, options.max_task_retries)
         self.__doc__ = cls.__doc__
         self.__name__ = cls.__name__
         self.__module__ = cls.__module__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"the actor class {self._name} cannot be instantiated directly: use {self._name}.remote()")
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        raise TypeError(
+            f"the actor class {self._name} cannot be a base class: derive from the plain class, and decorate the result"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"cls": self._cls, "options": self._options}
@@ -286,12 +294,13 @@ class ActorClass:
         self._arity.check(args, kwargs)
         options = self._options
         namespace = options.namespace or rt.namespace
-        if options.name:
-            if options.get_if_exists:
-                try:
-                    return get_actor(options.name, namespace)
-                except ValueError:
-                    pass
+        if options.get_if_exists:
+            if not options.name:
+                raise ValueError("the option get_if_exists needs the option name")
+            try:
+                return get_actor(options.name, namespace)
+            except ValueError:
+                pass
         if rt is not self._runtime:
             import hashlib
 
@@ -338,38 +347,46 @@ class ActorClass:
                 request = m.CreateActor(spec, rt.next_seq())
                 token = rt.actors.create_locked(request, data + payload, keep)
             if options.name:
-                self._await_name(rt, id_)
+                # A taken name is an error here and now, as in Ray.
+                taken = rt.ask("await_actor", id=id_.hex())
+                if taken:
+                    with rt.lock:
+                        rt.actors.actors.pop(id_, None)
+                    if not options.get_if_exists:
+                        raise ValueError(taken)
+                    return get_actor(options.name, namespace)  # somebody else was a moment faster
         return ActorHandle(token, self._name, self._methods)
 
-    def _await_name(self, rt: Runtime, id_: bytes) -> None:
-        """A taken name is an error here and now, as in Ray."""
-        taken = rt.ask("await_actor", id=id_.hex())
-        if taken:
-            with rt.lock:
-                rt.actors.actors.pop(id_, None)
-            raise ValueError(taken)
 
-
-def _methods_of(cls: type) -> dict[str, tuple[int, int, int]]:
-    found: dict[str, tuple[int, int, int]] = {}
+def _methods_of(cls: type, retries: int) -> dict[str, tuple[int, int, int, int]]:
+    found: dict[str, tuple[int, int, int, int]] = {}
     for name, member in inspect.getmembers(cls, callable):
         if name.startswith("__") and name != "__call__":
             continue
         static = inspect.getattr_static(cls, name)
         bound = not isinstance(static, (staticmethod, classmethod))
         arity = Arity(member, bound=bound)
-        returns = getattr(member, "__noded_num_returns__", 1)
-        found[name] = returns, arity.fewest, arity.most
+        marked = getattr(member, "__noded_method__", {})
+        returns, own = marked.get("num_returns"), marked.get("max_task_retries")
+        found[name] = 1 if returns is None else returns, arity.fewest, arity.most, retries if own is None else own
     return found
 
 
-def method(*, num_returns: int = 1) -> Callable[[Any], Any]:
+def _whole(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return value
+
+
+def method(*, num_returns: int | None = None, max_task_retries: int | None = None) -> Callable[[Any], Any]:
     """Options of an actor's method: ``@noded.method(num_returns=2)``."""
-    if not isinstance(num_returns, int) or isinstance(num_returns, bool) or num_returns < 0:
-        raise ValueError(f"num_returns must be a whole number of at least 0, not {num_returns!r}")
+    marked = {
+        "num_returns": None if num_returns is None else _whole("num_returns", num_returns, 0),
+        "max_task_retries": None if max_task_retries is None else _whole("max_task_retries", max_task_retries, -1),
+    }
 
     def mark(function: Any) -> Any:
-        function.__noded_num_returns__ = num_returns
+        function.__noded_method__ = marked
         return function
 
     return mark
@@ -380,6 +397,8 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     rt = runtime()
     if not isinstance(name, str) or not name:
         raise ValueError(f"an actor's name is a non-empty string, not {name!r}")
+    if namespace == "":
+        raise ValueError("namespace must not be empty; None means the namespace of this program")
     answer = rt.ask("get_actor", name=name, namespace=rt.namespace if namespace is None else namespace)
     with rt.lock:
         token = rt.holds.take(bytes.fromhex(answer["id"]))
@@ -409,7 +428,7 @@ def _make(target: Any, options: dict[str, Any]) -> RemoteFunction | ActorClass:
     if not callable(target):
         raise TypeError(f"@noded.remote needs a function or a class, not {target!r}")
     if inspect.iscoroutinefunction(target):
-        raise TypeError(
+        raise ValueError(
             f"{target!r} is a coroutine function: only methods of actors may be async; run it with "
             "asyncio.run inside a task"
         )

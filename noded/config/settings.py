@@ -69,8 +69,8 @@ class Config:
         values.size, _A_SIZE, "Memory that tasks may ask for.", Found("90 % of what the object store leaves")
     )
     object_store_memory: int = _option(
-        values.size,
-        _A_SIZE,
+        values.store_size,
+        f"{_A_SIZE}, and 1MiB at least",
         "Size of the shared-memory object store.",
         Found("30 % of the memory, 80 MB to 64 GB"),
     )

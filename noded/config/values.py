@@ -64,6 +64,13 @@ def size(value: Any) -> int:
     return result
 
 
+def store_size(value: Any) -> int:
+    """An object store below this has no room for the regions that processes write into."""
+    if (result := size(value)) < 1 << 20:
+        raise ValueError
+    return result
+
+
 def matching(pattern: str) -> Parser:
     def parse(value: Any) -> str:
         if re.fullmatch(pattern, value) is None:

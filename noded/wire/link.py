@@ -15,12 +15,18 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from noded.wire.messages import encode
 
 HEADER_LIMIT = 64 << 20
 PAYLOAD_LIMIT = (1 << 32) - 1
 _BUFFER = 256 << 10
+_BIG_STEP = 16 << 20
+"""A message over the buffer's size gets room as it arrives, at most this much ahead: its header may lie."""
 _IOV = 512
+FDS_LIMIT = 64
+"""Descriptors that may wait on one link, in either direction."""
 _LENGTHS = struct.Struct("<II")
 _pack = _LENGTHS.pack
 _unpack_from = _LENGTHS.unpack_from
@@ -40,6 +46,7 @@ class Link:
     __slots__ = (
         "_big",
         "_big_at",
+        "_big_size",
         "_buffer",
         "_fds_out",
         "_payload_limit",
@@ -71,6 +78,7 @@ class Link:
         self._stop = 0
         self._big: bytearray | None = None
         self._big_at = 0
+        self._big_size = 0
         sock.setblocking(False)
 
     def fileno(self) -> int:
@@ -180,49 +188,48 @@ class Link:
             if not got:
                 raise LinkClosed("end of stream")
             if self._big is not None:
-                self._big_at += got
-                if self._big_at == len(self._big):
-                    self._deliver_big(handle)
-                continue
-            self._stop += got
-            self._deliver(handle)
-            if got < room:
+                self._grow_big(got, handle)
+            else:
+                self._stop += got
+                self._deliver(handle)
+                if got < room and self._big is None:
+                    return
+            if self.closed:
                 return
 
-    def receive_with_fds(self, handle: Callable[[Any, bytes | memoryview], None]) -> None:
-        """As ``receive``, one read, keeping descriptors that come along in ``fds``."""
+    def receive_with_fds(self, handle: Callable[[Any, bytes | memoryview], None], *, rounds: int = 8) -> None:
+        """As ``receive``, keeping descriptors that come along in ``fds``; one read, but for a big message."""
         if not self._buffer:
             self._buffer = bytearray(_BUFFER)
             self._view = memoryview(self._buffer)
-        try:
-            got, ancillary, _flags, _peer = self.sock.recvmsg_into(
-                [self._view[self._stop :]], socket.CMSG_SPACE(4 * 64), socket.MSG_CMSG_CLOEXEC
-            )
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            raise LinkClosed(str(error)) from None
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds = array.array("i")
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-                self.fds.extend(fds)
-        if not got:
-            raise LinkClosed("end of stream")
-        self._stop += got
-        self._deliver(handle)
-        while self._big is not None:
+        for _ in range(rounds):
+            big = self._big
             try:
-                got = self.sock.recv_into(memoryview(self._big)[self._big_at :])
+                got, ancillary, _flags, _peer = self.sock.recvmsg_into(
+                    [self._view[self._stop :] if big is None else memoryview(big)[self._big_at :]],
+                    socket.CMSG_SPACE(4 * FDS_LIMIT),
+                    socket.MSG_CMSG_CLOEXEC,
+                )
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 raise LinkClosed(str(error)) from None
+            for level, kind, data in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    fds = array.array("i")
+                    fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+                    self.fds.extend(fds)
             if not got:
                 raise LinkClosed("end of stream")
-            self._big_at += got
-            if self._big_at == len(self._big):
-                self._deliver_big(handle)
+            if len(self.fds) > FDS_LIMIT:
+                raise FrameError(f"over {FDS_LIMIT} descriptors came that no message has asked for")
+            if big is not None:
+                self._grow_big(got, handle)
+            else:
+                self._stop += got
+                self._deliver(handle)
+            if self._big is None or self.closed:
+                return
 
     def _check(self, header: int, payload: int) -> None:
         if not header or header > HEADER_LIMIT or payload > self._payload_limit:
@@ -242,17 +249,23 @@ class Link:
             end = body + payload
             if end > stop:
                 if end - at > _BUFFER:
-                    self._big = bytearray(end - at)
+                    self._big = bytearray(min(end - at, 2 * _BUFFER))
                     self._big[: stop - at] = view[at:stop]
                     self._big_at = stop - at
+                    self._big_size = end - at
                     at = stop
                 break
-            message = decode(view[at + 8 : body])
+            try:
+                message = decode(view[at + 8 : body])
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise FrameError(f"a message that is none: {error}") from None
             at = end
-            # The buffer is reused, so a payload is copied out; handlers may run long and re-enter, so state
-            # is kept first.
+            # The buffer is reused, so a payload is copied out; a handler may raise or close the link, so
+            # state is kept first.
             self._start = at
             handle(message, bytes(view[body:end]) if payload else b"")
+            if self.closed:
+                return
         if at == stop:
             self._start = self._stop = 0
         elif at:
@@ -260,12 +273,24 @@ class Link:
             view[:rest] = bytes(view[at:stop])
             self._start, self._stop = 0, rest
 
-    def _deliver_big(self, handle: Callable[[Any, bytes | memoryview], None]) -> None:
-        whole, self._big, self._big_at = self._big, None, 0
-        assert whole is not None
-        header, _payload = _unpack_from(whole, 0)
-        view = memoryview(whole).toreadonly()
-        handle(self.decode(view[8 : 8 + header]), view[8 + header :])
+    def _grow_big(self, got: int, handle: Callable[[Any, bytes | memoryview], None]) -> None:
+        """More of a big message is there: make room for what comes, or deliver it."""
+        big = self._big
+        assert big is not None
+        self._big_at += got
+        if self._big_at < len(big):
+            return
+        if self._big_at < self._big_size:
+            big.extend(bytes(min(len(big), _BIG_STEP, self._big_size - len(big))))
+            return
+        self._big, self._big_at = None, 0
+        header, _payload = _unpack_from(big, 0)
+        view = memoryview(big).toreadonly()
+        try:
+            message = self.decode(view[8 : 8 + header])
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise FrameError(f"a message that is none: {error}") from None
+        handle(message, view[8 + header :])
 
     def close(self) -> None:
         if not self.closed:

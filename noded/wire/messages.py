@@ -54,8 +54,8 @@ class ActorSpec(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     class_name: str
     class_hash: bytes
     class_size: int
-    methods: dict[str, tuple[int, int, int]]
-    """Method name -> (default number of returns, fewest and most positional arguments; -1: no limit)."""
+    methods: dict[str, tuple[int, int, int, int]]
+    """Method name -> (default number of returns, fewest and most positional arguments (-1: no limit), retries)."""
     resources: dict[str, int]
     placement: dict[str, int]
     """What must be free to place it; equals ``resources`` unless only the defaults apply (one CPU to place,

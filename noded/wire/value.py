@@ -33,7 +33,8 @@ class Plan(NamedTuple):
 
 class Parts(NamedTuple):
     flags: int
-    ids: list[bytes]
+    n_ids: int
+    """How many ids ``ids_in`` would give; not read here, because a value may hold thousands that are known already."""
     pickle: memoryview
     buffers: list[tuple[int, int]]
     """(offset from the value's start, size)."""
@@ -73,11 +74,9 @@ def parse(view: memoryview) -> Parts:
     """Take a value apart; ``view`` must be of bytes and not empty."""
     flags = view[0]
     if not flags & EXTENDED:
-        return Parts(flags, [], view[1:], [])
+        return Parts(flags, 0, view[1:], [])
     _, n_ids, n_buffers, size = _HEAD.unpack_from(view)
-    at = HEAD_SIZE
-    ids = [bytes(view[i : i + ID_SIZE]) for i in range(at, at + n_ids * ID_SIZE, ID_SIZE)]
-    at += n_ids * ID_SIZE
+    at = HEAD_SIZE + n_ids * ID_SIZE
     sizes = struct.unpack_from(f"<{n_buffers}Q", view, at)
     at += 8 * n_buffers
     pickle = view[at : at + size]
@@ -87,7 +86,7 @@ def parse(view: memoryview) -> Parts:
         at = align(at)
         buffers.append((at, n))
         at += n
-    return Parts(flags, ids, pickle, buffers)
+    return Parts(flags, n_ids, pickle, buffers)
 
 
 def ids_in(view: memoryview) -> list[bytes]:

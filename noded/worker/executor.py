@@ -236,9 +236,9 @@ class Executor:
         self._methods[name] = found
         return found
 
-    def _entries(self, found: list[bytes]) -> list[Any]:
+    def _entries(self, view: memoryview) -> list[Any]:
         self._borrowed = True
-        return self.runtime.objects.entries(found)
+        return self.runtime.objects.entries(view)
 
     def _place(self, id_: bytes, offset: int, size: int) -> Any:
         self._borrowed = True
@@ -409,7 +409,7 @@ class Executor:
         else:
             args, kwargs = (), {}
         if spec.deps:
-            refs = runtime.objects.entries([id_ for _, _, _, id_ in spec.deps])
+            refs = runtime.objects.borrow([id_ for _, _, _, id_ in spec.deps])
             values = runtime.get(refs, None)
             args, names = list(args), list(kwargs)
             for (slot, _, _, _), value in zip(spec.deps, values, strict=True):
