@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -28,8 +27,10 @@ from noded.config import (
     cluster_dir,
     load_or_create_token,
     log_dir,
+    make_dir,
     make_node_dir,
     node_dir,
+    remove_node_dir,
 )
 from noded.head.actors import ActorRecord, ActorTable
 from noded.head.storage import Put, Storage, StorageError
@@ -165,13 +166,13 @@ class Daemon:
             self.spawner.close()
             return
         await self.spawner.stop()
-        self._clean_run_dir()
+        remove_node_dir(Path(self.run_dir))
 
     def _make_directories(self) -> None:
         make_node_dir(self.config)
         os.makedirs(os.path.join(self.run_dir, "w"), mode=0o700, exist_ok=True)
         self.log_dir = os.path.join(self.run_dir, "logs") if self.config.private else str(log_dir(self.config))
-        os.makedirs(self.log_dir, mode=0o700, exist_ok=True)
+        make_dir(Path(self.log_dir))  # before the token and the storage: nobody else reads what is above it
 
     async def _open_storage(self) -> None:
         if self.config.storage == "memory":
@@ -396,6 +397,8 @@ class Daemon:
         self.control.stop()
         await self.output.stop()
         await self.spawner.stop()
+        for worker in list(self.pool.workers):
+            self.output.ended(worker)
         await self.storage.close()
         for sock in self._sockets:
             sock.close()
@@ -404,17 +407,7 @@ class Daemon:
             os.close(self._owner_fd)
         self.arena.close(unmap=True)
         self.ledger.close()
-        if self.config.private:
-            shutil.rmtree(os.path.dirname(self.run_dir), ignore_errors=True)
-        else:
-            self._clean_run_dir()
-
-    def _clean_run_dir(self) -> None:
-        shutil.rmtree(self.run_dir, ignore_errors=True)
-        try:
-            os.rmdir(os.path.dirname(self.run_dir))
-        except OSError:  # other nodes of the cluster
-            pass
+        remove_node_dir(Path(self.run_dir))
 
     # ------------------------------------------------------------ connections
 

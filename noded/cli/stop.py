@@ -20,14 +20,13 @@ from pathlib import Path
 import click
 
 from noded.cli.control import ControlError, request_stop
-from noded.config import NodeInfo, find_nodes, process_state, run_base
+from noded.config import NodeInfo, find_nodes, process_state, remove_node_dir, run_base
 from noded.spawner import protocol
 
 # What a daemon gets for a stop in good order, and the spawner for ending what is left.
 DAEMON_SECONDS = 20.0
 SPAWNER_SECONDS = 10.0
 KILL_SECONDS = 5.0
-_FILES = ("spawner.sock", "control.sock", "node.json")
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -90,9 +89,8 @@ def _stop(place: Place, force: bool) -> bool:
         for pid in place.processes():
             _kill(pid)
         _wait(lambda: not place.processes(), KILL_SECONDS)
-    if not place.processes():  # usually gone already; a spawner that was killed has left them
-        for name in _FILES:
-            (place.dir / name).unlink(missing_ok=True)
+    if not place.processes():  # usually gone already; without a daemon nobody else does it
+        remove_node_dir(place.dir)
     return was_running
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from noded.config.errors import ConfigError
 from noded.config.nodes import NodeInfo, find_nodes, process_state
-from noded.config.places import home, load_or_create_token, make_dir, read_token, run_base
+from noded.config.places import home, load_or_create_token, make_dir, read_token, remove_node_dir, run_base
 from noded.config.settings import (
     DEFAULT_PORT,
     OPTIONS,
@@ -36,6 +36,7 @@ __all__ = [
     "log_dir",
     "make_dir",
     "make_node_dir",
+    "remove_node_dir",
     "read_token",
     "load_or_create_token",
     "NodeInfo",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -51,9 +52,15 @@ def has_room(directory: Path) -> bool:
 def make_dir(path: Path) -> Path:
     """Make a directory that is ours, with those above it; refuse one that others own or can write to."""
     try:
-        for missing in [each for each in (*reversed(path.parents), path) if not each.exists()]:
-            missing.mkdir(mode=0o700, exist_ok=True)
-        found = path.stat()
+        for attempt in range(10):
+            try:
+                for missing in [each for each in (*reversed(path.parents), path) if not each.exists()]:
+                    missing.mkdir(mode=0o700, exist_ok=True)
+                found = path.stat()
+                break
+            except FileNotFoundError:  # a node that ends removes the empty directories above its own
+                if attempt == 9:
+                    raise
     except OSError as error:
         raise ConfigError(
             f"cannot make the directory {path}: {error.strerror}; set NODED_HOME and NODED_RUN_DIR to writable places"
@@ -66,6 +73,14 @@ def make_dir(path: Path) -> Path:
     if found.st_mode & 0o022:
         raise ConfigError(f"other users can write to {path}: run `chmod go-w {path}`")
     return path
+
+
+def remove_node_dir(path: Path) -> None:
+    """Remove the directory of a node that has ended, with those above it that were made for it and are empty."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.parent.rmdir()
+        path.parent.parent.rmdir()
 
 
 def read_token(home: Path, env: Mapping[str, str]) -> bytes | None:

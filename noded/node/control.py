@@ -406,4 +406,6 @@ class ControlServer:
 def _readable(sock: socket.socket) -> bool:
     import select
 
-    return bool(select.select([sock], [], [], 0)[0])
+    poller = select.poll()  # select() takes no descriptor over 1023
+    poller.register(sock, select.POLLIN)
+    return bool(poller.poll(0))

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from noded.wire import messages as m
 from noded.wire.link import FrameError, Link, LinkClosed
 
@@ -18,6 +16,8 @@ log = logging.getLogger("noded.session")
 
 _PAYLOAD_LIMIT = 256 << 20
 _UNSENT_LIMIT = 256 << 20
+_UNSENT_PAUSE = 8 << 20
+"""Who leaves this much unread is not listened to before it reads: its requests are what makes the answers."""
 
 
 @dataclass(eq=False)
@@ -68,6 +68,7 @@ class Session:
         self._on_message = on_message
         self._on_closed = on_closed
         self._writing = False
+        self._deaf = False
         self._flush_soon = False
         self.pid, self.uid = self._peer(sock) if local else (0, -1)
         loop.add_reader(sock.fileno(), self._on_readable)
@@ -87,8 +88,12 @@ class Session:
             self.link.receive_with_fds(self._handle)
         except LinkClosed:
             self.close()
-        except (FrameError, msgspec.ValidationError, msgspec.DecodeError) as error:
+        except FrameError as error:
             log.warning("closing the control connection of pid %s: %s", self.pid, error)
+            self.close()
+        except Exception:
+            # What follows that message may depend on it. Who attaches again tells its whole state anew.
+            log.exception("closing the control connection of pid %s: one of its messages cannot be handled", self.pid)
             self.close()
 
     def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
@@ -96,7 +101,9 @@ class Session:
         if self.link.closed:
             return
         self.link.send(message, payload)
-        if not self._flush_soon and not self._writing:
+        if self._writing:
+            self._mind_unread()
+        elif not self._flush_soon:
             self._flush_soon = True
             self._loop.call_soon(self.flush)
 
@@ -113,15 +120,25 @@ class Session:
         except LinkClosed:
             self.close()
             return
-        if not done and self.link.unsent_bytes > _UNSENT_LIMIT:
-            # It has not read for a long time (stopped?); it re-attaches and re-asks when it goes on.
-            self.close()
-        elif done == self._writing:
+        if done == self._writing:
             self._writing = not done
             if done:
                 self._loop.remove_writer(self.link.fileno())
             else:
                 self._loop.add_writer(self.link.fileno(), self.flush)
+        self._mind_unread()
+
+    def _mind_unread(self) -> None:
+        unread = self.link.unsent_bytes
+        if unread > _UNSENT_LIMIT:
+            # It has not read for a long time (stopped?); it re-attaches and re-asks when it goes on.
+            self._loop.call_soon(self.close)
+        elif self._deaf != (unread > _UNSENT_PAUSE):
+            self._deaf = not self._deaf
+            if self._deaf:
+                self._loop.remove_reader(self.link.fileno())
+            else:
+                self._loop.add_reader(self.link.fileno(), self._on_readable)
 
     def close(self) -> None:
         if not self.link.closed:

@@ -27,6 +27,7 @@ _BIG_STEP = 16 << 20
 _IOV = 512
 FDS_LIMIT = 64
 """Descriptors that may wait on one link, in either direction."""
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _LENGTHS = struct.Struct("<II")
 _pack = _LENGTHS.pack
 _unpack_from = _LENGTHS.unpack_from
@@ -257,7 +258,7 @@ class Link:
                 break
             try:
                 message = decode(view[at + 8 : body])
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except _UNREADABLE as error:
                 raise FrameError(f"a message that is none: {error}") from None
             at = end
             # The buffer is reused, so a payload is copied out; a handler may raise or close the link, so
@@ -288,7 +289,7 @@ class Link:
         view = memoryview(big).toreadonly()
         try:
             message = self.decode(view[8 : 8 + header])
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             raise FrameError(f"a message that is none: {error}") from None
         handle(message, view[8 + header :])
 

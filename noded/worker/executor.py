@@ -427,8 +427,17 @@ class Executor:
         with self.runtime.lock:
             self._blocked_since = time.monotonic()
             self._return_unstarted_locked()
+            if any(queue.ready for queue in self.runtime.tasks.queues.values()):
+                # What it waits for may need the very CPU it has: do not wait for the tick.
+                self._say_blocked_locked()
         self._flush()
         return self._after_block
+
+    def _say_blocked_locked(self) -> None:
+        if not self.runtime.blocked:
+            self.runtime.blocked = True
+            self.runtime.control.send(m.Blocked())
+            self.runtime.control.flush()
 
     def _after_block(self) -> None:
         with self.runtime.lock:
@@ -472,9 +481,8 @@ class Executor:
             if started and now - started > LONG:
                 if self.queue:
                     self._return_unstarted_locked()
-                if blocked and now - blocked > LONG and not runtime.blocked:
-                    runtime.blocked = True
-                    runtime.control.send(m.Blocked())
+                if blocked and now - blocked > LONG:
+                    self._say_blocked_locked()
             for inbound in list(self.inbound):
                 if inbound.link.out:
                     inbound.flush_locked()
