@@ -146,7 +146,7 @@ class Daemon:
         self._open_sockets()
         self._build()
         if self._recovered:
-            self._restore(welcome)
+            await self._restore(welcome)
         else:
             await self.actors.restore()
             self.actors.place_unhosted(set())
@@ -260,7 +260,7 @@ class Daemon:
         self.host = NodeActorHost(
             self.leases, self.pool, self._worker_path, self._actor_started, self._actor_never, self._actor_exited
         )
-        self.actors.host = self.host
+        self.actors.host = ClaimingHost(self)
         self.control = ControlServer(
             self.loop,
             self.ledger,
@@ -275,6 +275,7 @@ class Daemon:
             on_driver_gone=self._on_job_over,
             on_detach=self._on_detach,
             adopt_actor=self._adopt_actor,
+            actor_attached=lambda worker, has_actor: self.host.attached(worker, has_actor=has_actor),
             questions={
                 "nodes": self._ask_nodes,
                 "resources": self._ask_resources,
@@ -287,14 +288,14 @@ class Daemon:
         )
         self.gateway = Gateway(self, self.token, (config.host, *config.allowed_host), __version__)
 
-    def _restore(self, welcome: Any) -> None:
+    async def _restore(self, welcome: Any) -> None:
         """Take over from the daemon before us: see docs/architecture.md, section 7."""
         alive = {w["wid"]: w["pid"] for w in welcome.workers}
         for key, payload in list(self.ledger.clients.items()):
-            record = msgspec.msgpack.decode(payload, type=ClientRecord)
+            known = msgspec.msgpack.decode(payload, type=ClientRecord)
             assert isinstance(key, bytes)
-            if start_time(record.pid) == record.start_time:
-                self.clients[key] = Client(key, record.kind, record.pid, record.start_time, record.job, told=False)
+            if start_time(known.pid) == known.start_time:
+                self.clients[key] = Client(key, known.kind, known.pid, known.start_time, known.job, told=False)
             else:
                 self.ledger.clients.delete(key)
         workers = self.pool.restore(alive, welcome.templates)
@@ -310,15 +311,12 @@ class Daemon:
                 self.host.reserve(worker)
             else:
                 self.leases.restore(worker, self.clients.get(worker.record.client))
-        self._restore_task = self.loop.create_task(self._restore_head(welcome, alive), name="restore")
-
-    async def _restore_head(self, welcome: Any, alive: dict[str, int]) -> None:
         for job, value in (await self.storage.load("jobs")).items():
             self._jobs.setdefault(job, msgspec.msgpack.decode(value, type=m.JobConfig))
         await self.actors.restore()
         for worker in list(self.pool.workers.values()):
             record = self.actors.records.get(worker.record.actor)
-            if record is not None and record.state == "restoring":
+            if record is not None and worker.id in alive:
                 self._adopt_actor(worker, record.spec, False)
         self.actors.place_unhosted(set(self.host.hosted))
         for packet in welcome.exits:
@@ -540,6 +538,8 @@ class Daemon:
         while True:
             await asyncio.sleep(_HOUSEKEEPING)
             self.pool.trim(max(1, self.leases.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
+            if not self.store.recovering:
+                self.host.end_unclaimed()
             await self.store.trim()
             notify_systemd("WATCHDOG=1")
 
@@ -621,6 +621,27 @@ class Daemon:
         if record is None:
             raise Refusal(f"the actor {args['id']} is not known")
         return {"id": args["id"], "class_name": record.spec.class_name, "methods": record.spec.methods}
+
+
+class ClaimingHost:
+    """The node as the actor table sees it."""
+
+    def __init__(self, daemon: Daemon):
+        self._daemon = daemon
+
+    def place(self, record: ActorRecord) -> None:
+        self._daemon.host.place(record)
+
+    def stop(self, record: ActorRecord, reason: str, *, graceful: bool) -> None:
+        self._daemon.host.stop(record, reason, graceful=graceful)
+
+    def claim(self, spec: m.ActorSpec) -> bool:
+        worker = self._daemon.host.reserved(spec.id)
+        if worker is None:
+            return False
+        self._daemon._adopt_actor(worker, spec, False)
+        self._daemon.host.attached(worker, has_actor=False)
+        return True
 
 
 def notify_systemd(state: str) -> None:

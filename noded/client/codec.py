@@ -143,8 +143,10 @@ def unpack(
     entry_of: Callable[[memoryview], list[Any]],
     buffer_of: Callable[[int, int], memoryview] | None = None,
 ) -> tuple[Any, bool]:
-    """Load a value: (value, is it an error value). ``entry_of`` makes the refs for the ids in the view; ``buffer_of(offset,
-    size)`` gives pinned buffers, else slices of view.
+    """Load a value: (value, is it an error value).
+
+    ``entry_of`` makes the refs for the ids in the view; ``buffer_of(offset, size)`` gives pinned buffers, else slices of
+    the view are used.
     """
     if not len(view):
         return None, False

@@ -71,6 +71,9 @@ class ActorHost(Protocol):
     def stop(self, record: ActorRecord, reason: str, *, graceful: bool) -> None:
         """End its worker, or stop looking for one; answers with ``exited``."""
 
+    def claim(self, spec: m.ActorSpec) -> bool:
+        """After a restart: True when a worker was given this actor before; answers with ``adopt``."""
+
 
 class ActorTable:
     """``notify(prefix, message, payload)`` sends to a client if it is connected."""
@@ -111,6 +114,8 @@ class ActorTable:
         record = ActorRecord(spec, payload)
         record.watchers = self._watchers.pop(spec.id, set()) | {prefix}
         self.records[spec.id] = record
+        if self.host.claim(spec):
+            return
         if record.durable:
             record.written = self._spawn(self._write_then_place(record))
         else:

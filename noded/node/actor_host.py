@@ -39,6 +39,7 @@ class NodeActorHost:
         self._on_never = on_never
         self._on_exited = on_exited
         self.hosted: dict[bytes, tuple[Record, ActorLease]] = {}
+        self._reserved: dict[bytes, Worker] = {}
 
     def place(self, record: Record) -> None:
         spec = record.spec
@@ -82,6 +83,10 @@ class NodeActorHost:
         lease = worker.assigned
         if not isinstance(lease, ActorLease):
             return
+        if self._reserved.get(lease.id) is worker:
+            del self._reserved[lease.id]
+            self._leases.actor_over(lease)
+            return
         found = self.hosted.get(lease.id)
         if found is None or found[1] is not lease:
             return
@@ -93,39 +98,43 @@ class NodeActorHost:
         self._leases.actor_over(lease)
         self._on_exited(found[0], death)
 
-    def adopt(self, record: Record, worker: Worker) -> None:
-        """After a daemon restart: the ledger says that this worker hosts this actor."""
-        spec = record.spec
-        if spec.id in self.hosted:
-            return
-        lease = ActorLease(
-            spec.id,
-            spec.job,
-            worker.record.resources,
-            spec.placement,
-            spec.class_name,
-            lambda _: None,
-            lambda _: None,
-            worker,
-        )
-        self.hosted[spec.id] = record, lease
-        old, worker.assigned = worker.assigned, lease
-        if not isinstance(old, ActorLease):
-            self._leases._take(lease.resources)
-        else:
-            lease.blocked = old.blocked
+    # ------------------------------------------------------------ daemon restart
 
     def reserve(self, worker: Worker) -> None:
-        """Its resources are taken from the first moment on, before the worker has told what it hosts."""
-        lease = ActorLease(
-            worker.record.actor,
-            worker.record.job,
-            worker.record.resources,
-            {},
-            "",
-            lambda _: None,
-            lambda _: None,
-            worker,
-        )
-        worker.assigned = lease
-        self._leases._take(lease.resources)
+        """The ledger says that this worker was given this actor: its resources are taken from now on, and nobody else
+        gets the actor, whether or not it has begun to build it.
+        """
+        record = worker.record
+        worker.assigned = ActorLease(record.actor, record.job, record.resources, {}, "", _nothing, _nothing, worker)
+        self._leases.take(record.resources)
+        self._reserved[record.actor] = worker
+
+    def reserved(self, id_: bytes) -> Worker | None:
+        """The worker that was given this actor before the restart, until somebody tells of the actor."""
+        return self._reserved.get(id_)
+
+    def adopt(self, record: Record, worker: Worker) -> None:
+        """Somebody told of the actor of a reserved worker (or the worker itself of one that nobody knew)."""
+        id_ = record.spec.id
+        if id_ in self.hosted:
+            return
+        if self._reserved.pop(id_, None) is None:
+            self.reserve(worker)
+            del self._reserved[id_]
+        self.hosted[id_] = record, worker.assigned
+
+    def attached(self, worker: Worker, *, has_actor: bool) -> None:
+        """The daemon before us may have died between choosing the worker and telling it."""
+        found = self.hosted.get(worker.record.actor)
+        if found is not None and found[1].worker is worker and not has_actor and found[0].payload:
+            assert worker.client is not None
+            worker.client.send(m.Instantiate(found[0].spec), found[0].payload)
+
+    def end_unclaimed(self) -> None:
+        """Everybody has told, and nobody of these actors: they were never built and never will be."""
+        for worker in self._reserved.values():
+            self._pool.kill(worker, "the actor it was chosen for is not wanted any more")
+
+
+def _nothing(_: object) -> None:
+    return None

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -54,28 +54,20 @@ def start_time(pid: int) -> int:
         return 0
 
 
-class ActorRequests:
-    """What the control server passes on to the head about actors (narrow, so that a node without head can
-    send it on).
-    """
+class ActorRequests(Protocol):
+    """What clients ask of the head's actor table."""
 
-    def create(self, prefix: bytes, spec: m.ActorSpec, payload: bytes) -> None:
-        raise NotImplementedError
+    def create(self, prefix: bytes, spec: m.ActorSpec, payload: bytes) -> None: ...
 
-    def watch(self, prefix: bytes, id_: bytes, *, may_come: bool) -> None:
-        raise NotImplementedError
+    def watch(self, prefix: bytes, id_: bytes, *, may_come: bool) -> None: ...
 
-    def kill(self, id_: bytes, no_restart: bool, reason: str, *, graceful: bool = False) -> None:
-        raise NotImplementedError
+    def kill(self, id_: bytes, no_restart: bool, reason: str) -> None: ...
 
-    def up(self, id_: bytes) -> None:
-        raise NotImplementedError
+    def up(self, id_: bytes) -> None: ...
 
-    def constructor_failed(self, id_: bytes, error: bytes) -> None:
-        raise NotImplementedError
+    def constructor_failed(self, id_: bytes, error: bytes) -> None: ...
 
-    def creator_died(self, prefix: bytes) -> None:
-        raise NotImplementedError
+    def creator_died(self, prefix: bytes) -> None: ...
 
 
 class ControlServer:
@@ -91,7 +83,7 @@ class ControlServer:
         store: ObjectStore,
         leases: Leases,
         pool: WorkerPool,
-        actors: Any,
+        actors: ActorRequests,
         *,
         arena_fd: int,
         welcome: Callable[[Client], m.Welcome],
@@ -99,6 +91,7 @@ class ControlServer:
         on_driver_gone: Callable[[Client], None],
         on_detach: Callable[[Client], None],
         adopt_actor: Callable[[Worker, m.ActorSpec, bool], None],
+        actor_attached: Callable[[Worker, bool], None],
         questions: dict[str, Question],
     ):
         self._loop = loop
@@ -114,6 +107,7 @@ class ControlServer:
         self._on_driver_gone = on_driver_gone
         self._on_detach = on_detach
         self._adopt_actor = adopt_actor
+        self._actor_attached = actor_attached
         self._questions = questions
         self._sessions: set[Session] = set()
         self._listener: socket.socket | None = None
@@ -183,8 +177,7 @@ class ControlServer:
             session = Session(self._loop, sock, self.on_message, self._on_closed, local=True)
             if session.uid != os.getuid():
                 log.warning("refusing pid %s of uid %s: this node is for uid %s", session.pid, session.uid, os.getuid())
-                session.link.close()
-                self._loop.remove_reader(sock.fileno())
+                session.close()
                 continue
             self._sessions.add(session)
 
@@ -271,8 +264,14 @@ class ControlServer:
                 "same version of noded",
             )
             return
+        if session.client is not None:
+            self._refuse(session, "it has attached already")
+            return
         if message.kind == "tool":
             session.tool = True
+            return
+        if message.kind not in ("driver", "worker") or len(message.prefix) != ids.PREFIX_SIZE:
+            self._refuse(session, f"it attaches as {message.kind!r} with the prefix {message.prefix[:16].hex()!r}")
             return
         client = self.clients.get(message.prefix)
         if client is None:
@@ -308,6 +307,8 @@ class ControlServer:
             if message.actor is not None:
                 self._adopt_actor(worker, message.actor, message.actor_alive)
             self._pool.on_attached(worker, client)
+            if worker.record.actor:
+                self._actor_attached(worker, message.actor is not None)
 
     def _refuse(self, session: Session, reason: str) -> None:
         session.send(m.Refused(reason))

@@ -89,7 +89,7 @@ class Leases:
 
     # ------------------------------------------------------------ resources
 
-    def _take(self, resources: dict[str, int]) -> None:
+    def take(self, resources: dict[str, int]) -> None:
         for name, amount in resources.items():
             self.available[name] = self.available.get(name, 0) - amount
 
@@ -179,7 +179,7 @@ class Leases:
         self._turns[self._job_of(waiting)] = self._turn
         if isinstance(waiting, ActorLease):
             self.actors.remove(waiting)
-            self._take(waiting.resources)
+            self.take(waiting.resources)
             self.pool.assign(waiting, waiting.job)
             return
         waiting.count -= 1
@@ -189,7 +189,7 @@ class Leases:
         self._next += 1
         lease = Lease(self._next, waiting.client, waiting.cls, waiting.resources)
         self.leases[lease.id] = lease
-        self._take(lease.resources)
+        self.take(lease.resources)
         self.pool.assign(lease, waiting.client.job)
 
     def _serve_the_rest(self, waiting: list[Demand | ActorLease], now: float) -> None:
@@ -296,7 +296,7 @@ class Leases:
         if blocked:
             self._give(cpus)
         else:
-            self._take(cpus)
+            self.take(cpus)
 
     def kill_task(self, client: Client, message: m.KillTask) -> None:
         lease = self.leases.get(message.lease)
@@ -372,7 +372,7 @@ class Leases:
         lease = Lease(record.lease, client, record.cls, record.resources, worker, time.monotonic())
         self.leases[lease.id] = lease
         worker.assigned = lease
-        self._take(lease.resources)
+        self.take(lease.resources)
 
     def client_told(self, client: Client, claimed: list[tuple[int, str]]) -> None:
         """End the leases it does not claim; tell it of those that have died."""
