@@ -98,6 +98,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._exit_code = 0
         self._recovered = False
+        self._leaving = False
         self._next_job = 0
         self._jobs: dict[str, m.JobConfig] = {}
         self._housekeeper: asyncio.Task[None] | None = None
@@ -110,8 +111,8 @@ class Daemon:
     async def run(self) -> int:
         """Serve until asked to stop; the exit code."""
         self.loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, self.request_stop)
+        self.loop.add_signal_handler(signal.SIGINT, self.request_stop)
+        self.loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         try:
             await self.start()
         except BaseException as error:
@@ -121,7 +122,7 @@ class Daemon:
             raise
         self.report_ready()
         await self._stop.wait()
-        await self.stop()
+        await (self._leave() if self._leaving else self.stop())
         return self._exit_code
 
     async def start(self) -> None:
@@ -160,6 +161,8 @@ class Daemon:
 
     async def _undo_start(self) -> None:
         """A start that failed leaves nothing; workers of the daemon before us are left to their grace."""
+        if hasattr(self, "storage"):
+            await self.storage.close()
         if not hasattr(self, "spawner"):
             return
         if self._recovered:
@@ -361,22 +364,42 @@ class Daemon:
             except OSError:  # nobody waits for it any more
                 pass
         notify_systemd("READY=1")
-        log.info(
-            "noded %s is ready at %s (cluster %s, epoch %s)", __version__, self.address, self.config.cluster, self.epoch
-        )
-        if not self.config.private and self.config.ready_fd is None:
-            print(f"noded {__version__} head of cluster {self.config.cluster!r} listens at {self.address}", flush=True)
-            print("connect from Python: noded.init()   look: noded status   stop: noded stop", flush=True)
-            if self.node_ip != "127.0.0.1":
-                print(
-                    f"note: {self.address} can be reached from other hosts; traffic is authenticated but not encrypted",
-                    flush=True,
-                )
+        cluster = self.config.cluster
+        if self.config.private or self.config.ready_fd is not None:
+            log.info("noded %s is ready at %s (cluster %s, epoch %s)", __version__, self.address, cluster, self.epoch)
+        else:
+            name, flag = ("", "") if cluster == "default" else (repr(cluster), f" --cluster {cluster}")
+            print(f"noded {__version__}: head of cluster {cluster} at {self.address}, pid {os.getpid()}")
+            print(f"connect: noded.init({name})   look: noded status{flag}   stop: noded stop{flag}", flush=True)
+        if not self.config.private and not host.startswith(("127.", "[::1]", "localhost")):
+            log.warning(
+                "%s can be reached from other hosts: who connects must prove the token, but nothing is encrypted",
+                self.address,
+            )
 
     # ------------------------------------------------------------ stop
 
     def request_stop(self) -> None:
         self._stop.set()
+
+    def _on_sigterm(self) -> None:
+        """The full stop; but a service manager that runs the spawner as a service of its own means us alone."""
+        self._leaving = self.spawner.given and bool(os.environ.get("NOTIFY_SOCKET"))
+        self.request_stop()
+
+    async def _leave(self) -> None:
+        """End as by SIGKILL, but with what is written: the next daemon finds spawner and workers."""
+        notify_systemd("STOPPING=1")
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+            await asyncio.wait([self._housekeeper])
+        self.probe.stop()
+        self.listener.stop()
+        await self.gateway.stop()
+        self.control.stop()
+        await self.output.stop()
+        self.spawner.close()
+        await self.storage.close()
 
     async def stop(self) -> None:
         """Staged, in reverse order of start: no new work, end the workers, close."""

@@ -50,6 +50,11 @@ class SpawnerLink:
         self._gone = asyncio.Event()
         self.spawner_pid = 0
 
+    @property
+    def given(self) -> bool:
+        """Somebody else started the spawner; false before the start."""
+        return self._sock is not None and self._process is None
+
     async def start(self, epoch: int) -> protocol.Welcome:
         """Connect (killing a daemon that is connected already, which the spawner does) or start a "
         "spawner. Returns its welcome."""
