@@ -173,6 +173,8 @@ class Link:
         if not self._buffer:
             self._buffer = bytearray(_BUFFER)
             self._view = memoryview(self._buffer)
+        if self._start:  # a handler has raised: what came behind its message is still to be delivered
+            self._deliver(handle)
         recv_into = self.sock.recv_into
         for _ in range(rounds):
             try:
@@ -203,6 +205,8 @@ class Link:
         if not self._buffer:
             self._buffer = bytearray(_BUFFER)
             self._view = memoryview(self._buffer)
+        if self._start:
+            self._deliver(handle)
         for _ in range(rounds):
             big = self._big
             try:
