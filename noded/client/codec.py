@@ -145,8 +145,8 @@ def unpack(
 ) -> tuple[Any, bool]:
     """Load a value: (value, is it an error value).
 
-    ``entry_of`` makes the refs for the ids in the view; ``buffer_of(offset, size)`` gives pinned buffers, else slices of
-    the view are used.
+    ``entry_of`` makes the refs for the ids in the view; ``buffer_of(offset, size)`` gives pinned buffers; without it
+    slices of the view are used.
     """
     if not len(view):
         return None, False
