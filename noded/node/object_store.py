@@ -245,9 +245,7 @@ class ObjectStore:
             return
         entry.offset, entry.size = header.offset, header.size
         self.ready_count += 1
-        entry.nested = (
-            layout.ids_in(self.arena.view(header.offset + shm.HEADER_SIZE, header.size)) if header.size else []
-        )
+        entry.nested = self._ids_in(header)
         region = self._region_at(header.offset)
         if region is not None:
             region.live += 1
@@ -262,6 +260,13 @@ class ObjectStore:
             if (waiter := self._clients.get(prefix)) is not None:
                 waiter.send(m.Ready([(header.id, header.offset + shm.HEADER_SIZE, header.size)]))
         self._maybe_free(entry)
+
+    def _ids_in(self, header: shm.ObjectHeader) -> list[bytes]:
+        try:
+            return layout.ids_in(self.arena.view(header.offset + shm.HEADER_SIZE, header.size)) if header.size else []
+        except ValueError as error:  # who reads it is told the same
+            log.error("object %s: %s", header.id.hex(), error)
+            return []
 
     def on_pending(self, client: Client, message: m.Pending) -> None:
         for id_ in message.ids:

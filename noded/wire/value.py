@@ -71,11 +71,11 @@ def assemble(plan_: Plan) -> bytes:
 
 
 def parse(view: memoryview) -> Parts:
-    """Take a value apart; ``view`` must be of bytes and not empty."""
+    """Take a value apart; ``view`` must be of bytes and not empty. Raises ValueError when a part is not there."""
     flags = view[0]
     if not flags & EXTENDED:
         return Parts(flags, 0, view[1:], [])
-    _, n_ids, n_buffers, size = _HEAD.unpack_from(view)
+    _, n_ids, n_buffers, size = _head(view)
     at = HEAD_SIZE + n_ids * ID_SIZE
     sizes = struct.unpack_from(f"<{n_buffers}Q", view, at)
     at += 8 * n_buffers
@@ -86,12 +86,24 @@ def parse(view: memoryview) -> Parts:
         at = align(at)
         buffers.append((at, n))
         at += n
+    if at > len(view):
+        raise ValueError(f"a value of {len(view)} bytes says that it has {at}: it is truncated or not a value")
     return Parts(flags, n_ids, pickle, buffers)
 
 
+def _head(view: memoryview) -> tuple[int, int, int, int]:
+    """(flags, ids, buffers, size of the pickle) of an extended value, whose ids and sizes of buffers are there."""
+    size = len(view)
+    if size >= HEAD_SIZE:
+        found: tuple[int, int, int, int] = _HEAD.unpack_from(view)
+        if HEAD_SIZE + found[1] * ID_SIZE + found[2] * 8 <= size:
+            return found
+    raise ValueError(f"a value of {size} bytes is truncated, or not a value")
+
+
 def ids_in(view: memoryview) -> list[bytes]:
-    """Only the ids of the refs inside: all a daemon ever reads of a value."""
+    """Only the ids of the refs inside: all a daemon ever reads of a value. Raises ValueError when they are not there."""
     if not len(view) or not view[0] & EXTENDED:
         return []
-    n_ids = _HEAD.unpack_from(view)[1]
+    n_ids = _head(view)[1]
     return [bytes(view[i : i + ID_SIZE]) for i in range(HEAD_SIZE, HEAD_SIZE + n_ids * ID_SIZE, ID_SIZE)]
