@@ -22,6 +22,8 @@ from typing import Any, NoReturn
 
 from harness.processes import Process, all_processes, kill, mentioning
 from harness.wait import wait_for
+from noded.cli.control import request_status
+from noded.config import find_nodes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _numbers = itertools.count(1)
@@ -124,6 +126,26 @@ class Node:
             self._process.wait(timeout)
         wait_for(lambda: not self.processes(), lambda: f"still running: {self._listing()}", timeout)
         self._close_output()
+
+    def status(self) -> dict[str, Any]:
+        """What the daemon says of itself, as `noded status` gets it."""
+        return request_status(next(node for node in find_nodes(os.environ) if str(node.dir) == self.dir))
+
+    def settle(self, timeout: float = 20) -> dict[str, Any]:
+        """Wait until no driver, lease or actor is left, nothing is in use, and the store is empty."""
+
+        def left() -> str:
+            status = self.status()
+            busy = {
+                name: status[name] for name in ("drivers", "actors", "leases", "demands", "objects") if status[name]
+            }
+            busy |= {name: used for name, used in status["resources"]["used"].items() if used}
+            if status["store"]["used_bytes"] or status["state"] != "READY":
+                busy |= {"state": status["state"], "store": status["store"]}
+            return str(busy) if busy else ""
+
+        wait_for(lambda: not left(), lambda: f"still in use: {left()}", timeout)
+        return self.status()
 
     def processes(self) -> list[Process]:
         """The node's daemon, spawner, templates and workers: what was started for its directory."""
