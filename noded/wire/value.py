@@ -102,7 +102,7 @@ def _head(view: memoryview) -> tuple[int, int, int, int]:
 
 
 def ids_in(view: memoryview) -> list[bytes]:
-    """Only the ids of the refs inside: all a daemon ever reads of a value. Raises ValueError when they are not there."""
+    """Only the ids of the refs inside: all a daemon ever reads of a value. Raises ValueError where they are missing."""
     if not len(view) or not view[0] & EXTENDED:
         return []
     n_ids = _head(view)[1]
