@@ -239,7 +239,9 @@ class Control:
                 if time.monotonic() > deadline or self._stopping:
                     link.close()
                     return False
-                if poller.poll(100):
+                # The daemon may be away for long, with this connection in its backlog: work goes on meanwhile.
+                pause = self._tick()
+                if poller.poll(100 if pause is None else pause * 1000):
                     link.receive_with_fds(on_message)
         except (LinkClosed, FrameError):
             link.close()

@@ -216,7 +216,6 @@ class Runtime:
         for at in range(0, len(holds), 10000):
             send(m.Refs(self.control.next_seq(), holds[at : at + 10000]))
         self.objects.retell_locked()
-        self.space.retell()
         self.actors.retell_locked()
         for token, (fd, held) in self._fork_pipes.items():
             assert self.control.link is not None
@@ -226,7 +225,9 @@ class Runtime:
         if self._detached:
             send(m.Detach())
         send(m.Told(self.control.seq, self.tasks.leases(), self.tasks.pushed(), self.space.in_use(), self.blocked))
-        # Demands last: only after Told does the daemon know which leases are still in use.
+        # Requests last: only after Told does the daemon know which leases and regions are still in use, and what it
+        # grants before that it would take back.
+        self.space.retell()
         self.tasks.retell_locked()
 
     def _handle(self, message: Any, payload: Any) -> None:
@@ -353,8 +354,6 @@ class Runtime:
         if self._fork_write_end >= 0:
             os.close(self._fork_write_end)
             self._fork_write_end = -1
-        self._away = False
-        """Nobody but the helper read at its last tick."""
 
     def after_fork_in_child(self) -> None:
         """This runtime belongs to the parent: drop our copies of its descriptors without a word. The pipe's

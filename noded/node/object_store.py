@@ -159,6 +159,8 @@ class ObjectStore:
 
     def progressed(self, client: Client) -> None:
         """The client's numbered messages have been applied up to ``client.seq``."""
+        if not client.told:
+            return  # what it had written before its daemon died is only found at its Told
         waiting = self._after.get(client.prefix)
         if waiting:
             due = [w for w in waiting if w[0] <= client.seq]
@@ -514,7 +516,7 @@ class ObjectStore:
             found = self.entries.get(id_)
             if found is not None:
                 self._maybe_free(found)
-        for entry in list(self.entries.values()) if deferred else ():
+        for entry in list(self.entries.values()):
             if entry.offset < 0 and entry.waiting and ids.prefix_of(entry.id) not in self._clients:
                 waiting, entry.waiting = entry.waiting, None
                 for waiter in waiting:
