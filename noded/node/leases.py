@@ -199,8 +199,12 @@ class Leases:
             if never and now - one.since > _GIVE_UP:
                 self._refuse(one, never)
         self._recall(waiting, now)
-        if self._timer is None or self._timer.cancelled() or self._timer.when() < asyncio.get_running_loop().time():
-            self._timer = asyncio.get_running_loop().call_later(_SLICE, self.kick)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_SLICE, self._look_again)
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self.kick()
 
     def _recall(self, waiting: list[Demand | ActorLease], now: float) -> None:
         """Idle leases are asked for at once; busy ones, the oldest first, when they have had their time."""
