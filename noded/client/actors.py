@@ -24,7 +24,7 @@ _UNSENT_LIMIT = 4 << 20
 class Actor:
     """What this process knows of one actor."""
 
-    __slots__ = ("class_name", "creation", "dead", "error", "id", "link", "queue", "retries", "state")
+    __slots__ = ("class_name", "creation", "dead", "error", "id", "killing", "link", "queue", "retries", "state")
 
     def __init__(self, id_: bytes):
         self.id = id_
@@ -36,6 +36,10 @@ class Actor:
         self.creation: tuple[m.CreateActor, bytes, list[Any]] | None = None
         """While it may have to be repeated: the request, its payload, and the refs its arguments hold."""
         self.retries = 0
+        self.killing = False
+        """This process has had its worker killed: until the daemon says so, calls wait here. Sent on, they could
+        overtake the kill.
+        """
 
 
 class Actors:
@@ -88,7 +92,7 @@ class Actors:
                 self.tasks.fail_locked(task, actor.dead)
                 return
             link = actor.link
-            if link is not None and task.deps is None and not actor.queue:
+            if link is not None and task.deps is None and not actor.queue and not actor.killing:
                 if len(link.inflight) < _INFLIGHT and link.link.unsent_bytes < _UNSENT_LIMIT:
                     link.link.send(
                         m.Call(task.seq, task.method, task.returns, len(task.payload), [], _place_of(task)),
@@ -107,7 +111,7 @@ class Actors:
     def advance_locked(self, actor: Actor) -> None:
         """Push calls in order up to the first that cannot go."""
         link, queue = actor.link, actor.queue
-        if link is None:
+        if link is None or actor.killing:
             return
         while queue:
             task = queue[0]
@@ -131,7 +135,8 @@ class Actors:
     def kill_locked(self, id_: bytes, no_restart: bool) -> None:
         request = m.KillActor(id_, no_restart)
         self._kills[id_] = request
-        self.actor_locked(id_, "actor")
+        actor = self.actor_locked(id_, "actor")
+        actor.killing = actor.dead is None and (no_restart or actor.link is not None)
         self.control.send(request)
         self.control.flush()
 
@@ -145,6 +150,7 @@ class Actors:
         if message.state in ("starting", "alive"):
             self._reached(actor, message)
         elif message.state == "restarting":
+            self._kills.pop(actor.id, None)  # done: told again after a reconnect it would end the next one
             self._unlink(actor, message, payload)
         elif message.state == "dead":
             self._died(actor, message, payload)
@@ -165,14 +171,15 @@ class Actors:
     def _unlink(self, actor: Actor, message: m.ActorAt, payload: Any) -> None:
         """The worker is gone: settle what it answered, fail or queue again what it did not."""
         link, actor.link = actor.link, None
+        actor.killing = False
         if link is None:
             return
         self.tasks.drop_link_locked(link)
         tasks, link.inflight = list(link.inflight.values()), {}
         for task in reversed(tasks):
-            task.link = None
             if task.retries and message.state == "restarting":
                 task.retries -= 1
+                self.tasks.again_locked(task)
                 actor.queue.appendleft(task)
             else:
                 self.tasks.fail_locked(task, self._error(actor, message, payload))
