@@ -4,7 +4,7 @@ FROM python:3.12-slim
 
 RUN useradd --create-home --uid 1000 noded
 WORKDIR /src
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY noded ./noded
 RUN pip install --no-cache-dir . && rm -rf /src/*
 
