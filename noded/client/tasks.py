@@ -597,13 +597,21 @@ class Tasks:
                 self.fail_locked(task, cancelled(task, ", by ending its worker"))
             elif task.retries != 0 and task.queue is not None:
                 task.retries -= 1
-                task.link = None
+                self.again_locked(task)
                 task.queue.ready.appendleft(task)
             elif worker.actor is None:
                 self.fail_locked(task, crashed(task.name, message.death))
         if queue is not None:
             self.pump_locked(queue)
         self.reader.notify()
+
+    def again_locked(self, task: Task) -> None:
+        """It will run once more. The first run may have stored results, for which the daemon counts us as holder:
+        with a hold that we know of they go when the refs go, whatever comes of the second run.
+        """
+        task.link = None
+        for ref in task.refs:
+            self.objects.publish_locked(ref)
 
     def drop_link_locked(self, worker: WorkerLink) -> None:
         """Read what a dead worker still had said, then close."""

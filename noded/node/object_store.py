@@ -36,13 +36,15 @@ FULL_SECONDS = 10.0
 class Entry:
     """What is known of an id: a place when sealed, else who waits for it."""
 
-    __slots__ = ("containers", "holders", "id", "nested", "offset", "size", "waiting")
+    __slots__ = ("containers", "copies", "holders", "id", "nested", "offset", "size", "waiting")
 
     def __init__(self, id_: bytes):
         self.id = id_
         self.offset = -1
         """Of the header; -1 while there is no value."""
         self.size = 0
+        self.copies: list[int] = []
+        """Offsets of the same result written again by a retried task: some may look at one, some at the other."""
         self.holders: set[bytes] = set()
         self.containers = 0
         self.nested: list[bytes] = []
@@ -55,6 +57,8 @@ class Region:
     blocks: int
     prefix: bytes
     single: bool
+    fresh: bool = True
+    """Granted by this daemon: who has not told yet cannot know of what is in it."""
     retired: bool = False
     live: int = 0
 
@@ -193,7 +197,7 @@ class ObjectStore:
     def _maybe_free(self, entry: Entry) -> None:
         if entry.holders or entry.containers:
             return
-        if self.recovering:
+        if self.recovering and not self._is_fresh(entry):
             self._deferred.add(entry.id)
             return
         # Not recursive: a list of lists of lists may be deeper than Python's stack.
@@ -216,17 +220,24 @@ class ObjectStore:
             return
         if entry.offset < 0:
             return
-        self.arena.mark_freed(entry.offset)
         self.ready_count -= 1
-        region = self._region_at(entry.offset)
-        if region is not None:
-            region.live -= 1
-            self._maybe_free_region(region)
+        for offset in (entry.offset, *entry.copies):
+            self.arena.mark_freed(offset)
+            region = self._region_at(offset)
+            if region is not None:
+                region.live -= 1
+                self._maybe_free_region(region)
         for id_ in entry.nested:
             inner = self.entries.get(id_)
             if inner is not None:
                 inner.containers -= 1
                 self._maybe_free(inner)
+
+    def _is_fresh(self, entry: Entry) -> bool:
+        if entry.offset < 0:
+            return False
+        regions = [self._region_at(offset) for offset in (entry.offset, *entry.copies)]
+        return all(region is not None and region.fresh for region in regions)
 
     # ------------------------------------------------------------ values
 
@@ -243,16 +254,20 @@ class ObjectStore:
     def _adopt(self, header: shm.ObjectHeader) -> None:
         """A sealed object: known from now on, held by its owner if that lives."""
         entry = self.entry(header.id)
-        if entry.offset >= 0:
+        if entry.offset == header.offset or header.offset in entry.copies:
             return
-        entry.offset, entry.size = header.offset, header.size
-        self.ready_count += 1
-        entry.nested = self._ids_in(header)
         region = self._region_at(header.offset)
         if region is not None:
             region.live += 1
-        for id_ in entry.nested:
+        nested = self._ids_in(header)
+        for id_ in nested:
             self.entry(id_).containers += 1
+        if entry.offset >= 0:
+            entry.copies.append(header.offset)
+            entry.nested = entry.nested + nested
+            return
+        entry.offset, entry.size, entry.nested = header.offset, header.size, nested
+        self.ready_count += 1
         owner = self._clients.get(ids.prefix_of(header.id))
         if owner is not None:
             owner.held.setdefault(header.id, 0)
@@ -479,7 +494,8 @@ class ObjectStore:
             assert isinstance(start, int)
             blocks, prefix, single = _REGION.unpack(payload)
             self._allocator.reserve(start, blocks)
-            self._add_region(Region(start, blocks, prefix, bool(single), retired=prefix not in self._clients))
+            retired = prefix not in self._clients
+            self._add_region(Region(start, blocks, prefix, bool(single), fresh=False, retired=retired))
             self._cold.remove(start * shm.BLOCK, (start + blocks) * shm.BLOCK)
         for region in list(self._regions.values()):
             for header in self.arena.walk(region.offset, region.size):
