@@ -33,11 +33,12 @@ from noded.config import (
     remove_node_dir,
 )
 from noded.head.actors import ActorRecord, ActorTable
-from noded.head.storage import Put, Storage, StorageError
+from noded.head.jobs import JobTable
+from noded.head.storage import Storage, StorageError
 from noded.http.gateway import Gateway
 from noded.lifecycle import LoopProbe, setup_logging
 from noded.node.actor_host import NodeActorHost
-from noded.node.control import ClientRecord, ControlServer, Refusal, start_time
+from noded.node.control import ClientRecord, ControlServer, start_time
 from noded.node.leases import Leases
 from noded.node.ledger import Ledger, LedgerError
 from noded.node.listener import Listener, ListenError, bind
@@ -47,8 +48,10 @@ from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.workers import Worker, WorkerPool
 from noded.resources import UNIT, ResourceSet
+from noded.service import notify_systemd, running_daemon
 from noded.shm import arena as shm
 from noded.version import __version__
+from noded.view import Identity, View
 from noded.wire import messages as m
 
 log = logging.getLogger("noded.daemon")
@@ -73,7 +76,6 @@ class Daemon:
         self.config = config
         self.run_dir = str(node_dir(config))
         self.tag = hashlib.blake2b(self.run_dir.encode(), digest_size=8).hexdigest()
-        self.started = time.time()
         self.log_dir = ""
         self.address = ""
         self.epoch = 0
@@ -89,6 +91,8 @@ class Daemon:
         self.pool: WorkerPool
         self.storage: Storage
         self.actors: ActorTable
+        self.jobs: JobTable
+        self.view: View
         self.host: NodeActorHost
         self.control: ControlServer
         self.output: OutputMonitor
@@ -99,8 +103,6 @@ class Daemon:
         self._exit_code = 0
         self._recovered = False
         self._leaving = False
-        self._next_job = 0
-        self._jobs: dict[str, m.JobConfig] = {}
         self._housekeeper: asyncio.Task[None] | None = None
         self._owner_fd = -1
         self._kept: dict[str, int] = {}
@@ -244,6 +246,7 @@ class Daemon:
         total[f"node:{self.node_ip}"] = 1.0
         total["node:__internal_head__"] = 1.0
         self.leases = Leases(ResourceSet.from_floats(total).to_dict(), self.epoch, self._worker_path)
+        self.jobs = JobTable(self.storage, self.epoch)
         self.output = OutputMonitor(self.log_dir, self._who_writes, self._deliver_output, keep=not config.private)
         self.pool = WorkerPool(
             self.spawner,
@@ -252,7 +255,7 @@ class Daemon:
             self.log_dir,
             keep_warm=1,
             keep_logs=not config.private,
-            job_config=self._jobs.get,
+            job_config=self.jobs.get,
             on_ready=lambda worker: self.leases.on_ready(worker),
             on_exit=self._on_worker_exit,
             on_output_end=lambda wid: self.output.ended(wid),
@@ -261,9 +264,36 @@ class Daemon:
         self.store = ObjectStore(self.arena, self.ledger, self.clients, lambda id_: self.actors.released(id_))
         self.actors = ActorTable(self.storage, self._notify)
         self.host = NodeActorHost(
-            self.leases, self.pool, self._worker_path, self._actor_started, self._actor_never, self._actor_exited
+            self.leases,
+            self.pool,
+            self._worker_path,
+            on_started=lambda record, worker, path, pid: self.actors.started(record, worker, path, pid),
+            on_never=lambda record, reason: self.actors.never(record, reason),
+            on_exited=lambda record, death: self.actors.exited(record, death),
+            on_claim=lambda worker, spec: self._adopt_actor(worker, spec, False),
         )
-        self.actors.host = ClaimingHost(self)
+        self.actors.host = self.host
+        identity = Identity(
+            cluster=config.cluster,
+            node=config.node_name,
+            node_id=self.node_id,
+            address=self.address,
+            node_ip=self.node_ip,
+            run_dir=self.run_dir,
+            epoch=self.epoch,
+            storage=config.storage,
+        )
+        self.view = View(
+            identity,
+            self.store,
+            self.leases,
+            self.pool,
+            self.actors,
+            self.clients,
+            self.spawner,
+            self.probe,
+            self.request_stop,
+        )
         self.control = ControlServer(
             self.loop,
             self.ledger,
@@ -279,17 +309,9 @@ class Daemon:
             on_detach=self._on_detach,
             adopt_actor=self._adopt_actor,
             actor_attached=lambda worker, has_actor: self.host.attached(worker, has_actor=has_actor),
-            questions={
-                "nodes": self._ask_nodes,
-                "resources": self._ask_resources,
-                "status": self._ask_status,
-                "stop": self._ask_stop,
-                "get_actor": self._ask_get_actor,
-                "await_actor": self._ask_await_actor,
-                "actor_info": self._ask_actor_info,
-            },
+            questions=self.view.questions(),
         )
-        self.gateway = Gateway(self, self.token, (config.host, *config.allowed_host), __version__)
+        self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
 
     async def _restore(self, welcome: Any) -> None:
         """Take over from the daemon before us: see docs/architecture.md, section 7."""
@@ -314,8 +336,7 @@ class Daemon:
                 self.host.reserve(worker)
             else:
                 self.leases.restore(worker, self.clients.get(worker.record.client))
-        for job, value in (await self.storage.load("jobs")).items():
-            self._jobs.setdefault(job, msgspec.msgpack.decode(value, type=m.JobConfig))
+        await self.jobs.restore()
         await self.actors.restore()
         for worker in list(self.pool.workers.values()):
             record = self.actors.records.get(worker.record.actor)
@@ -412,6 +433,7 @@ class Daemon:
         self.listener.stop()
         await self.gateway.stop()
         await self.actors.stop(end_detached=True)
+        await self.jobs.stop()
         for worker in list(self.pool.workers):
             self.output.catch_up(worker)
         await asyncio.sleep(0)
@@ -466,18 +488,12 @@ class Daemon:
     # ------------------------------------------------------------ jobs
 
     async def _admit_driver(self, client: Client) -> None:
-        if not client.job:
-            self._next_job += 1
-            client.job = f"{self.epoch & 0xFFFF:04x}{self._next_job & 0xFFFF:04x}"
-        config = client.config or m.JobConfig()
-        if self._jobs.get(client.job) != config:
-            self._jobs[client.job] = config
-            await self.storage.write([Put("jobs", client.job, msgspec.msgpack.encode(config))])
+        client.job = await self.jobs.admit(client.job, client.config or m.JobConfig())
 
     def _on_job_over(self, client: Client) -> None:
         self.actors.job_ended(client.job)
         self.pool.end_job(client.job, lambda worker: self._is_detached(worker.record.actor))
-        self._jobs.pop(client.job, None)
+        self.jobs.over(client.job)
 
     def _is_detached(self, actor: bytes) -> bool:
         record = self.actors.records.get(actor)
@@ -524,15 +540,6 @@ class Daemon:
             self._exit_code = 1
             self.request_stop()
 
-    def _actor_started(self, record: Any, worker: str, path: str, pid: int) -> None:
-        self.actors.started(record, worker, path, pid)
-
-    def _actor_never(self, record: Any, reason: str) -> None:
-        self.actors.never(record, reason)
-
-    def _actor_exited(self, record: Any, death: m.Death | None) -> None:
-        self.actors.exited(record, death)
-
     def _adopt_actor(self, worker: Worker, spec: m.ActorSpec, alive: bool) -> None:
         if spec.id in self.host.hosted:
             if alive:
@@ -565,137 +572,6 @@ class Daemon:
                 self.host.end_unclaimed()
             await self.store.trim()
             notify_systemd("WATCHDOG=1")
-
-    # ------------------------------------------------------------ questions (NodeView and control)
-
-    def status(self) -> dict[str, Any]:
-        figures = self.store.figures()
-        total = {name: amount / UNIT for name, amount in self.leases.total.items() if not name.startswith("node:")}
-        used = {name: (self.leases.total[name] - self.leases.available.get(name, 0)) / UNIT for name in total}
-        total_objects = figures["objects"]
-        return {
-            "cluster": self.config.cluster,
-            "node": self.config.node_name,
-            "node_id": self.node_id,
-            "version": __version__,
-            "address": self.address,
-            "pid": os.getpid(),
-            "epoch": self.epoch,
-            "uptime_s": time.time() - self.started,
-            "state": "RECOVERING" if figures["recovering"] else "READY",
-            "resources": {"total": total, "used": used},
-            "nodes": 1,
-            "workers": len(self.pool.workers),
-            "actors": sum(1 for r in self.actors.records.values() if r.state != "dead"),
-            "objects": total_objects,
-            "leases": len(self.leases.leases),
-            "demands": sum(d.count for d in self.leases.demands.values()) + len(self.leases.actors),
-            "drivers": sum(1 for c in self.clients.values() if c.kind == "driver" and not c.detached),
-            "spawner_pid": self.spawner.spawner_pid,
-            "store": {"used_bytes": figures["used"], "total_bytes": figures["size"], **figures},
-            "storage": {"kind": self.config.storage, "state": "ok"},
-            "loop": {"longest_callback_ms": self.probe.longest_ms},
-        }
-
-    def nodes(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "NodeID": self.node_id,
-                "Alive": True,
-                "NodeManagerAddress": self.node_ip,
-                "NodeManagerHostname": socket.gethostname(),
-                "NodeManagerPort": int(self.address.rpartition(":")[2]),
-                "NodeName": self.config.node_name,
-                "ObjectStoreSocketName": os.path.join(self.run_dir, "control.sock"),
-                "Resources": {name: amount / UNIT for name, amount in self.leases.total.items()},
-                "Labels": {},
-                "alive": True,
-            }
-        ]
-
-    async def _ask_nodes(self, client: Client | None, args: dict[str, Any]) -> Any:
-        return self.nodes()
-
-    async def _ask_resources(self, client: Client | None, args: dict[str, Any]) -> Any:
-        available = {name: amount / UNIT for name, amount in self.leases.available.items() if amount > 0}
-        return {"total": {name: amount / UNIT for name, amount in self.leases.total.items()}, "available": available}
-
-    async def _ask_status(self, client: Client | None, args: dict[str, Any]) -> Any:
-        return self.status()
-
-    async def _ask_stop(self, client: Client | None, args: dict[str, Any]) -> Any:
-        self.request_stop()
-        return True
-
-    async def _ask_get_actor(self, client: Client | None, args: dict[str, Any]) -> Any:
-        record = self.actors.by_name(args["name"], args["namespace"])
-        if record is None:
-            raise Refusal(
-                f"there is no actor named {args['name']!r} in namespace {args['namespace']!r}; names "
-                "are only seen in their own namespace"
-            )
-        return {"id": record.spec.id.hex(), "class_name": record.spec.class_name, "methods": record.spec.methods}
-
-    async def _ask_await_actor(self, client: Client | None, args: dict[str, Any]) -> Any:
-        return await self.actors.settled(bytes.fromhex(args["id"]))
-
-    async def _ask_actor_info(self, client: Client | None, args: dict[str, Any]) -> Any:
-        record = self.actors.records.get(bytes.fromhex(args["id"]))
-        if record is None:
-            raise Refusal(f"the actor {args['id']} is not known")
-        return {"id": args["id"], "class_name": record.spec.class_name, "methods": record.spec.methods}
-
-
-class ClaimingHost:
-    """The node as the actor table sees it."""
-
-    def __init__(self, daemon: Daemon):
-        self._daemon = daemon
-
-    def place(self, record: ActorRecord) -> None:
-        self._daemon.host.place(record)
-
-    def stop(self, record: ActorRecord, reason: str, *, graceful: bool) -> None:
-        self._daemon.host.stop(record, reason, graceful=graceful)
-
-    def claim(self, spec: m.ActorSpec) -> bool:
-        worker = self._daemon.host.reserved(spec.id)
-        if worker is None:
-            return False
-        self._daemon._adopt_actor(worker, spec, False)
-        self._daemon.host.attached(worker, has_actor=False)
-        return True
-
-
-def notify_systemd(state: str) -> None:
-    """Tell the service manager, if there is one."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    address = "\0" + path[1:] if path.startswith("@") else path
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.connect(address)
-            sock.send(state.encode())
-    except OSError as error:
-        log.debug("the service manager cannot be told %s: %s", state, error)
-
-
-def running_daemon(run_dir: str) -> int | None:
-    """The pid of a daemon that serves this directory and answers; a stopped or hung one does not count: it is
-    replaced.
-    """
-    try:
-        with open(os.path.join(run_dir, "node.json")) as file:
-            pid = int(json.load(file)["pid"])
-        with open(f"/proc/{pid}/stat") as file:
-            state = file.read().rpartition(")")[2].split()[0]
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            if b"noded" not in file.read():
-                return None
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
-    return None if state in "TtZX" else pid
 
 
 def main(config: Config) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from noded.node.leases import ActorLease, Leases
 from noded.node.workers import Worker, WorkerPool
@@ -28,9 +28,10 @@ class NodeActorHost:
         leases: Leases,
         pool: WorkerPool,
         worker_path: Callable[[str], str],
-        on_started: Callable[[Record, str, str, int], None],
-        on_never: Callable[[Record, str], None],
-        on_exited: Callable[[Record, m.Death | None], None],
+        on_started: Callable[[Any, str, str, int], None],
+        on_never: Callable[[Any, str], None],
+        on_exited: Callable[[Any, m.Death | None], None],
+        on_claim: Callable[[Worker, m.ActorSpec], None],
     ):
         self._leases = leases
         self._pool = pool
@@ -38,6 +39,7 @@ class NodeActorHost:
         self._on_started = on_started
         self._on_never = on_never
         self._on_exited = on_exited
+        self._on_claim = on_claim
         self.hosted: dict[bytes, tuple[Record, ActorLease]] = {}
         self._reserved: dict[bytes, Worker] = {}
 
@@ -109,9 +111,15 @@ class NodeActorHost:
         self._leases.take(record.resources)
         self._reserved[record.actor] = worker
 
-    def reserved(self, id_: bytes) -> Worker | None:
-        """The worker that was given this actor before the restart, until somebody tells of the actor."""
-        return self._reserved.get(id_)
+    def claim(self, spec: m.ActorSpec) -> bool:
+        """True when a worker was given this actor before the restart: it is adopted, and told again if need be."""
+        worker = self._reserved.get(spec.id)
+        if worker is None:
+            return False
+        self._on_claim(worker, spec)
+        if worker.client is not None:
+            self.attached(worker, has_actor=False)
+        return True
 
     def adopt(self, record: Record, worker: Worker) -> None:
         """Somebody told of the actor of a reserved worker (or the worker itself of one that nobody knew)."""
