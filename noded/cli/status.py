@@ -81,20 +81,20 @@ def _tables(status: Mapping[str, Any]) -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    facts = Table.grid(padding=(0, 2))
     for name, text in _facts(status):
-        facts.add_row(Text(name, style="dim"), Text(text))
-    yield Padding(facts, (0, 0, 0, 2))
+        yield Text.assemble((f"  {name:<14}", "dim"), text)
     resources = status.get("resources") or {}
     total, used = resources.get("total") or {}, resources.get("used") or {}
     if total:
-        table = Table(box=box.SIMPLE_HEAD)
-        table.add_column("resource")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", border_style="dim")
+        table.add_column("resource", min_width=12)
         for column in ("used", "total"):
             table.add_column(column, justify="right")
         for name in total:
+            if name == "object_store_memory" and "store" in status:
+                continue  # what tasks ask for of it is not what is used, which is said above
             table.add_row(Text(name), _amount(name, used.get(name, 0)), _amount(name, total[name]))
-        yield table
+        yield Padding(table, (0, 0, 0, 1), expand=False)
 
 
 def _facts(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
