@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from noded import exceptions as ex
@@ -43,6 +44,7 @@ class Objects:
         arena: Arena,
         next_seq: Callable[[], int],
         pause: Callable[[], None],
+        guard: AbstractContextManager[None],
     ):
         self.lock = lock
         self.holds = holds
@@ -54,6 +56,8 @@ class Objects:
         """Called before a thread sleeps in get or wait; what it returns is called when it goes on."""
         self._next_seq = next_seq
         self._pause = pause
+        self._guard = guard
+        """Keeps interrupts out, but for the places where a thread waits."""
         self._announced: dict[bytes, ObjectRef[Any]] = {}
         """Our refs that left without a value."""
         self._subscribed: dict[bytes, list[Callable[[], None]]] = {}
@@ -92,13 +96,25 @@ class Objects:
         """Write and seal an object, waiting for room: (offset of the value, size). Raises
         ObjectStoreFullError.
         """
+        with self._guard:
+            place = None
+            while place is None:
+                place = self._written(id_, packed)
+        return place
+
+    def _written(self, id_: bytes, packed: codec.Packed) -> tuple[int, int] | None:
+        """None when the node started over meanwhile, and the place was in the arena of before."""
         size = packed.size
-        got: list[tuple[int, int]] = []
+        got: list[tuple[Arena, int, int]] = []
         failed: list[str] = []
+        given_up = False
 
         def on_space(offset: int, end: int) -> None:
-            self.arena.begin(offset, id_, size, end)
-            got.append((offset, end))
+            self.arena.begin(offset, id_, size, end)  # in any case, so that a walk finds what comes behind
+            if given_up:
+                return
+            self.space.begun(end)
+            got.append((self.arena, offset, end))
             if threading.current_thread() is not thread:
                 self.reader.notify()
 
@@ -113,18 +129,27 @@ class Objects:
             # What was dropped just now may be the very room that this needs.
             self.flush_refs_locked()
             self.space.request(size, on_space, on_failure)
-        if not got and not failed:
-            self._sleep(lambda: got or failed, None)
-        if failed:
-            raise ex.ObjectStoreFullError(failed[0])
-        offset = got[0][0]
-        pieces = packed.plan.pieces if packed.plan is not None else [(0, packed.inline or b"")]
-        for at, piece in pieces:
-            self.arena.copy_in(offset + HEADER_SIZE + at, piece)
+        try:
+            if not got and not failed:
+                self._sleep(lambda: got or failed, None)
+            if failed:
+                raise ex.ObjectStoreFullError(failed[0])
+            arena, offset, end = got[0]
+            pieces = packed.plan.pieces if packed.plan is not None else [(0, packed.inline or b"")]
+            for at, piece in pieces:
+                arena.copy_in(offset + HEADER_SIZE + at, piece)
+        except BaseException:  # also an interrupt while it waited
+            with self.lock:
+                given_up = True
+                if got and self.arena is got[0][0]:
+                    self.space.written(got[0][2])
+            raise
         with self.lock:
-            self.arena.seal(offset)
+            if self.arena is not arena:
+                return None
+            arena.seal(offset)
             self.control.send(m.Sealed(self.control.next_seq(), [(id_, offset)]))
-            self.space.single_written(offset)
+            self.space.written(end)
         return offset + HEADER_SIZE, size
 
     # ------------------------------------------------------------ holds
@@ -275,7 +300,11 @@ class Objects:
     def _sleep(self, done: Callable[[], Any], deadline: float | None) -> bool:
         resume = self.before_block()
         try:
-            return self.reader.wait(done, deadline, self._pause)
+            if not self.reader.wait(lambda: done() or self.control.lost, deadline, self._pause):
+                return False
+            if not done():
+                raise ex.LocalDaemonDiedError(self.control.lost)
+            return True
         finally:
             if resume is not None:
                 resume()

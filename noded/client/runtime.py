@@ -195,7 +195,15 @@ class Runtime:
         if first:
             self.space = Space(self.control, welcome.slab_size)
             self.objects = Objects(
-                self.lock, self.holds, self.control, self.reader, self.space, self.arena, self.next_seq, self.pause
+                self.lock,
+                self.holds,
+                self.control,
+                self.reader,
+                self.space,
+                self.arena,
+                self.next_seq,
+                self.pause,
+                self.interrupts,
             )
             self.tasks = Tasks(
                 self.lock, self.holds, self.control, self.reader, self.objects, self._hello, self.next_seq
@@ -291,21 +299,23 @@ class Runtime:
     def ask(self, what: str, timeout: float | None = 30.0, **arguments: Any) -> Any:
         """Ask the daemon; raises ValueError with its words when it refuses."""
         payload = json.dumps(arguments).encode()
-        with self.lock:
-            number = self.next_seq()
-            message = m.Ask(number, what)
-            self._asked[number] = message, payload
-            self.objects.flush_refs_locked()
-            self.control.send(message, payload)
-            self.control.flush()
-        done = self.reader.wait(lambda: number in self._answers or self.lost_reason, _deadline(timeout), self.pause)
-        with self.lock:
-            self._asked.pop(number, None)
-            answer = self._answers.pop(number, None)
+        number = self.next_seq()
+        with self.interrupts:
+            try:
+                with self.lock:
+                    message = m.Ask(number, what)
+                    self._asked[number] = message, payload
+                    self.objects.flush_refs_locked()
+                    self.control.send(message, payload)
+                    self.control.flush()
+                self.reader.wait(lambda: number in self._answers or self.lost_reason, _deadline(timeout), self.pause)
+            finally:
+                with self.lock:
+                    self._asked.pop(number, None)
+                    answer = self._answers.pop(number, None)
         if answer is None:
             if self.lost_reason:
                 raise ex.LocalDaemonDiedError(self.lost_reason)
-            assert not done
             raise ex.GetTimeoutError(f"the daemon has not answered {what!r} in {timeout:g} s" if timeout else what)
         ok, body = answer
         value = json.loads(bytes(body)) if len(body) else None

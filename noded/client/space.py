@@ -50,8 +50,10 @@ class Space:
         self._orders: dict[int, _Order] = {}
         self._next = 0
         self._slab_order = 0
-        self.single: set[int] = set()
-        """Regions of one object that is being written."""
+        self._open: dict[int, int] = {}
+        """Objects that are being written, counted by the end of their region."""
+        self._leaving: dict[int, int] = {}
+        """Regions we take no more space from but still write in: end -> offset."""
 
     def request(self, size: int, on_space: Callable[[int, int], None], on_failure: Callable[[str], None]) -> None:
         need = footprint(size)
@@ -87,7 +89,7 @@ class Space:
     def _on_slab(self, offset: int, end: int) -> None:
         self._slab_order = 0
         if self._slab is not None:
-            self._control.send(m.RegionDone(self._slab.offset))
+            self._leave(self._slab.offset, self._slab.end)
         self._slab = _Slab(offset, end, offset)
         while self._queue:
             need, on_space, _ = self._queue[0]
@@ -109,23 +111,39 @@ class Space:
         if order is None:
             self._control.send(m.RegionDone(message.offset))
             return
+        end = message.offset + message.size
+        order.on_space(message.offset, end)
         if order.message.single:
-            self.single.add(message.offset)
-        order.on_space(message.offset, message.offset + message.size)
+            self._leave(message.offset, end)
 
     def on_failed(self, message: m.RegionFailed) -> None:
         order = self._orders.pop(message.request, None)
         if order is not None:
             order.on_failure(message.reason)
 
-    def single_written(self, offset: int) -> None:
-        """The one object of this region is sealed: we are done with it."""
-        if offset in self.single:
-            self.single.remove(offset)
+    # ------------------------------------------------------------ writers
+
+    def begun(self, end: int) -> None:
+        """Somebody writes an object in the region that ends there, without the lock."""
+        self._open[end] = self._open.get(end, 0) + 1
+
+    def written(self, end: int) -> None:
+        """The object is sealed, or given up."""
+        left = self._open.pop(end, 0) - 1
+        if left > 0:
+            self._open[end] = left
+        elif end in self._leaving:
+            self._control.send(m.RegionDone(self._leaving.pop(end)))
+
+    def _leave(self, offset: int, end: int) -> None:
+        """A region goes back when nobody writes in it any more: to the daemon, one without sealed objects is free."""
+        if end in self._open:
+            self._leaving[end] = offset
+        else:
             self._control.send(m.RegionDone(offset))
 
     def in_use(self) -> list[int]:
-        return list(self.single) + ([self._slab.offset] if self._slab is not None else [])
+        return list(self._leaving.values()) + ([self._slab.offset] if self._slab is not None else [])
 
     def retell(self) -> None:
         for order in self._orders.values():
@@ -134,4 +152,5 @@ class Space:
     def forget(self) -> None:
         """The arena is a new one."""
         self._slab = None
-        self.single.clear()
+        self._open.clear()
+        self._leaving.clear()
