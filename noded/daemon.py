@@ -516,12 +516,13 @@ class Daemon:
 
     def _on_spawner_lost(self) -> None:
         """Its workers died with it. Start another and give it everything to keep."""
-        self.pool.spawner_lost()
         task = self.loop.create_task(self._new_spawner(), name="new spawner")
         task.add_done_callback(lambda t: self._fail(t))
         self._spawner_task = task
 
     async def _new_spawner(self) -> None:
+        await self.pool.await_ends()
+        self.pool.spawner_lost()
         await self.spawner.start(self.epoch)
         self.spawner.attach(self.loop)
         for name, fd in (

@@ -55,6 +55,10 @@ class SpawnerLink:
         """Somebody else started the spawner; false before the start."""
         return self._sock is not None and self._process is None
 
+    @property
+    def connected(self) -> bool:
+        return self._sock is not None
+
     async def start(self, epoch: int) -> protocol.Welcome:
         """Connect (killing a daemon that is connected already, which the spawner does) or start a "
         "spawner. Returns its welcome."""

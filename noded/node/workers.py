@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import signal
 import sys
 import time
@@ -185,7 +186,7 @@ class WorkerPool:
             self._spawner.send({"t": "template", "key": TEMPLATE, "argv": argv, "env": environment})
 
     def _fork_missing(self) -> None:
-        if self.stopping:
+        if self.stopping or not self._spawner.connected:  # a new spawner is told by ``prepare``
             return
         generic = sum(1 for w in self._idle if not w.record.job)
         missing = len(self._waiting) + self._keep_warm - generic - self._starting
@@ -341,6 +342,14 @@ class WorkerPool:
         if not self.stopping:
             self._fork_missing()
 
+    async def await_ends(self) -> None:
+        """The kernel kills the workers of a spawner that has died, but only after it has closed its connections: until
+        they are gone they may still write, so nobody may be given what is theirs.
+        """
+        pids = [worker.record.pid for worker in self.workers.values() if worker.record.pid]
+        if left := await asyncio.to_thread(_await_ends, pids, _EXIT_SECONDS):
+            log.error("workers %s live on without their spawner", left)
+
     def spawner_lost(self) -> None:
         """All workers died with it."""
         self._template = False
@@ -388,3 +397,22 @@ class WorkerPool:
                 self._gone(
                     worker, m.Death(worker.id, worker.record.pid, None, None, "it ended while the daemon was away")
                 )
+
+
+def _await_ends(pids: list[int], seconds: float) -> list[int]:
+    """Wait until these processes have ended; those that have not."""
+    deadline = time.monotonic() + seconds
+    left: list[int] = []
+    for pid in pids:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            continue
+        try:
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                left.append(pid)
+        finally:
+            os.close(pidfd)
+    return left
