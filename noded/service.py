@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
+from pathlib import Path
+
+from noded.config import node_in, process_state
 
 log = logging.getLogger("noded.service")
 
@@ -25,17 +27,7 @@ def notify_systemd(state: str) -> None:
 
 
 def running_daemon(run_dir: str) -> int | None:
-    """The pid of a daemon that serves this directory and answers; a stopped or hung one does not count: it is
-    replaced.
-    """
-    try:
-        with open(os.path.join(run_dir, "node.json")) as file:
-            pid = int(json.load(file)["pid"])
-        with open(f"/proc/{pid}/stat") as file:
-            state = file.read().rpartition(")")[2].split()[0]
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            if b"noded" not in file.read():
-                return None
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
-    return None if state in "TtZX" else pid
+    """The pid of a daemon that serves this directory; a stopped one does not count: it is replaced."""
+    node = node_in(Path(run_dir))
+    state = process_state(node.pid) if node is not None and node.alive else None
+    return None if node is None or state is None or state[0] in "Tt" else node.pid

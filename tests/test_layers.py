@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"config", "daemon", "exceptions", "wire", "spawner.protocol", "version"},
     "daemon": {"node", "head", "http", "view", "service", "shm", "wire"} | LEAVES,
     "view": {"node", "head"} | LEAVES,
-    "service": set(),
+    "service": {"config"},
     # leaves
     "error_parts": set(),
     "exceptions": {"error_parts"},

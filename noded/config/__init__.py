@@ -8,7 +8,7 @@ which programs of one user find a node. Only the standard library, so that a cli
 from __future__ import annotations
 
 from noded.config.errors import ConfigError
-from noded.config.nodes import NodeInfo, find_nodes, process_state
+from noded.config.nodes import NodeInfo, find_nodes, node_in, process_state
 from noded.config.places import home, load_or_create_token, make_dir, read_token, remove_node_dir, run_base
 from noded.config.settings import (
     DEFAULT_PORT,
@@ -41,5 +41,6 @@ __all__ = [
     "load_or_create_token",
     "NodeInfo",
     "find_nodes",
+    "node_in",
     "process_state",
 ]

@@ -46,8 +46,9 @@ class NodeInfo:
             return False
         if self.started:
             return self.started == state[1]
-        # The pid may be somebody else's by now, whom `noded stop` must not end.
-        return "noded" in read(Path(f"/proc/{self.pid}/cmdline"))
+        # The pid may be somebody else's by now, whom `noded stop` must not end. Word by word, as an interpreter
+        # may well lie below a directory of our name.
+        return any(os.path.basename(word) == "noded" for word in read(Path(f"/proc/{self.pid}/cmdline")).split("\0"))
 
     def write(self) -> None:
         """Put node.json into `dir`, whole or not at all."""
@@ -61,6 +62,14 @@ def process_state(pid: int) -> tuple[str, int] | None:
     """State letter and start (clock ticks since boot) of a process; None when it has ended."""
     after_name = read(Path(f"/proc/{pid}/stat")).rpartition(") ")[2].split()
     return None if len(after_name) < 20 or after_name[0] in "ZX" else (after_name[0], int(after_name[19]))
+
+
+def node_in(directory: Path) -> NodeInfo | None:
+    """The node whose directory this is; None when its daemon was never ready."""
+    try:
+        return _load(directory / FILE)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def find_nodes(env: Mapping[str, str]) -> list[NodeInfo]:

@@ -15,8 +15,6 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from noded.cli.control import ControlError, request_status, request_stop
-from noded.config import NodeInfo
 from noded.http.auth import FREE_PATHS, host_name
 from noded.http.gateway import Gateway
 from noded.http.server import make_app
@@ -87,9 +85,6 @@ class Node:
         finally:
             writer.close()
             await writer.wait_closed()
-
-    def info(self) -> NodeInfo:
-        return NodeInfo("default", "head", 2**22 + 1, self.port, "0.0.0.0", "ab", "1", False)
 
 
 @pytest_asyncio.fixture
@@ -279,25 +274,3 @@ def test_nothing_is_imported_before_the_first_request() -> None:
     code = "import sys, noded.http.gateway; print('aiohttp' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.stdout.strip() == "False", done.stderr
-
-
-# --- the command line's requests -------------------------------------------------------------------------
-
-
-async def test_the_command_line_asks_and_stops(node: Node) -> None:
-    env = {"NODED_TOKEN": TOKEN.decode()}
-    assert await asyncio.to_thread(request_status, node.info(), env) == node.view.status()
-    await asyncio.to_thread(request_stop, node.info(), env)
-    assert node.view.stops == 1
-
-
-async def test_the_command_line_says_why_it_cannot(node: Node, tmp_path: Path) -> None:
-    with pytest.raises(ControlError, match="refused GET /api/v0/status: send the cluster's token"):
-        await asyncio.to_thread(request_status, node.info(), {"NODED_TOKEN": "another-token-than-that"})
-    with pytest.raises(ControlError, match="token does not exist: set NODED_HOME"):
-        request_status(node.info(), {"NODED_HOME": str(tmp_path)})
-    with bind("127.0.0.1", 0) as closed:
-        port = closed.getsockname()[1]
-    gone = NodeInfo("c", "n", 2**22 + 1, port, "127.0.0.1", "ab", "1", False)
-    with pytest.raises(ControlError, match=f"node n of cluster c .* does not answer on 127.0.0.1 port {port}"):
-        request_status(gone, {"NODED_TOKEN": TOKEN.decode()})
