@@ -394,9 +394,15 @@ class ControlServer:
             try:
                 if question is None:
                     raise Refusal(f"this daemon does not know the question {message.what!r}")
-                value, ok = await question(session.client, json.loads(bytes(payload) or b"{}")), True
-            except Refusal as refusal:
+                arguments = json.loads(bytes(payload) or b"{}")
+                if not isinstance(arguments, dict):
+                    raise Refusal(f"the arguments of {message.what!r} are no JSON object")
+                value, ok = await question(session.client, arguments), True
+            except (Refusal, UnicodeDecodeError, json.JSONDecodeError) as refusal:
                 value, ok = str(refusal), False
+            except Exception as error:  # whoever asks waits for an answer, whatever it is
+                log.exception("the question %r cannot be answered", message.what)
+                value, ok = f"{message.what!r} cannot be answered: {type(error).__name__}: {error}", False
             session.send(m.Answer(message.request, ok), json.dumps(value).encode())
 
         task = self._loop.create_task(answer(), name=f"ask {message.what}")
