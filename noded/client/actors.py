@@ -247,5 +247,5 @@ def creation_failed(text: str, actor_id: str, payload: bytes) -> ex.ActorDiedErr
     except Exception as problem:
         return ex.ActorDiedError(f"{text}; its error cannot be loaded here: {problem}", actor_id=actor_id)
     error = ex.ActorDiedError(f"{text}\n{cause}", actor_id=actor_id)
-    error.__cause__ = cause if isinstance(cause, BaseException) else None
+    error.__cause__ = cause.as_dual() if isinstance(cause, ex.TaskError) else None
     return error

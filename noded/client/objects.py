@@ -7,6 +7,7 @@ section 6 for who holds what.
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 import weakref
@@ -239,7 +240,7 @@ class Objects:
             offset, size = ref._value
             value, failed = self.load_place(ref._token.hold, offset, size)
         elif isinstance(ref._value, BaseException):
-            raise ref._value.with_traceback(None)
+            raise to_raise(ref._value)
         else:
             value, failed = codec.unpack(memoryview(ref._value), self.entries)
         if failed:
@@ -403,9 +404,15 @@ class Objects:
 
 
 def to_raise(error: Any) -> BaseException:
-    """What get() raises for an error value."""
+    """What get() raises for an error value: a fresh error each time. One that is kept (by a ref, by a dead actor)
+    would keep the frames it was raised through, and with them all that their variables hold.
+    """
     if isinstance(error, ex.TaskError):
         return error.as_dual()
+    if isinstance(error, ex.NodedError):
+        fresh = copy.copy(error)
+        fresh.__cause__ = error.__cause__
+        return fresh
     if isinstance(error, BaseException):
         return error
     return ex.NodedSystemError(f"an error value holds {error!r}")

@@ -364,10 +364,10 @@ class WorkerPool:
             with open(os.path.join(self._log_dir, f"worker-{wid}.err"), "rb") as file:
                 file.seek(0, os.SEEK_END)
                 file.seek(max(0, file.tell() - 16384))
-                lines = file.read().decode(errors="replace").splitlines()
+                lines = file.read().decode(errors="replace").split("\n")
         except OSError:
             return []
-        return [line for line in lines if not line.startswith("\x1e")][-_TAIL_LINES:]
+        return [line.rstrip() for line in lines if line.strip() and not line.startswith("\x1e")][-_TAIL_LINES:]
 
     # ------------------------------------------------------------ daemon restart
 
