@@ -36,7 +36,7 @@ from noded.head.actors import ActorRecord, ActorTable
 from noded.head.jobs import JobTable
 from noded.head.storage import Storage, StorageError
 from noded.http.gateway import Gateway
-from noded.lifecycle import LoopProbe, setup_logging
+from noded.lifecycle import LoopProbe, setup_logging, time_callbacks
 from noded.node.actor_host import NodeActorHost
 from noded.node.control import ClientRecord, ControlServer, start_time
 from noded.node.leases import Leases
@@ -271,6 +271,7 @@ class Daemon:
             on_never=lambda record, reason: self.actors.never(record, reason),
             on_exited=lambda record, death: self.actors.exited(record, death),
             on_claim=lambda worker, spec: self._adopt_actor(worker, spec, False),
+            on_gone=lambda id_, death: self.actors.gone(id_, death),
         )
         self.actors.host = self.host
         identity = Identity(
@@ -316,13 +317,25 @@ class Daemon:
     async def _restore(self, welcome: Any) -> None:
         """Take over from the daemon before us: see docs/architecture.md, section 7."""
         alive = {w["wid"]: w["pid"] for w in welcome.workers}
+        ended: list[str] = []
+        """Jobs whose drivers have ended meanwhile."""
         for key, payload in list(self.ledger.clients.items()):
             known = msgspec.msgpack.decode(payload, type=ClientRecord)
             assert isinstance(key, bytes)
             if start_time(known.pid) == known.start_time:
-                self.clients[key] = Client(key, known.kind, known.pid, known.start_time, known.job, told=False)
+                self.clients[key] = Client(
+                    key,
+                    known.kind,
+                    known.pid,
+                    known.start_time,
+                    known.job,
+                    told=known.detached,
+                    detached=known.detached,
+                )
             else:
                 self.ledger.clients.delete(key)
+                if not known.detached:
+                    ended.append(known.job)
         workers = self.pool.restore(alive, welcome.templates)
         for worker in workers:
             if worker.id in alive:
@@ -346,6 +359,8 @@ class Daemon:
         for packet in welcome.exits:
             self.pool.on_packet(packet)
         self.pool.forget_unknown(alive, {packet["wid"] for packet in welcome.exits})
+        for job in ended:
+            self._end_job(job)
         for client in list(self.clients.values()):
             if client.kind == "driver":
                 self.control.watch(client)
@@ -478,6 +493,7 @@ class Daemon:
             self.address,
             self.node_ip,
             self.config.cluster,
+            self.config.daemon_grace,
         )
 
     def _notify(self, prefix: bytes, message: m.ActorAt, payload: bytes) -> None:
@@ -491,9 +507,12 @@ class Daemon:
         client.job = await self.jobs.admit(client.job, client.config or m.JobConfig())
 
     def _on_job_over(self, client: Client) -> None:
-        self.actors.job_ended(client.job)
-        self.pool.end_job(client.job, lambda worker: self._is_detached(worker.record.actor))
-        self.jobs.over(client.job)
+        self._end_job(client.job)
+
+    def _end_job(self, job: str) -> None:
+        self.actors.job_ended(job)
+        self.pool.end_job(job, lambda worker: self._is_detached(worker.record.actor))
+        self.jobs.over(job)
 
     def _is_detached(self, actor: bytes) -> bool:
         record = self.actors.records.get(actor)
@@ -571,6 +590,7 @@ class Daemon:
             self.pool.trim(max(1, self.leases.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
             if not self.store.recovering:
                 self.host.end_unclaimed()
+                self.actors.forget_uncreated(self.clients)
             await self.store.trim()
             notify_systemd("WATCHDOG=1")
 
@@ -589,6 +609,7 @@ def main(config: Config) -> int:
     debug = bool(os.environ.get("NODED_ASYNCIO_DEBUG"))
     try:
         if debug:
+            time_callbacks()
             return asyncio.run(daemon.run(), debug=True)
         import uvloop
 

@@ -218,7 +218,7 @@ class Actors:
                 request, payload, _ = actor.creation
                 self.control.send(request, payload)
             elif actor.dead is None:
-                self.control.send(m.WatchActor(actor.id))
+                self.control.send(m.WatchActor(actor.id, actor.state != "pending"))
         for kill in self._kills.values():
             self.control.send(kill)
 

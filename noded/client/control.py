@@ -57,7 +57,7 @@ class Control:
         self._tick = tick
         self._holds_something = holds_something
         self._on_lost = on_lost
-        self._grace = grace
+        self.grace = grace
         self._name = name
         self._stopping = False
         self._sleeping = False
@@ -190,7 +190,7 @@ class Control:
                 self.link = None
 
     def _reattach(self) -> bool:
-        deadline = time.monotonic() + self._grace
+        deadline = time.monotonic() + self.grace
         pause = 0.005
         while not self._stopping:
             try:
@@ -200,7 +200,7 @@ class Control:
                 self.lost = str(refused)
                 break
             if time.monotonic() > deadline:
-                self.lost = f"the noded daemon at {self.path} has not come back within its grace of {self._grace:g} s"
+                self.lost = f"the noded daemon at {self.path} has not come back within its grace of {self.grace:g} s"
                 break
             self._tick()
             time.sleep(pause)

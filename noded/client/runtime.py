@@ -177,6 +177,8 @@ class Runtime:
                 f"the daemon speaks protocol {welcome.version}, this client {m.PROTOCOL_VERSION}: "
                 "install the same noded"
             )
+        if self.kind == "driver":
+            self.control.grace = welcome.grace
         first = not self.incarnation
         same_node = welcome.incarnation == self.incarnation
         self.epoch, self.incarnation = welcome.epoch, welcome.incarnation

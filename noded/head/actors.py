@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
 
+from noded import ids
 from noded.head.storage import Delete, Put, Storage
 from noded.wire import messages as m
 
@@ -70,6 +71,9 @@ class ActorHost(Protocol):
 
     def stop(self, record: ActorRecord, reason: str, *, graceful: bool) -> None:
         """End its worker, or stop looking for one; answers with ``exited``."""
+
+    def reserved(self, id_: bytes) -> bool:
+        """After a restart: True while a worker has this actor, or should have, of which nobody has told yet."""
 
     def claim(self, spec: m.ActorSpec) -> bool:
         """After a restart: True when a worker was given this actor before; answers with ``adopt``."""
@@ -151,12 +155,13 @@ class ActorTable:
 
     # ------------------------------------------------------------ questions
 
-    def watch(self, prefix: bytes, id_: bytes, *, may_come: bool) -> None:
+    def watch(self, prefix: bytes, id_: bytes, *, was: bool, may_come: bool) -> None:
+        """``was``: it existed; then it is there, or in a worker that has not told yet, or it has ended."""
         record = self.records.get(id_)
         if record is not None:
             record.watchers.add(prefix)
             self._tell(record, [prefix])
-        elif may_come:
+        elif self.host.reserved(id_) if was else may_come:
             self._watchers.setdefault(id_, set()).add(prefix)
         else:
             self._notify(
@@ -193,6 +198,13 @@ class ActorTable:
             record.no_restart = True
             record.kill_reason = "its constructor raised an error"
             self.host.stop(record, record.kill_reason, graceful=True)
+
+    def gone(self, id_: bytes, death: m.Death) -> None:
+        """After a restart: the worker of an actor has ended before anybody told of it. It is not made again."""
+        if id_ not in self.records:
+            record = self.records[id_] = ActorRecord(m.ActorSpec(id_, "", b"", 0, {}, {}, {}))
+            record.watchers = self._watchers.pop(id_, set())
+            self._die(record, death, "")
 
     def never(self, record: ActorRecord, reason: str) -> None:
         self._die(record, None, f"cannot be scheduled: {reason}")
@@ -255,6 +267,12 @@ class ActorTable:
         for id_ in [i for i in self._watchers if i.startswith(prefix)]:
             for watcher in self._watchers.pop(id_):
                 self._notify(watcher, m.ActorAt(id_, "dead", reason="its creator ended before it was created"), b"")
+
+    def forget_uncreated(self, clients: Container[bytes]) -> None:
+        """After a restart: whoever was to create them has ended while the head was away."""
+        for prefix in {id_[: ids.PREFIX_SIZE] for id_ in self._watchers}:
+            if prefix not in clients:
+                self.creator_died(prefix)
 
     # ------------------------------------------------------------ restart of the head
 

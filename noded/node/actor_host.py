@@ -20,7 +20,7 @@ class Record(Protocol):
 
 class NodeActorHost:
     """``on_started(record, worker id, path, pid)``, ``on_never(record, reason)``, ``on_exited(record, death
-    or None)``.
+    or None)``, ``on_gone(actor's id, death)`` of one whose record is not known (yet).
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class NodeActorHost:
         on_never: Callable[[Any, str], None],
         on_exited: Callable[[Any, m.Death | None], None],
         on_claim: Callable[[Worker, m.ActorSpec], None],
+        on_gone: Callable[[bytes, m.Death], None],
     ):
         self._leases = leases
         self._pool = pool
@@ -40,6 +41,7 @@ class NodeActorHost:
         self._on_never = on_never
         self._on_exited = on_exited
         self._on_claim = on_claim
+        self._on_gone = on_gone
         self.hosted: dict[bytes, tuple[Record, ActorLease]] = {}
         self._reserved: dict[bytes, Worker] = {}
 
@@ -88,6 +90,7 @@ class NodeActorHost:
         if self._reserved.get(lease.id) is worker:
             del self._reserved[lease.id]
             self._leases.actor_over(lease)
+            self._on_gone(lease.id, death)
             return
         found = self.hosted.get(lease.id)
         if found is None or found[1] is not lease:
@@ -110,6 +113,10 @@ class NodeActorHost:
         worker.assigned = ActorLease(record.actor, record.job, record.resources, {}, "", _nothing, _nothing, worker)
         self._leases.take(record.resources)
         self._reserved[record.actor] = worker
+
+    def reserved(self, id_: bytes) -> bool:
+        """A worker was given this actor before the restart, and nobody has told of it yet."""
+        return id_ in self._reserved
 
     def claim(self, spec: m.ActorSpec) -> bool:
         """True when a worker was given this actor before the restart: it is adopted, and told again if need be."""

@@ -37,6 +37,7 @@ class ClientRecord(msgspec.Struct, array_like=True):
     pid: int
     start_time: int
     job: str
+    detached: bool = False
 
 
 class Refusal(ValueError):
@@ -59,7 +60,7 @@ class ActorRequests(Protocol):
 
     def create(self, prefix: bytes, spec: m.ActorSpec, payload: bytes) -> None: ...
 
-    def watch(self, prefix: bytes, id_: bytes, *, may_come: bool) -> None: ...
+    def watch(self, prefix: bytes, id_: bytes, *, was: bool, may_come: bool) -> None: ...
 
     def kill(self, id_: bytes, no_restart: bool, reason: str) -> None: ...
 
@@ -128,7 +129,7 @@ class ControlServer:
             m.RegionDone: lambda c, msg, _: store.on_region_done(c, msg),
             m.CreateActor: lambda c, msg, payload: actors.create(c.prefix, msg.spec, bytes(payload)),
             m.WatchActor: lambda c, msg, _: actors.watch(
-                c.prefix, msg.id, may_come=ids.prefix_of(msg.id) in clients or bool(store.recovering)
+                c.prefix, msg.id, was=msg.was, may_come=ids.prefix_of(msg.id) in clients or bool(store.recovering)
             ),
             m.KillActor: lambda c, msg, _: actors.kill(msg.id, msg.no_restart, msg.reason or "noded.kill() was called"),
             m.ActorUp: lambda c, msg, _: actors.up(msg.id),
@@ -317,12 +318,14 @@ class ControlServer:
 
     async def _admit_driver(self, client: Client, session: Session) -> None:
         await self._on_driver(client)
-        self._ledger.clients.put(
-            client.prefix, msgspec.msgpack.encode(ClientRecord(client.kind, client.pid, client.start_time, client.job))
-        )
+        self._save(client)
         self.watch(client)
         if client.session is session:
             self._greet(client, session)
+
+    def _save(self, client: Client) -> None:
+        record = ClientRecord(client.kind, client.pid, client.start_time, client.job, client.detached)
+        self._ledger.clients.put(client.prefix, msgspec.msgpack.encode(record))
 
     def _greet(self, client: Client, session: Session) -> None:
         session.send_with_fds(self._welcome(client), [self._arena_fd])
@@ -382,6 +385,10 @@ class ControlServer:
         self._on_detach(client)
         client.send(m.Bye())
         client.detached = True
+        if client.held or client.fork_pipes:
+            self._save(client)
+        else:
+            self._ledger.clients.delete(client.prefix)
         self._leases.client_died(client)
         self._on_driver_gone(client)
 

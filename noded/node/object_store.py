@@ -501,9 +501,19 @@ class ObjectStore:
             for header in self.arena.walk(region.offset, region.size):
                 if header.state == shm.SEALED:
                     self._adopt(header)
+        for client in self._clients.values():
+            if client.detached:
+                self._hold_all(client)
         for region in list(self._regions.values()):
             self._maybe_free_region(region)
         self._recovered()
+
+    def _hold_all(self, client: Client) -> None:
+        """A driver that has left will not tell what it still looks at, so until it ends it holds what there is."""
+        for entry in self.entries.values():
+            if entry.offset >= 0:
+                client.held.setdefault(entry.id, 0)
+                entry.holders.add(client.prefix)
 
     def client_told(self, client: Client, snapshot: set[bytes], message: m.Told) -> None:
         """Its holds are exactly ``snapshot``, and the results of tasks it still waits for."""

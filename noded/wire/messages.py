@@ -183,6 +183,8 @@ class CreateActor(_Message, tag=14):
 
 class WatchActor(_Message, tag=15):
     id: bytes
+    was: bool = False
+    """The client has had its address before: it need not be created any more."""
 
 
 class KillActor(_Message, tag=16):
@@ -255,6 +257,8 @@ class Welcome(_Message, tag=40):
     address: str
     node_ip: str
     cluster: str
+    grace: float = 60.0
+    """Seconds without a daemon after which the node ends everything, and nobody need wait for it any more."""
 
 
 class Refused(_Message, tag=41):
