@@ -22,6 +22,7 @@ import noded.config as settings
 from noded.cli.options import as_arguments
 
 READY_SECONDS = 60.0
+END_SECONDS = 20.0
 TAIL_BYTES = 4000
 _PATH_FLAGS = ("config", "run_dir")
 _PATH_VARIABLES = ("NODED_HOME", "NODED_RUN_DIR", "NODED_CONFIG", "NODED_TOKEN_FILE", "XDG_RUNTIME_DIR")
@@ -39,13 +40,24 @@ def start_node(config: settings.Config, flags: Mapping[str, Any]) -> None:
         try:
             said = _first_line(ready, daemon)
         except BaseException:  # also Ctrl-C: what is not ready does not stay
-            daemon.terminate()
+            _await_end(daemon, ending=False)
             raise
         told = _parsed(said)
         if "address" not in told:
-            daemon.terminate()
+            _await_end(daemon, ending="error" in told)
             _give_up(str(told.get("error") or said or "it ended without a word"), path, before)
     _announce(config, told, path)
+
+
+def _await_end(daemon: subprocess.Popen[bytes], *, ending: bool) -> None:
+    """It has said that it ends, or is told to: when we report the failure nothing of it runs."""
+    if not ending:
+        daemon.terminate()
+    try:
+        daemon.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
 
 
 def _private(path: str, flags: int) -> int:

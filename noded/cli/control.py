@@ -89,5 +89,9 @@ def _exchange(link: Link, what: str, deadline: float) -> Any:
         left = deadline - time.monotonic()
         if left <= 0 or not any(select.select([link], [] if sent else [link], [], left)):
             raise TimeoutError
-        link.receive(on_message)
+        try:
+            link.receive(on_message)
+        except LinkClosed:  # a daemon that stops may close right behind its answer
+            if not answers:
+                raise
     return answers[0]

@@ -67,6 +67,11 @@ def answering(*messages: Any, payload: bytes = b"") -> Script:
     return script
 
 
+def garbage(sock: socket.socket) -> None:
+    sock.sendall(b"\xff" * 64)
+    silent(sock)  # closing on what it has not read would be a reset, which may overtake
+
+
 def silent(sock: socket.socket) -> None:
     while sock.recv(4096):
         pass
@@ -83,8 +88,8 @@ def test_the_answer(node: NodeInfo) -> None:
     [
         (answering(m.Refused("it speaks protocol 9")), "refused to be asked for 'stop': it speaks protocol 9"),
         (answering(m.Answer(1, False), payload=b'"not now"'), "refused to be asked for 'stop': not now"),
-        (lambda sock: None, "does not answer: it closed the connection|does not answer: .*reset"),
-        (lambda sock: sock.sendall(b"\xff" * 64), "does not answer: what it says is not understood"),
+        (lambda sock: None, "does not answer: it closed the connection"),
+        (garbage, "does not answer: what it says is not understood"),
         (answering(m.Answer(1, True), payload=b"{"), "does not answer: what it says is not understood"),
         (silent, "does not answer: nothing came within 0.3 s"),
     ],
