@@ -199,8 +199,8 @@ class Actors:
             text += (
                 " while it ran this call; it restarts, but the call may have run already (max_task_retries repeats it)"
             )
-        if message.reason:
-            text += f": {message.reason}"
+        if reason := message.reason or (message.death.reason if message.death is not None else ""):
+            text += f": {reason}"
         if payload:
             return creation_failed(text, actor.id.hex(), bytes(payload))
         if message.death is not None:

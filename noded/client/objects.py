@@ -26,6 +26,8 @@ from noded.shm.arena import HEADER_SIZE, Arena
 from noded.wire import messages as m
 from noded.wire import value as layout
 
+BATCH = 2000
+"""Ids in one message to the daemon, whose loop has others to serve."""
 INLINE_LIMIT = 100 << 10
 """Values up to this many bytes travel inside messages."""
 
@@ -159,9 +161,16 @@ class Objects:
         """Queue all hold changes for the daemon; the control position behind which they are (hand-over rule)."""
         if self.holds.changed() and self.control.link is not None:
             taken, given, after = self.holds.drain()
-            if taken or given or after:
-                self.control.send(m.Refs(self.control.next_seq(), taken, given, after))
+            # In parts that the daemon applies in a moment each; a hold comes before the release that may end it.
+            for at in range(0, len(taken) - BATCH, BATCH):
+                self._tell_refs(taken[at : at + BATCH], [], [])
+            taken = taken[(len(taken) - 1) // BATCH * BATCH :]
+            for at in range(0, max(len(taken), len(given), len(after)), BATCH):
+                self._tell_refs(taken if not at else [], given[at : at + BATCH], after[at : at + BATCH])
         return self.control.seq
+
+    def _tell_refs(self, taken: list[Any], given: list[Any], after: list[Any]) -> None:
+        self.control.send(m.Refs(self.control.next_seq(), taken, given, after))
 
     # ------------------------------------------------------------ publish
 
@@ -388,13 +397,13 @@ class Objects:
     # ------------------------------------------------------------ daemon restarts
 
     def retell_locked(self) -> None:
-        if self._announced:
-            self.control.send(m.Pending(list(self._announced)))
-        if self._subscribed:
-            self.control.send(m.Subscribe(list(self._subscribed)))
+        for kind, told in ((m.Pending, list(self._announced)), (m.Subscribe, list(self._subscribed))):
+            for at in range(0, len(told), BATCH):
+                self.control.send(kind(told[at : at + BATCH]))
 
     def store_lost_locked(self, arena: Arena, reason: str) -> None:
         """The node started over with a new arena: what lay in the old one is gone, views of it stay."""
+        self.arena.close(unmap=False)
         self.arena = arena
         self.space.forget()
         for hold in self.holds.holds.values():
