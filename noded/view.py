@@ -102,7 +102,10 @@ class View:
             "spawner_pid": self._spawner.spawner_pid,
             "store": {"used_bytes": figures["used"], "total_bytes": figures["size"], **figures},
             "storage": {"kind": self._identity.storage, "state": "ok"},
-            "loop": {"longest_callback_ms": self._probe.longest_ms},
+            "loop": {
+                "longest_callback_ms": self._probe.longest_ms,
+                "longest_wait_for_cpu_ms": self._probe.longest_wait_ms,
+            },
         }
 
     def nodes(self) -> list[dict[str, Any]]:
