@@ -22,7 +22,7 @@ from noded.client import refs
 from noded.client.actors import Actors
 from noded.client.control import TICK, Control
 from noded.client.interrupts import Interrupts
-from noded.client.objects import Objects
+from noded.client.objects import BATCH, Objects
 from noded.client.reader import Reader
 from noded.client.refs import HoldTable, ObjectRef
 from noded.client.space import Space
@@ -179,6 +179,7 @@ class Runtime:
             )
         if self.kind == "driver":
             self.control.grace = welcome.grace
+            self.job = welcome.job
         first = not self.incarnation
         same_node = welcome.incarnation == self.incarnation
         self.epoch, self.incarnation = welcome.epoch, welcome.incarnation
@@ -188,7 +189,6 @@ class Runtime:
             welcome.address,
             welcome.cluster,
         )
-        self.job = welcome.job or self.job
         if same_node:
             if fd >= 0:
                 os.close(fd)
@@ -223,8 +223,8 @@ class Runtime:
         """Everything the daemon should know of us, in the order in which it can use it."""
         send = self.control.send
         holds = self.holds.snapshot()
-        for at in range(0, len(holds), 10000):
-            send(m.Refs(self.control.next_seq(), holds[at : at + 10000]))
+        for at in range(0, len(holds), BATCH):
+            send(m.Refs(self.control.next_seq(), holds[at : at + BATCH]))
         self.objects.retell_locked()
         self.actors.retell_locked()
         for token, (fd, held) in self._fork_pipes.items():

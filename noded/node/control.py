@@ -307,7 +307,7 @@ class ControlServer:
             worker = self._pool.by_prefix[client.prefix]
             if message.actor is not None:
                 self._adopt_actor(worker, message.actor, message.actor_alive)
-            self._pool.on_attached(worker, client)
+            self._pool.on_attached(worker, client, message.job)
             if worker.record.actor:
                 self._actor_attached(worker, message.actor is not None)
 

@@ -144,7 +144,7 @@ class WorkerPool:
             return
         config = self._job_config(job)
         assert worker.client is not None
-        worker.record.job = worker.job_sent = job
+        worker.record.job = worker.job_sent = worker.client.job = job
         self.save(worker)
         worker.client.send(m.SetJob(job, config or m.JobConfig()))
 
@@ -205,10 +205,13 @@ class WorkerPool:
         args = {"wid": wid, "run_dir": self._run_dir, "stdout": base + ".out", "stderr": base + ".err"}
         self._spawner.send({"t": "fork", "key": TEMPLATE, "wid": wid, "args": args})
 
-    def on_attached(self, worker: Worker, client: Client) -> None:
+    def on_attached(self, worker: Worker, client: Client, job: str) -> None:
         """Its control connection is there (for the first time, or again)."""
         first = worker.client is None
         worker.client = client
+        if first:
+            # The daemon before us may have died between writing the job down and telling it.
+            worker.record.job = client.job = job
         if not worker.record.pid:
             worker.record.pid = client.pid
         if first and worker.assigned is None and not worker.record.lease and not worker.record.actor:

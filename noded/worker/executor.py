@@ -114,6 +114,8 @@ class Executor:
 
     def on_control(self, message: Any, payload: Any) -> None:
         kind = type(message)
+        if kind is m.SetJob:
+            self.runtime.job = message.job  # from now on told at an attach, entered or not
         if kind is m.SetJob or kind is m.Instantiate:
             self.queue.appendleft((None, message, payload))
         elif kind is m.Exit:

@@ -531,7 +531,16 @@ def leave_children(path):
 class A:
     def __init__(self): self.x = noded.put(np.arange(500000))
     def f(self): return os.getpid()
+@noded.remote(num_cpus=0)
+def outer(path): return noded.get(inner.remote(path))
+@noded.remote(num_cpus=0)
+def inner(path):
+    open(path, "w").write(noded.get_runtime_context().get_job_id())
+    time.sleep(1000)
 actors = [A.remote() for _ in range(2)]
+nested = outer.remote(sys.argv[2])
+while not os.path.exists(sys.argv[2]) or open(sys.argv[2]).read() != noded.get_runtime_context().get_job_id():
+    time.sleep(0.01)
 noded.get([a.f.remote() for a in actors])
 keep = [noded.put(np.arange(500000)) for _ in range(5)]
 views = noded.get(keep)
@@ -545,7 +554,7 @@ noded.get(task)
 def test_driver_killed(tmp_path: Path, away: bool) -> None:
     children = tmp_path / "children"
     with Node("--object-store-memory", str(64 * MB), num_cpus=4) as node:
-        with Driver(node.address, BUSY_DRIVER, str(children)) as driver:
+        with Driver(node.address, BUSY_DRIVER, str(children), str(tmp_path / "nested")) as driver:
             driver.expect("ready")
             wait_for(lambda: len(lines(children)) == 2, "the task's children did not start")
             if away:
