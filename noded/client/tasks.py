@@ -68,6 +68,8 @@ class Task(msgspec.Struct, eq=False, weakref=True):
     queue: Any = None
     link: Any = None
     retries: int = 0
+    suspect: bool = False
+    """It was on a worker that died."""
     unresolved: int = 0
     waiters: list[Callable[[], None]] | None = None
     cancelled: bool = False
@@ -291,6 +293,10 @@ class Tasks:
                     us = task.fn.us
                     depth = 1 if us < 0 else _DEPTH if us < 10 else max(1, _TARGET_US // us)
                     if len(inflight) >= depth or link.unsent_bytes > _UNSENT_LIMIT:
+                        break
+                    # A worker's death costs all that it was given a retry: it cannot be known which had begun. So what
+                    # has none, or has lost one already, never stands behind another task that may be its end.
+                    if inflight and (task.suspect or not task.retries):
                         break
                     ready.popleft()
                     self._push_task(worker, task)
@@ -597,6 +603,7 @@ class Tasks:
                 self.fail_locked(task, cancelled(task, ", by ending its worker"))
             elif task.retries != 0 and task.queue is not None:
                 task.retries -= 1
+                task.suspect = True
                 self.again_locked(task)
                 task.queue.ready.appendleft(task)
             elif worker.actor is None:
