@@ -89,11 +89,12 @@ class Objects:
 
     def store(self, ref: ObjectRef[Any], packed: codec.Packed) -> None:
         """Write a packed value into the arena as ``ref``'s, waiting for room."""
-        place = self.write(ref.binary(), packed)
-        with self.lock:
-            ref._token = self.holds.take(ref.binary(), implicit=True)
-            ref._token.hold.ref = weakref.ref(ref)
-            ref._value, ref._state = place, STORED
+        with self._guard:
+            place = self.write(ref.binary(), packed)
+            with self.lock:
+                ref._token = self.holds.take(ref.binary(), implicit=True)
+                ref._token.hold.ref = weakref.ref(ref)
+                ref._value, ref._state = place, STORED
 
     def write(self, id_: bytes, packed: codec.Packed) -> tuple[int, int]:
         """Write and seal an object, waiting for room: (offset of the value, size). Raises
@@ -206,6 +207,9 @@ class Objects:
             self.arena.copy_in(offset + HEADER_SIZE, data)
             self.arena.seal(offset)
             self.control.send(m.Sealed(self.control.next_seq(), [(id_, offset)]))
+            if id_ not in self.holds.holds:
+                # Dropped while it waited for room (a value may still contain it): the daemon counts us as its holder.
+                self.holds.given.append((id_, 0))
 
         def on_failure(reason: str) -> None:
             # Back-pressure is the daemon's; a refusal is for sizes that can never fit, which a small value is

@@ -22,6 +22,8 @@ from noded.wire.messages import encode
 HEADER_LIMIT = 64 << 20
 PAYLOAD_LIMIT = (1 << 32) - 1
 _BUFFER = 256 << 10
+_READ = 64 << 10
+"""What ``receive_with_fds`` takes at once: its users have a loop with others on it."""
 _BIG_STEP = 16 << 20
 """A message over the buffer's size gets room as it arrives, at most this much ahead: its header may lie."""
 _IOV = 512
@@ -211,7 +213,7 @@ class Link:
             big = self._big
             try:
                 got, ancillary, _flags, _peer = self.sock.recvmsg_into(
-                    [self._view[self._stop :] if big is None else memoryview(big)[self._big_at :]],
+                    [self._view[self._stop : self._stop + _READ] if big is None else memoryview(big)[self._big_at :]],
                     socket.CMSG_SPACE(4 * FDS_LIMIT),
                     socket.MSG_CMSG_CLOEXEC,
                 )

@@ -1,5 +1,5 @@
-"""Everything at once under `-W error` and asyncio's debug mode (stock loop): no warning, no exception that nobody
-saw, no callback of the daemon's loop over 50 ms.
+"""A load of everything under `-W error` and asyncio's debug mode (stock loop): no warning, no error that nobody saw,
+no callback of the daemon's loop over 50 ms.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.wait import wait_for
 
 import noded
+from noded.client.runtime import current
 
 SECONDS = 60.0
 KB90 = 90_000
@@ -367,3 +369,15 @@ def test_workers_flood_with_submissions_of_their_own(start: Callable[..., None])
     assert noded.get(branches, timeout=SECONDS) == [11175 + n for n in range(6)]
     for refs in noded.get(lists, timeout=SECONDS):
         assert [n for n, _ in noded.get(refs, timeout=SECONDS)] == list(range(100))
+
+
+def test_what_is_dropped_while_it_waits_for_room_is_freed(start: Callable[..., None]) -> None:
+    """More small values than a region takes: the last are written when nobody holds them any more."""
+    start(2, object_store_memory=128 * MB)
+    noded.put([noded.put([i]) for i in range(60_000)])
+    runtime = current()
+    assert runtime is not None
+    wait_for(
+        lambda: runtime.ask("status")["store"]["ids"] == 0,
+        lambda: f"the store still knows of ids: {runtime.ask('status')['store']}",
+    )
