@@ -10,15 +10,18 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 
 class Interrupts:
-    """``wake`` must make a sleeping main thread come back to ``check``."""
+    """``wake`` must make a sleeping main thread come back to ``check``, and the helper call ``again``. ``finalizer`` is
+    code that Python runs anywhere and where an exception would only be printed.
+    """
 
-    def __init__(self, lock: Any, wake: Callable[[], None]):
+    def __init__(self, lock: Any, wake: Callable[[], None], finalizer: CodeType):
         self._lock = lock
+        self._finalizer = finalizer
         self._wake = wake
         self._previous: Any = None
         self._installed = False
@@ -48,11 +51,16 @@ class Interrupts:
             self._installed = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.depth or self._lock._is_owned():
+        if self.depth or self._lock._is_owned() or (frame is not None and frame.f_code is self._finalizer):
             self.pending = True
             self._wake()
         else:
             self.fire()
+
+    def again(self) -> None:
+        """From the helper: an interrupt that was kept where nothing raises it afterwards is sent once more."""
+        if self.pending and not self.depth and self.main is not None:
+            signal.pthread_kill(self.main, signal.SIGINT)
 
     def fire(self) -> None:
         self.pending = False

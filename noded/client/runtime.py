@@ -24,7 +24,7 @@ from noded.client.control import TICK, Control
 from noded.client.interrupts import Interrupts
 from noded.client.objects import BATCH, Objects
 from noded.client.reader import Reader
-from noded.client.refs import HoldTable, ObjectRef
+from noded.client.refs import HoldTable, ObjectRef, Token
 from noded.client.space import Space
 from noded.client.tasks import Tasks
 from noded.shm.arena import Arena
@@ -79,7 +79,7 @@ class Runtime:
         self.lock = threading.RLock()
         self.holds = HoldTable()
         self.reader = Reader()
-        self.interrupts = Interrupts(self.lock, self.reader.wake)
+        self.interrupts = Interrupts(self.lock, self._on_interrupt, Token.__del__.__code__)
         self._attach_extra = attach_extra
         self._on_message = on_message
         self._on_lost = on_lost
@@ -276,6 +276,9 @@ class Runtime:
             self.control.flush()
         if self._extra_tick():
             busy = True
+        if self.interrupts.pending:
+            self.interrupts.again()
+            busy = True
         if not busy:
             self._away = False
             return None
@@ -335,6 +338,10 @@ class Runtime:
         self.reader.notify()
 
     # ------------------------------------------------------------ interrupts, forks
+
+    def _on_interrupt(self) -> None:
+        self.reader.wake()
+        self.control.poke()
 
     def pause(self) -> None:
         """Before a thread sleeps: write what is queued; a place for interrupts."""
