@@ -51,11 +51,18 @@ class Interrupts:
             self._installed = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.depth or self._lock._is_owned() or (frame is not None and frame.f_code is self._finalizer):
+        if self.depth or self._lock._is_owned() or self._in_finalizer(frame):
             self.pending = True
             self._wake()
         else:
             self.fire()
+
+    def _in_finalizer(self, frame: FrameType | None) -> bool:
+        while frame is not None:  # this handler itself may be interrupted in one
+            if frame.f_code is self._finalizer:
+                return True
+            frame = frame.f_back
+        return False
 
     def again(self) -> None:
         """From the helper: an interrupt that was kept where nothing raises it afterwards is sent once more."""
