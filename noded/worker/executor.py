@@ -206,11 +206,15 @@ class Executor:
             if payload or message.deps or message.place is not None:
                 args, kwargs = self._arguments(message, payload)
                 self._user_code = True
+                if self._cancel is message:  # it came while they were loaded
+                    raise KeyboardInterrupt
                 result = call(*args, **kwargs)
                 self._user_code = False
                 del args, kwargs
             else:
                 self._user_code = True
+                if self._cancel is message:
+                    raise KeyboardInterrupt
                 result = call()
                 self._user_code = False
         except BaseException as error:
