@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.workers import Worker, WorkerPool
 from noded.resources import UNIT, ResourceSet
-from noded.service import notify_systemd, running_daemon
+from noded.service import StartLock, notify_systemd, running_daemon
 from noded.shm import arena as shm
 from noded.version import __version__
 from noded.view import Identity, View
@@ -72,8 +73,9 @@ class StartError(Exception):
 class Daemon:
     """One node, with the head's tables on it."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, *, on_ready: Callable[[], None]):
         self.config = config
+        self._on_ready = on_ready
         self.run_dir = str(node_dir(config))
         self.tag = hashlib.blake2b(self.run_dir.encode(), digest_size=8).hexdigest()
         self.log_dir = ""
@@ -123,6 +125,7 @@ class Daemon:
                 raise StartError(str(error)) from error
             raise
         self.report_ready()
+        self._on_ready()
         await self._stop.wait()
         await (self._leave() if self._leaving else self.stop())
         return self._exit_code
@@ -521,7 +524,7 @@ class Daemon:
     def _on_detach(self, client: Client) -> None:
         for worker in list(self.pool.workers.values()):
             if worker.record.job == client.job:
-                self.output.catch_up(worker.id)
+                self.output.catch_up(worker.id, unfinished=True)
 
     # ------------------------------------------------------------ workers and actors
 
@@ -597,7 +600,20 @@ class Daemon:
 
 def main(config: Config) -> int:
     """Run the daemon in the foreground; the exit code."""
-    daemon = Daemon(config)
+    make_node_dir(config)
+    lock = StartLock(str(node_dir(config)))
+    if not lock.acquire():
+        return _fail_start(
+            config, f"another daemon of cluster {config.cluster!r} has been starting for a while; try again"
+        )
+    try:
+        return _run(config, lock)
+    finally:
+        lock.release()
+
+
+def _run(config: Config, lock: StartLock) -> int:
+    daemon = Daemon(config, on_ready=lock.release)
     setup_logging(config, daemon.run_dir)
     pid = running_daemon(daemon.run_dir)
     if pid is not None and pid != os.getpid():

@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
+import time
 from pathlib import Path
 
 from noded.config import node_in, process_state
 
 log = logging.getLogger("noded.service")
+
+
+class StartLock:
+    """Two daemons that start at the same moment: the second waits until the first is ready, and then sees it."""
+
+    _SECONDS = 15.0
+
+    def __init__(self, run_dir: str):
+        self._path = os.path.join(run_dir, "start.lock")
+        self._fd = -1
+
+    def acquire(self) -> bool:
+        """False when another one has been starting for too long."""
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + self._SECONDS
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    self.release()
+                    return False
+                time.sleep(0.02)
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def notify_systemd(state: str) -> None:

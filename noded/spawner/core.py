@@ -63,6 +63,7 @@ class Spawner:
         self._run_dir = run_dir
         self._signals = signals
         self._owner = -1 if settings.owner_pid is None else _watch_owner(settings.owner_pid)
+        self._owner_pid = settings.owner_pid
         self._owner_ended = settings.owner_pid is not None and self._owner < 0
         self._kept: dict[str, int] = {}
         self._children = Children(settings.directory, settings.tag, oom_score, self._tell)
@@ -268,6 +269,8 @@ class Spawner:
             self._drop(name)
         if ours:
             self._run_dir.remove_worker_sockets(wids)
+            if not self._daemons.living():  # else it removes its directory itself, and may still write there
+                self._run_dir.remove_rest(everything=self._owner_pid is not None)
         self._daemons.close()  # last: it tells the daemon that all is done
 
     def _kill_everything(self) -> None:

@@ -71,6 +71,16 @@ class Daemons:
         """True while there is a daemon or one waits for its predecessor's end."""
         return self.current is not None or self._next is not None
 
+    def living(self) -> bool:
+        """A daemon is connected and its process has not ended."""
+        for peer in (self.current, self._next):
+            if peer is not None:
+                poller = select.poll()
+                poller.register(peer.pidfd, select.POLLIN)
+                if not poller.poll(0):
+                    return True
+        return False
+
     def watches(self) -> Iterator[Watch]:
         """What to poll for, and what to call then."""
         if self._listener.fileno() >= 0:

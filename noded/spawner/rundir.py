@@ -12,6 +12,7 @@ import socket
 
 BACKLOG = 64
 OF_THE_DAEMON = ("control.sock", "node.json")
+OURS = ("spawner.log", "start.lock")
 
 
 class RunDirError(OSError):
@@ -86,8 +87,29 @@ class RunDir:
         for name in self._worker_sockets | {f"{wid}.sock" for wid in wids}:
             _unlink(os.path.join(self._workers(), name))
 
+    def remove_rest(self, everything: bool) -> None:
+        """Remove what is left of the directory: for a private node `everything`, else what is certainly ours."""
+        if everything:
+            for directory, directories, files in os.walk(self.path, topdown=False):
+                for name in files:
+                    _unlink(os.path.join(directory, name))
+                for name in directories:
+                    _rmdir(os.path.join(directory, name))
+        for name in OURS:
+            _unlink(os.path.join(self.path, name))
+        for path in (self._workers(), self.path, os.path.dirname(self.path)):
+            _rmdir(path)
+
     def _workers(self) -> str:
         return os.path.join(self.path, "w")
+
+
+def _rmdir(path: str) -> None:
+    """Only when it is empty."""
+    try:
+        os.rmdir(path)
+    except OSError:
+        return
 
 
 def _unlink(path: str) -> None:
