@@ -22,6 +22,7 @@ from noded.client.context import running
 from noded.client.objects import INLINE_LIMIT, to_raise
 from noded.client.runtime import Runtime
 from noded.wire import messages as m
+from noded.worker import streams
 from noded.worker.inbound import Inbound, RemoteCode
 from noded.worker.streams import NamedStream
 
@@ -29,8 +30,6 @@ LONG = 0.005
 """Seconds after which nothing may wait behind a task any more."""
 _FLUSH_AT = 32
 _FLUSH_SECONDS = 0.001
-_UNSENT_LIMIT = 8 << 20
-
 Item = tuple[Inbound | None, Any, Any]
 
 
@@ -112,6 +111,12 @@ class Executor:
         """
         self.inbound.remove(inbound)
 
+    def on_drained(self, inbound: Inbound) -> None:
+        """The caller has read its answers: what was held back for it is its turn again, in order."""
+        self.queue.extend(inbound.held)
+        inbound.held.clear()
+        self.runtime.reader.wake()
+
     def on_control(self, message: Any, payload: Any) -> None:
         kind = type(message)
         if kind is m.SetJob:
@@ -162,6 +167,10 @@ class Executor:
         if kind is m.Call and not self.actor_alive:
             self._early.append(item)
             return
+        if inbound.slow():
+            # This caller does not keep up with its answers: its calls wait until it does, the others' do not.
+            inbound.held.append(item)
+            return
         self.current, self._inbound_now = message, inbound
         self._started = started = time.monotonic()
         self._blocked_before = 0.0
@@ -180,11 +189,6 @@ class Executor:
         link = inbound.link
         if not self.queue or link.unsent >= _FLUSH_AT or time.monotonic() - self._last_flush > _FLUSH_SECONDS:
             self._flush()
-            if link.unsent_bytes > _UNSENT_LIMIT:
-                # The caller does not keep up with its answers: run nothing more before it does.
-                self.runtime.reader.wait(
-                    lambda: link.closed or self.exiting or link.unsent_bytes < _UNSENT_LIMIT // 2, None, lambda: None
-                )
 
     def _execute(self, inbound: Inbound, message: Any, payload: Any, started: float) -> None:
         name = "a task"
@@ -360,6 +364,7 @@ class Executor:
 
     def _flush(self) -> None:
         self._last_flush = time.monotonic()
+        streams.flush_parts()
         with self.runtime.lock:
             for inbound in list(self.inbound):
                 if inbound.link.out:
@@ -465,6 +470,9 @@ class Executor:
             return
         back: dict[Inbound, list[int]] = {}
         queue = self.queue
+        for slow in self.inbound:
+            queue.extendleft(reversed(slow.held))
+            slow.held.clear()
         kept: list[Item] = []
         while queue:
             try:

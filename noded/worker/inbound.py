@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from noded.client.reader import Reader
 from noded.wire import messages as m
 from noded.wire.link import FrameError, Link, LinkClosed
+
+_UNSENT_LIMIT = 8 << 20
 
 
 class RemoteCode:
@@ -35,14 +38,18 @@ class Inbound:
         reader: Reader,
         on_message: Callable[[Inbound, Any, Any], None],
         on_closed: Callable[[Inbound], None],
+        on_drained: Callable[[Inbound], None],
     ):
         self.link = Link(sock, m.decode_to_worker)
         self.prefix = b""
         self.functions: dict[int, RemoteCode] = {}
+        self.held: deque[Any] = deque()
+        """What it asked for that waits until it has read its answers."""
         self._lock = lock
         self._reader = reader
         self._on_message = on_message
         self._on_closed = on_closed
+        self._on_drained = on_drained
         self._writing = False
         reader.add(sock.fileno(), self._on_event)
 
@@ -74,6 +81,12 @@ class Inbound:
         if done == self._writing:
             self._writing = not done
             self._reader.want_write(self.link.fileno(), not done)
+        if self.held and self.link.unsent_bytes < _UNSENT_LIMIT // 2:
+            self._on_drained(self)
+
+    def slow(self) -> bool:
+        """More of its answers than is reasonable are still unsent."""
+        return self.link.unsent_bytes > _UNSENT_LIMIT and not self.link.closed
 
     def close_locked(self) -> None:
         if not self.link.closed:

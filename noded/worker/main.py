@@ -68,7 +68,9 @@ def run(args: dict[str, Any]) -> int:
             except (BlockingIOError, InterruptedError):
                 return
             with runtime.lock:
-                executor.inbound.append(Inbound(sock, runtime.lock, reader, executor.on_data, executor.on_closed))
+                executor.inbound.append(
+                    Inbound(sock, runtime.lock, reader, executor.on_data, executor.on_closed, executor.on_drained)
+                )
 
     reader.add(listener.fileno(), on_connect)
     try:
