@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from noded import exceptions as ex
 from noded import ids
 from noded.client.context import RuntimeContext
+from noded.client.options import check_sizes
 from noded.client.output import print_lines
 from noded.client.refs import ObjectRef
 from noded.client.remote import ActorHandle, runtime, set_auto_init
@@ -113,6 +114,8 @@ def init(
                 raise NotImplementedError(f"noded.init({name}=...) is not supported by this version of noded yet")
         if namespace is not None and (not isinstance(namespace, str) or not namespace):
             raise ValueError(f"namespace must be a non-empty string, not {namespace!r}")
+        if address is not None and not isinstance(address, str):
+            raise TypeError(f"address must be a string or None, not {address!r}")
         wanted = address if address is not None else os.environ.get("NODED_ADDRESS") or None
         node = None if wanted == "local" else discovery.find(wanted, os.environ)
         sizes = {
@@ -122,6 +125,7 @@ def init(
             "object_store_memory": object_store_memory,
             "memory": memory,
         }
+        check_sizes(sizes)
         if node is None:
             _local = LocalCluster(sizes)
             _local.start()

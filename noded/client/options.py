@@ -34,6 +34,17 @@ def _number(name: str, value: Any, *, whole: bool = False, least: float = 0) -> 
     return value
 
 
+def check_sizes(sizes: dict[str, Any]) -> None:
+    """What init() is given for a private cluster. Raises TypeError or ValueError naming the argument."""
+    for name, value in sizes.items():
+        if value is None:
+            continue
+        if name == "resources":
+            ResourceSet.from_floats(dict(_custom(value)))
+        else:
+            _number(name, value, least=1 << 20 if name == "object_store_memory" else 0)
+
+
 @dataclass(frozen=True)
 class _Options:
     num_cpus: float | None = None

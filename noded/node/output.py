@@ -124,19 +124,21 @@ class OutputMonitor:
         if batches:
             self._deliver(job, m.LogLines(batches))
 
-    def catch_up(self, worker: str) -> None:
-        """Pass on everything this worker has written so far."""
+    def catch_up(self, worker: str, *, unfinished: bool = False) -> None:
+        """Pass on everything this worker has written so far; a line without its end only when asked to."""
         for suffix in (".out", ".err"):
-            self._read(os.path.join(self._dir, f"worker-{worker}{suffix}"))
+            path = os.path.join(self._dir, f"worker-{worker}{suffix}")
+            self._read(path)
+            followed = self._files.get(path)
+            if unfinished and followed is not None and followed.rest and worker in self._last_who:
+                self._pass_on(followed, b"\n", self._last_who[worker])
 
     def ended(self, worker: str) -> None:
         """The worker is gone: its last lines, the unfinished one too, then forget it."""
-        self.catch_up(worker)
+        self.catch_up(worker, unfinished=True)
         for suffix in (".out", ".err"):
             path = os.path.join(self._dir, f"worker-{worker}{suffix}")
-            followed = self._files.pop(path, None)
-            if followed is not None and followed.rest and worker in self._last_who:
-                self._pass_on(followed, b"\n", self._last_who[worker])
+            self._files.pop(path, None)
             try:
                 if not self._keep or not os.path.getsize(path):
                     os.unlink(path)

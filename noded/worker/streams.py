@@ -25,19 +25,23 @@ class NamedStream(io.TextIOWrapper):
         )
         self._said = ""
         self._part: list[str] = []
+        self._midline = False
+        """The last thing that went out was the first part of a line."""
 
     def write(self, text: str) -> int:
         """Whole lines go out in one write, so that lines of several processes or threads do not mix."""
         if NamedStream.name_now != self._said and text:
-            if self._part:
+            if self._part or self._midline:
                 super().write("".join(self._part) + "\n")
                 self._part.clear()
+                self._midline = False
             self._said = NamedStream.name_now
             super().write(f"{MARK}{self._said}\n")
         head, newline, tail = text.rpartition("\n")
         if newline:
             super().write("".join(self._part) + head + newline)
             self._part.clear()
+            self._midline = False
         if tail:
             self._part.append(tail)
         return len(text)
@@ -47,13 +51,23 @@ class NamedStream(io.TextIOWrapper):
         if part:
             super().write("".join(part))
             part.clear()
+            self._midline = True
         super().flush()
 
     def isatty(self) -> bool:
         return False
 
 
+_installed: list[Any] = []
+
+
 def install() -> None:
-    out: Any = NamedStream(1)
-    err: Any = NamedStream(2)
-    sys.stdout, sys.stderr = out, err
+    _installed[:] = NamedStream(1), NamedStream(2)
+    sys.stdout, sys.stderr = _installed
+
+
+def flush_parts() -> None:
+    """Unfinished lines go out with the answer of what wrote them: its caller may end the program next."""
+    for stream in _installed:
+        if stream._part:
+            stream.flush()

@@ -132,3 +132,208 @@ def test_users_omp_num_threads_stays(run_program: RunProgram) -> None:
     )
 
     assert output == "['3', '3']\n"
+
+
+# ---------------------------------------------------------------- output of workers
+
+
+def test_output_of_tasks_and_actors_comes_to_the_program(run_program: RunProgram) -> None:
+    output, errors = run_program(
+        """
+        import os, sys
+        import noded
+        noded.init("local", num_cpus=2)
+
+        @noded.remote
+        def speak(word):
+            print(word, "out")
+            print(word, "err", file=sys.stderr)
+            return os.getpid()
+
+        @noded.remote
+        class Speaker:
+            def speak(self, word):
+                print(f"{word}\\nsecond line")
+                os.write(1, b"from C\\n")
+                return os.getpid()
+
+        print("TASK", noded.get(speak.remote("tâsk")))
+        print("ACTOR", noded.get(Speaker.remote().speak.remote("actor")))
+        """,
+        errors=True,
+    )
+    lines = output.splitlines()
+    task, actor = (next(line.split()[1] for line in lines if line.startswith(word)) for word in ("TASK", "ACTOR"))
+
+    assert f"(speak pid={task}) tâsk out" in lines
+    assert f"(speak pid={task}) tâsk err" in errors.splitlines()
+    for text in ("actor", "second line", "from C"):
+        assert f"(Speaker pid={actor}) {text}" in lines
+    assert "err" not in output
+
+
+def test_the_last_words_before_the_program_ends_come_too(run_program: RunProgram) -> None:
+    output = run_program(
+        """
+        import noded
+        noded.init("local", num_cpus=1)
+
+        @noded.remote
+        def speak():
+            print("without an end", end="")
+            for i in range(2000): print("\\nline", i, end="")
+
+        noded.get(speak.remote())
+        """
+    )
+
+    assert output.count("line ") == 2000
+    assert output.rstrip().endswith("line 1999") and "without an end" in output
+
+
+def test_the_output_of_a_crash_comes_too(run_program: RunProgram) -> None:
+    output, errors = run_program(
+        """
+        import os, sys
+        import noded
+        noded.init("local", num_cpus=1)
+
+        @noded.remote(max_retries=0)
+        def crash():
+            print("said before")
+            sys.stderr.write("half a line")
+            sys.stderr.flush()
+            os._exit(1)
+
+        try:
+            noded.get(crash.remote())
+        except noded.exceptions.WorkerCrashedError as error:
+            print("half a line" in str(error))
+        """,
+        errors=True,
+    )
+
+    assert "said before" in output and "half a line" in errors
+    assert "True" in output.splitlines()
+
+
+def test_log_to_driver_false_keeps_it_away(run_program: RunProgram) -> None:
+    output, errors = run_program(
+        """
+        import sys
+        import noded
+        noded.init("local", num_cpus=1, log_to_driver=False)
+
+        @noded.remote
+        def speak():
+            print("out")
+            print("err", file=sys.stderr)
+
+        noded.get(speak.remote())
+        print("done")
+        """,
+        errors=True,
+    )
+
+    assert (output, errors) == ("done\n", "")
+
+
+def test_a_quiet_program_says_nothing(run_program: RunProgram) -> None:
+    """No word of noded's own, neither at the start nor at the end, also without shutdown()."""
+    source = """
+        import noded
+        square = noded.remote(lambda x: x * x)
+        print(sum(noded.get([square.remote(i) for i in range(10)])))
+        """
+
+    assert run_program(source, errors=True) == ("285\n", "")
+    assert run_program(source + "noded.shutdown()\n", errors=True) == ("285\n", "")
+
+
+# ---------------------------------------------------------------- ends
+
+
+def test_a_program_may_end_with_tasks_and_actors_at_work(run_program: RunProgram) -> None:
+    """Its tasks end with it, and nothing is left (the check of every test)."""
+    output, errors = run_program(
+        """
+        import time
+        import noded
+        noded.init("local", num_cpus=2)
+
+        @noded.remote
+        class Actor:
+            def sleep(self): time.sleep(999)
+            def ready(self): return "ready"
+
+        busy = [noded.remote(lambda: time.sleep(999)).remote() for _ in range(5)]
+        actor, other = Actor.remote(), Actor.remote()
+        calls = [actor.sleep.remote(), actor.sleep.remote()]
+        print(noded.get(other.ready.remote()))
+        """,
+        errors=True,
+    )
+
+    assert (output, errors) == ("ready\n", "")
+
+
+def test_an_uncaught_error_of_a_task_ends_the_program_with_its_story(run_program: RunProgram, tmp_path: Path) -> None:
+    (tmp_path / "inner.py").write_text("def deep():\n    return 1 / 0\n")
+    output, errors = run_program(
+        """
+        import runpy, sys, traceback
+        import noded
+        import inner
+        noded.init("local", num_cpus=1)
+
+        @noded.remote
+        def work(): return inner.deep()
+
+        try:
+            noded.get(work.remote())
+        except ZeroDivisionError:
+            traceback.print_exc()
+        """,
+        errors=True,
+    )
+
+    assert "inner.py" in errors and "in deep" in errors and "in work" in errors
+    assert errors.rstrip().endswith("ZeroDivisionError: division by zero") and not output
+
+
+def test_a_daemon_thread_in_get_does_not_keep_the_program(run_program: RunProgram) -> None:
+    output = run_program(
+        """
+        import threading, time
+        import noded
+        noded.init("local", num_cpus=1)
+        ref = noded.remote(lambda: time.sleep(999)).remote()
+        thread = threading.Thread(target=lambda: noded.get(ref), daemon=True)
+        thread.start()
+        thread.join(0.2)
+        print("end")
+        """
+    )
+
+    assert output == "end\n"
+
+
+def test_fork_in_the_program(run_program: RunProgram) -> None:
+    """A child of the program has no cluster of its parent's, and its end does not end the parent's."""
+    output = run_program(
+        """
+        import os
+        import noded
+        noded.init("local", num_cpus=1)
+        one = noded.remote(lambda: 1)
+        noded.get(one.remote())
+        child = os.fork()
+        if child == 0:
+            print("child", noded.is_initialized(), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        print("parent", noded.get(one.remote()))
+        """
+    )
+
+    assert output == "child False\nparent 1\n"
