@@ -22,6 +22,7 @@ log = logging.getLogger("noded.spawner_link")
 
 _START_SECONDS = 10
 _STOP_SECONDS = 10
+_ATTEMPTS = 5
 
 
 class SpawnerLink:
@@ -60,19 +61,29 @@ class SpawnerLink:
         return self._sock is not None
 
     async def start(self, epoch: int) -> protocol.Welcome:
-        """Connect (killing a daemon that is connected already, which the spawner does) or start a "
-        "spawner. Returns its welcome."""
+        """Connect (killing a daemon that is connected already, which the spawner does) or start a spawner. Returns its
+        welcome.
+        """
         return await asyncio.to_thread(self._connect_or_spawn, epoch)
 
     def _connect_or_spawn(self, epoch: int) -> protocol.Welcome:
-        sock = self._connect()
-        if sock is None:
-            self._spawn()
+        for attempt in range(_ATTEMPTS):
             sock = self._connect()
-            if sock is None:
-                raise RuntimeError(
-                    f"the spawner has started but does not listen in {self.run_dir}; see spawner.log there"
-                )
+            try:
+                if sock is None:
+                    self._spawn()
+                    sock = self._connect()
+                    if sock is None:
+                        raise ConnectionError("it does not listen")
+                return self._greet(sock, epoch)
+            except (EOFError, ConnectionError) as error:  # it ended meanwhile: killed, or at the end of its grace
+                log.warning("the spawner ended when it was needed (%s), attempt %s", error, attempt + 1)
+            finally:
+                if sock is not None and sock is not self._sock:
+                    sock.close()
+        raise RuntimeError(f"the spawner ends as soon as it is started; see spawner.log in {self.run_dir}")
+
+    def _greet(self, sock: socket.socket, epoch: int) -> protocol.Welcome:
         sock.settimeout(_START_SECONDS)
         protocol.send(sock, {"t": "hello", "protocol": protocol.PROTOCOL, "epoch": epoch})
         welcome = protocol.Welcome()
@@ -94,6 +105,8 @@ class SpawnerLink:
         return sock
 
     def _spawn(self) -> None:
+        if self._process is not None:
+            self._exit_code()  # no zombie stays
         main = os.path.join(os.path.dirname(os.path.abspath(protocol.__file__)), "__main__.py")
         read_fd, write_fd = os.pipe()
         command = [sys.executable, "-I", "-S", main, "--dir", self.run_dir, "--tag", self.tag]
@@ -113,10 +126,20 @@ class SpawnerLink:
         os.close(write_fd)
         try:
             if not select.select([read_fd], [], [], _START_SECONDS)[0] or not os.read(read_fd, 1):
+                if self._exit_code() < 0:
+                    raise ConnectionError("it was killed")
                 with open(os.path.join(self.run_dir, "spawner.log"), errors="replace") as file:
                     raise RuntimeError(f"the spawner did not start: {file.read()[-2000:] or 'no output'}")
         finally:
             os.close(read_fd)
+
+    def _exit_code(self) -> int:
+        """Of the spawner that has closed its connections; 0 when it hangs."""
+        assert self._process is not None
+        try:
+            return self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            return 0
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start to read packets on the loop."""

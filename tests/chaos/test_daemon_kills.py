@@ -1,6 +1,6 @@
 """The daemon is killed again and again at random moments under a driver that checks all it gets.
 
-No worker dies here, so nothing may be lost and nothing may run twice. NODED_TEST_SEED repeats a run's choices (not
+No worker dies here, so nothing may be lost and nothing may run twice. TEST_SEED repeats a run's choices (not
 its timing).
 """
 
@@ -151,8 +151,8 @@ say("right")
 
 
 def seed() -> int:
-    value = int(os.environ.get("NODED_TEST_SEED") or random.randrange(1 << 30))
-    print(f"NODED_TEST_SEED={value}")
+    value = int(os.environ.get("TEST_SEED") or random.randrange(1 << 30))
+    print(f"TEST_SEED={value}")
     return value
 
 

@@ -84,8 +84,8 @@ hear()
 
 
 def interrupts(tmp_path: object, count: int) -> None:
-    seed = int(os.environ.get("NODED_TEST_SEED") or random.randrange(1 << 30))
-    print(f"NODED_TEST_SEED={seed}")
+    seed = int(os.environ.get("TEST_SEED") or random.randrange(1 << 30))
+    print(f"TEST_SEED={seed}")
     rng = random.Random(seed)
     stop = f"{tmp_path}/stop"
     with Node("--object-store-memory", str(64 << 20), num_cpus=2) as node:
