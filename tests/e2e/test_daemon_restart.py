@@ -643,3 +643,95 @@ def test_a_detached_actor_outlives_drivers_and_daemons() -> None:
             driver.tell("kill")
             driver.end()
         node.settle()
+
+
+# ---------------------------------------------------------------- results that were written before their worker died
+
+
+def test_both_copies_of_a_retried_result_live(node: Node, tmp_path: Path) -> None:
+    """The first run has stored its first result when it is killed: the second run stores it again elsewhere."""
+
+    @noded.remote(num_cpus=1, num_returns=2, max_retries=1)
+    def two(log: str) -> Any:
+        with open(log, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return np.full(3 * MB, 7, dtype=np.uint8), np.full(60 * MB, 9, dtype=np.uint8)
+
+    log = tmp_path / "log"
+    blocker = noded.put(np.zeros(100 * MB, dtype=np.uint8))  # so that the second result finds no room
+    first, second = two.remote(str(log))
+    wait_for(lambda: node.status()["store"]["waiting"], "the task's second result does not wait for room")
+    objects = node.status()["store"]["objects"]
+    assert objects == 2
+    os.kill(int(lines(log)[0]), signal.SIGKILL)
+    wait_for(lambda: len(lines(log)) == 2, "the task was not run again")
+    del blocker
+    view = noded.get(first, timeout=30)
+    assert (noded.get(second, timeout=30) == 9).all()
+    for i in range(30):
+        noded.put(np.full(4 * MB, i, dtype=np.uint8))
+        assert (view == 7).all()
+    del view, first, second
+    wait_for(lambda: not node.status()["store"]["objects"], "a copy is left")
+
+
+def test_a_result_of_a_killed_actor_call_is_given_up(node: Node) -> None:
+    @noded.remote
+    class Two:
+        def pid(self) -> int:
+            return os.getpid()
+
+        @noded.method(num_returns=2)
+        def two(self) -> Any:
+            return np.full(3 * MB, 7, dtype=np.uint8), np.full(60 * MB, 9, dtype=np.uint8)
+
+    actor = Two.remote()
+    pid = noded.get(actor.pid.remote(), timeout=30)
+    blocker = noded.put(np.zeros(100 * MB, dtype=np.uint8))
+    refs = actor.two.remote()
+    wait_for(lambda: node.status()["store"]["waiting"], "the second result does not wait for room")
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(noded.exceptions.ActorDiedError):
+        noded.get(refs, timeout=30)
+    del refs, blocker
+    wait_for(lambda: not node.status()["store"]["objects"], "the stored result is left")
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["full store", "begun while away"])
+def test_writers_that_wait_while_the_daemon_dies(node: Node, full: bool) -> None:
+    """Their requests are told again; what the next daemon grants them is theirs alone."""
+    source = """
+    import zlib, numpy as np
+    say("ready")
+    hear()
+    say("putting")
+    refs = [noded.put(np.full(5_000_000, i + int(sys.argv[1]), dtype=np.uint8)) for i in range(4)]
+    assert all((noded.get(r) == i + int(sys.argv[1])).all() for i, r in enumerate(refs))
+    say("put")
+    hear()
+    assert all((noded.get(r) == i + int(sys.argv[1])).all() for i, r in enumerate(refs))
+    say("right")
+    hear()
+    """
+    with Driver(node.address, source, "10") as one, Driver(node.address, source, "20") as two:
+        blocker = noded.put(np.zeros(120 * MB, dtype=np.uint8)) if full else None
+        for driver in (one, two):
+            driver.expect("ready")
+        if not full:
+            node.kill9()
+        for driver in (one, two):
+            driver.tell("put")
+            driver.expect("putting")
+        if full:
+            wait_for(lambda: node.status()["store"]["waiting"] == 2, "they do not wait for room")
+        node.restart()
+        if full:
+            wait_for(lambda: node.status()["store"]["waiting"] == 2, "they do not wait for room again")
+        del blocker
+        for driver in (one, two):
+            driver.expect("put")
+        for driver in (one, two):
+            driver.tell("look")
+            driver.expect("right")
+            driver.tell("end")
+            driver.end()
