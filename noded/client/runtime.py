@@ -146,6 +146,10 @@ class Runtime:
         self.closed = True
         self.interrupts.uninstall()
         self.control.stop()
+        # Other threads may wait in get() or wait(): they are told, and are to be out of the reader before it is closed.
+        self.control.lost = self.control.lost or "noded.shutdown() was called in this process"
+        self._lost(self.control.lost)
+        alone = self.reader.role.acquire(timeout=2)
         with self.lock:
             self.tasks.close()
             for fd, _ in self._fork_pipes.values():
@@ -153,7 +157,8 @@ class Runtime:
             self._fork_pipes.clear()
             self.holds.collect()
             self.arena.close(unmap=not self.holds.holds)
-            self.reader.close()
+            if alone:
+                self.reader.close()
 
     # ------------------------------------------------------------ attach
 

@@ -118,8 +118,9 @@ class Session:
         try:
             done = self.link.flush()
         except LinkClosed:
-            self.close()
-            return
+            # It is gone, but what it said last (stop, for one) is still to be read. The end is noticed after that.
+            self.link.drop_unsent()
+            done = True
         if done == self._writing:
             self._writing = not done
             if done:

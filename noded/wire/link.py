@@ -133,6 +133,13 @@ class Link:
         self.unsent_bytes = 0
         return True
 
+    def drop_unsent(self) -> None:
+        self.out.clear()
+        for fd in self._fds_out:
+            os.close(fd)
+        self._fds_out = []
+        self.unsent = self.unsent_bytes = 0
+
     def _joined(self) -> bytes | memoryview:
         """Many small pieces go out as one: joining them is cheaper than an iovec each."""
         out = self.out

@@ -145,6 +145,29 @@ def test_refs_of_a_cluster_that_is_gone() -> None:
     del ref, pending
 
 
+def test_threads_that_wait_at_shutdown_are_told() -> None:
+    noded.init("local", num_cpus=1)
+    ref = noded.remote(lambda: threading.Event().wait(999)).remote()
+    errors: list[BaseException] = []
+
+    def wait(call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    calls = [lambda: noded.get(ref), lambda: noded.wait([ref]), lambda: noded.get(ref, timeout=60)]
+    threads = [threading.Thread(target=wait, args=[call]) for call in calls]
+    for thread in threads:
+        thread.start()
+    noded.shutdown()
+    for thread in threads:
+        thread.join(30)
+
+    assert not any(thread.is_alive() for thread in threads)
+    assert all(isinstance(error, noded.exceptions.NodedError | RuntimeError) for error in errors), errors
+
+
 # ---------------------------------------------------------------- a running one
 
 

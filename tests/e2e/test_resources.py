@@ -172,23 +172,22 @@ def test_a_large_request_is_not_starved_by_small_ones() -> None:
     get(refs)
 
 
-@pytest.mark.parametrize(
-    "options, text",
-    [
+def test_what_can_never_run_is_refused() -> None:
+    never = [
         ({"num_cpus": 3.5}, r"CPU: asks 3.5, the node has 3"),
         ({"num_gpus": 3}, r"GPU: asks 3, the node has 2"),
         ({"memory": 5 * GB}, r"memory: asks 5.*e\+09, the node has 4"),
         ({"resources": {"tape": 2.0001}}, r"tape: asks 2.0001, the node has 2"),
         ({"resources": {"typo": 1}}, r"typo: asks 1, the node has 0"),
-    ],
-)
-def test_what_can_never_run_is_refused(options: dict[str, Any], text: str, tmp_path: Path) -> None:
-    task, actor = hold.options(**options).remote(tmp_path, "never"), Holder.options(**options).remote()
+    ]
+    tasks = [hold.options(**options).remote(Path("."), "never") for options, _ in never]
+    actors = [Holder.options(**options).remote() for options, _ in never]
 
-    with pytest.raises(TaskUnschedulableError, match=text):
-        noded.get(task, timeout=10)
-    with pytest.raises(ActorUnschedulableError, match=text):
-        noded.get(actor.ready.remote(), timeout=10)
+    for task, actor, (_, text) in zip(tasks, actors, never, strict=True):
+        with pytest.raises(TaskUnschedulableError, match=text):
+            noded.get(task, timeout=10)
+        with pytest.raises(ActorUnschedulableError, match=text):
+            noded.get(actor.ready.remote(), timeout=10)
 
 
 def test_refused_tasks_do_not_stand_in_the_way() -> None:

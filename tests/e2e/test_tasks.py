@@ -322,7 +322,10 @@ def test_the_runtime_context_of_a_task() -> None:
 
 
 def test_infeasible_tasks_are_refused_soon_with_the_reason() -> None:
+    cpus = echo.options(num_cpus=64).remote()
+    custom = echo.options(resources={"unobtainium": 1}).remote()
+
     with pytest.raises(TaskUnschedulableError, match=r"CPU: asks 64, the node has 2"):
-        noded.get(echo.options(num_cpus=64).remote(), timeout=10)
+        noded.get(cpus, timeout=10)
     with pytest.raises(TaskUnschedulableError, match=r"unobtainium: asks 1, the node has 0"):
-        noded.get(echo.options(resources={"unobtainium": 1}).remote(), timeout=10)
+        noded.get(custom, timeout=10)
