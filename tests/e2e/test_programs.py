@@ -91,7 +91,7 @@ def test_a_function_that_closes_over_a_ref_and_a_handle(run_program: RunProgram)
             @noded.remote
             def use(): return noded.get(counter.add.remote(noded.get(small))), len(noded.get(big))
 
-            print(*noded.get([use.remote(), use.remote()]))
+            print(*sorted(noded.get([use.remote(), use.remote()])))
 
         program()
         """,
