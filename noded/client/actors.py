@@ -8,7 +8,7 @@ earlier calls are on their way; then it is pushed straight to the actor's worker
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from noded import exceptions as ex
@@ -54,6 +54,7 @@ class Actors:
         self.actors: dict[bytes, Actor] = {}
         self._kills: dict[bytes, m.KillActor] = {}
         tasks.on_actor_event = self._on_link_event
+        tasks.queued_calls = self.queued_calls
 
     def create_locked(self, request: m.CreateActor, payload: bytes, keep: list[Any]) -> Token:
         id_ = request.spec.id
@@ -221,6 +222,18 @@ class Actors:
                 self.control.send(m.WatchActor(actor.id, actor.state != "pending"))
         for kill in self._kills.values():
             self.control.send(kill)
+
+    def forget_unheld_locked(self) -> None:
+        """Actors that nothing here refers to any more; a handle that comes back later finds them anew."""
+        for id_, actor in list(self.actors.items()):
+            idle = not actor.queue and actor.creation is None and id_ not in self._kills
+            if idle and id_ not in self.holds.holds and not (actor.link is not None and actor.link.inflight):
+                del self.actors[id_]
+                if actor.link is not None:
+                    self.tasks.drop_link_locked(actor.link)
+
+    def queued_calls(self) -> Iterable[Task]:
+        return (task for actor in self.actors.values() for task in actor.queue)
 
     def busy(self) -> bool:
         for actor in self.actors.values():

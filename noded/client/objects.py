@@ -398,6 +398,11 @@ class Objects:
         chosen = set(map(id, ready))
         return ready, [r for r in wanted if id(r) not in chosen]
 
+    def forget_unheld_locked(self) -> None:
+        """Borrowed refs that were dropped while somebody had wanted to wait for them."""
+        for id_ in [id_ for id_ in self._subscribed if id_ not in self.holds.holds]:
+            del self._subscribed[id_]
+
     # ------------------------------------------------------------ daemon restarts
 
     def retell_locked(self) -> None:

@@ -30,6 +30,8 @@ from noded.client.tasks import Tasks
 from noded.shm.arena import Arena
 from noded.wire import messages as m
 
+SWEEP_SECONDS = 1.0
+
 _runtime: Runtime | None = None
 
 
@@ -89,6 +91,7 @@ class Runtime:
         self._answers: dict[int, tuple[bool, Any]] = {}
         self._fork_pipes: dict[int, tuple[int, list[bytes]]] = {}
         self._fork_write_end = -1
+        self._next_sweep = 0.0
         self._away = False
         """Nobody but the helper read at its last tick."""
         self.closed = False
@@ -277,6 +280,10 @@ class Runtime:
             return None
         with self.lock:
             busy = self.tasks.tick_locked() or self.actors.busy()
+            if (now := time.monotonic()) > self._next_sweep:
+                self._next_sweep = now + SWEEP_SECONDS
+                self.actors.forget_unheld_locked()
+                self.objects.forget_unheld_locked()
             self.objects.flush_refs_locked()
             self.control.flush()
         if self._extra_tick():

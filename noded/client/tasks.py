@@ -13,7 +13,7 @@ import socket
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -173,6 +173,8 @@ class Tasks:
         self.current: Callable[[], Any] = lambda: None
         """The task this worker runs, as the parent of what it submits."""
         self.on_actor_event: Callable[[WorkerLink], None] = lambda link: None
+        self.queued_calls: Callable[[], Iterable[Task]] = lambda: ()
+        """Calls that wait for their actor."""
         self.waiting: set[Task] = set()
         """Tasks with unresolved arguments: kept alive here."""
 
@@ -655,7 +657,7 @@ class Tasks:
                 self.cancel_locked(task, False, True)
 
     def open_tasks(self) -> list[Task]:
-        found: list[Task] = [*self.waiting]
+        found: list[Task] = [*self.waiting, *self.queued_calls()]
         for queue in self.queues.values():
             found += queue.ready
         for worker in self.links.values():
