@@ -3,7 +3,7 @@
 #
 #   make demo        a first look: a head, a small program on it, a clean stop
 #   make test        format, lint, types, and all tests but the slow ones
-#   make test-slow   the slow ones
+#   make test-slow   the slow ones: chaos and full counts; the results are in test-results/slow.xml
 #   make bench       against Ray and the standard library; BENCH="--only tasks" selects
 #   make lint  make fmt  make clean
 
@@ -62,7 +62,7 @@ test: lint packages
 	$(BIN)/pytest -n $(WORKERS) -m "not slow" $(PYTEST)
 
 test-slow: venv packages
-	$(BIN)/pytest -m slow $(PYTEST)
+	$(BIN)/pytest -m slow --junitxml=test-results/slow.xml $(PYTEST)
 
 bench: venv
 	$(BIN)/python bench/run.py $(BENCH)

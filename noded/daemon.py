@@ -154,6 +154,7 @@ class Daemon:
         if self._recovered:
             await self._restore(welcome)
         else:
+            await self.jobs.restore()
             await self.actors.restore()
             self.actors.place_unhosted(set())
         self.output.start()
@@ -515,7 +516,8 @@ class Daemon:
     def _end_job(self, job: str) -> None:
         self.actors.job_ended(job)
         self.pool.end_job(job, lambda worker: self._is_detached(worker.record.actor))
-        self.jobs.over(job)
+        if not self.actors.has_detached(job):  # they may restart, and need its import path then
+            self.jobs.over(job)
 
     def _is_detached(self, actor: bytes) -> bool:
         record = self.actors.records.get(actor)
@@ -594,8 +596,18 @@ class Daemon:
             if not self.store.recovering:
                 self.host.end_unclaimed()
                 self.actors.forget_uncreated(self.clients)
+                self._forget_jobs()
             await self.store.trim()
             notify_systemd("WATCHDOG=1")
+
+    def _forget_jobs(self) -> None:
+        """Those whose driver has left and whose last detached actor has ended."""
+        present = {client.job for client in self.clients.values() if client.kind == "driver" and not client.detached}
+        if "" in present:  # one is being admitted: its record is there before its client knows
+            return
+        for job in self.jobs.known() - present:
+            if not self.actors.has_detached(job):
+                self.jobs.over(job)
 
 
 def main(config: Config) -> int:

@@ -63,6 +63,7 @@ class Objects:
         """Keeps interrupts out, but for the places where a thread waits."""
         self._announced: dict[bytes, ObjectRef[Any]] = {}
         """Our refs that left without a value."""
+        self._to_republish: list[ObjectRef[Any]] = []
         self._subscribed: dict[bytes, list[Callable[[], None]]] = {}
         """Borrowed refs somebody waits for, with what to call."""
 
@@ -411,14 +412,26 @@ class Objects:
                 self.control.send(kind(told[at : at + BATCH]))
 
     def store_lost_locked(self, arena: Arena, reason: str) -> None:
-        """The node started over with a new arena: what lay in the old one is gone, views of it stay."""
+        """The node started over with a new arena: what lay in the old one is gone, views of it stay. What others may
+        wait for is published again (``republish_locked``): the value where we still have it, else that it is lost.
+        """
         self.arena.close(unmap=False)
         self.arena = arena
         self.space.forget()
         for hold in self.holds.holds.values():
             ref = hold.ref() if hold.ref is not None else None
-            if type(ref) is ObjectRef and ref._state == STORED:
+            if type(ref) is not ObjectRef:
+                continue
+            if ref._state == STORED:
                 ref._value, ref._state = ex.ObjectLostError(ref.hex(), reason), FAILED
+            if ref._state not in (PENDING, REMOTE) and hold.id.startswith(refs.own_prefix):
+                self._to_republish.append(ref)
+
+    def republish_locked(self) -> None:
+        """After ``Told``: before it, the daemon would take back the room that this asks for."""
+        lost, self._to_republish = self._to_republish, []
+        for ref in lost:
+            self._seal_small_locked(ref)
 
 
 def to_raise(error: Any) -> BaseException:

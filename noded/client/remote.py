@@ -100,6 +100,7 @@ class RemoteFunction:
         """Submit a task. Returns one ObjectRef, a list of ``num_returns`` of them, or None for 0."""
         rt = current() or runtime()
         if rt is not self._runtime:
+            self._refuse_streaming()
             self._prepare(rt)
         arity = self._arity
         count = len(args)
@@ -117,6 +118,16 @@ class RemoteFunction:
         if returns == 1:
             return task.refs[0]
         return list(task.refs) if returns else None
+
+    def _refuse_streaming(self) -> None:
+        """A generator function with one return streams its items, in Ray."""
+        if self._options.num_returns == 1 and (
+            inspect.isgeneratorfunction(self._function) or inspect.isasyncgenfunction(self._function)
+        ):
+            raise NotImplementedError(
+                f"{self._name} is a generator: streaming its items is not supported by this version of noded yet; "
+                "return a list, or set num_returns to the number of items"
+            )
 
     def _prepare(self, rt: Runtime) -> None:
         options = self._options
@@ -364,6 +375,11 @@ def _methods_of(cls: type, retries: int) -> dict[str, tuple[int, int, int, int]]
         if name.startswith("__") and name != "__call__":
             continue
         static = inspect.getattr_static(cls, name)
+        if inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member):
+            raise NotImplementedError(
+                f"{cls.__qualname__}.{name} is async: async actors are not supported by this version of noded yet; "
+                "make it a plain method (asyncio.run inside works)"
+            )
         bound = not isinstance(static, (staticmethod, classmethod))
         arity = Arity(member, bound=bound)
         marked = getattr(member, "__noded_method__", {})

@@ -246,6 +246,7 @@ class Runtime:
         # Requests last: only after Told does the daemon know which leases and regions are still in use, and what it
         # grants before that it would take back.
         self.space.retell()
+        self.objects.republish_locked()
         self.tasks.retell_locked()
 
     def _handle(self, message: Any, payload: Any) -> None:

@@ -8,6 +8,7 @@ runtime's lock.
 from __future__ import annotations
 
 import pickle
+import select
 import signal
 import socket
 import time
@@ -624,12 +625,14 @@ class Tasks:
 
     def drop_link_locked(self, worker: WorkerLink) -> None:
         """Read what a dead worker still had said, then close."""
-        while not worker.link.closed:
-            before = len(worker.inflight)
-            self._read_locked(worker)
-            if len(worker.inflight) == before and not worker.link.closed:
-                self.reader.remove(worker.link.fileno())
-                worker.link.close()
+        if not worker.link.closed:
+            poller = select.poll()
+            poller.register(worker.link.fileno(), select.POLLIN)
+            while not worker.link.closed and poller.poll(0):
+                self._read_locked(worker)
+        if not worker.link.closed:  # a child it forked still has the socket open
+            self.reader.remove(worker.link.fileno())
+            worker.link.close()
         self.dirty.discard(worker)
         self.links.pop(worker.worker, None)
 

@@ -262,6 +262,10 @@ class ActorTable:
             if record.spec.job == job and not record.spec.detached and record.state != "dead":
                 self.kill(record.spec.id, True, "its job has ended")
 
+    def has_detached(self, job: str) -> bool:
+        """A detached actor of this job lives."""
+        return any(r.spec.detached and r.spec.job == job and r.state != "dead" for r in self.records.values())
+
     def creator_died(self, prefix: bytes) -> None:
         """What it had not created before it ended will never be."""
         for id_ in [i for i in self._watchers if i.startswith(prefix)]:

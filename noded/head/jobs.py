@@ -30,6 +30,9 @@ class JobTable:
     def get(self, job: str) -> m.JobConfig | None:
         return self._jobs.get(job)
 
+    def known(self) -> set[str]:
+        return set(self._jobs)
+
     async def admit(self, job: str, config: m.JobConfig) -> str:
         """Register a driver's job; a new id unless it has one. Returns when the record is durable."""
         if not job:

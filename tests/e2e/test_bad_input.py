@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -34,6 +34,17 @@ class A:
 async def coroutine() -> None: ...
 
 
+def async_actor() -> None:
+    @noded.remote
+    class C:
+        async def m(self) -> None: ...
+
+
+@noded.remote
+def stream() -> Iterator[int]:
+    yield 1
+
+
 def subclass() -> None:
     class B(A): ...  # type: ignore[misc]
 
@@ -49,6 +60,8 @@ def things(cluster: Any) -> Any:
 
 
 CASES: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
+    ("async actor", lambda t: async_actor(), NotImplementedError, r"C.m is async: async actors are not supported"),
+    ("generator", lambda t: stream.remote(), NotImplementedError, r"stream is a generator"),
     ("get(5)", lambda t: noded.get(5), ValueError, r"ObjectRef or a list of them, not int"),
     ("get(None)", lambda t: noded.get(None), ValueError, r"not NoneType"),
     ("get({})", lambda t: noded.get({}), ValueError, r"not dict"),
@@ -137,6 +150,15 @@ def test_refused(call: Callable[[Any], Any], kind: type[Exception], text: str, t
 def test_an_unknown_keyword_of_a_method_fails_the_call(things: Any) -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
         noded.get(things.actor.m.remote(z=2), timeout=30)
+
+
+def test_a_generator_gives_a_fixed_number_of_returns(things: Any) -> None:
+    @noded.remote(num_returns=2)
+    def two() -> Iterator[int]:
+        yield 1
+        yield 2
+
+    assert noded.get(two.remote()) == [1, 2]
 
 
 def test_what_is_harmless(things: Any) -> None:

@@ -100,6 +100,9 @@ def functions() -> dict[str, Any]:
         def keep(self, value: Any) -> None:
             self.kept = value
 
+        def give(self) -> Any:
+            return self.kept
+
         def look(self) -> Any:
             return [zlib.crc32(v) for v in noded.get(self.kept)]
 
@@ -510,6 +513,34 @@ def test_daemon_and_spawner_killed_at_once(node: Node, tmp_path: Path) -> None:
     assert noded.get(again, timeout=30).sum() == 499999500000
 
 
+def test_refs_that_others_borrowed_are_published_again_when_the_node_starts_over(node: Node) -> None:
+    """What its maker still has arrives; what lay in the lost arena is said to be lost: nobody waits for ever."""
+    holder = functions()["Counter"].options(name="holder", namespace="test").remote()
+    small, big = noded.put("small"), noded.put(np.arange(1_000_000))
+    noded.get(holder.keep.remote([small, big]), timeout=30)
+    source = """
+    borrowed = noded.get(noded.get_actor("holder").give.remote())
+    say("borrowed")
+    hear()
+    say("small", noded.get(borrowed[0], timeout=30))
+    try:
+        noded.get(borrowed[1], timeout=30)
+    except noded.exceptions.ObjectLostError as error:
+        say("big", type(error).__name__)
+    """
+    with Driver(node.address, source) as other:
+        other.expect("borrowed")
+        spawner = node.status()["spawner_pid"]
+        os.kill(spawner, signal.SIGSTOP)
+        node.kill9()
+        kill_and_wait(spawner)
+        node.restart()
+        other.tell("go on")
+        assert other.expect("small") == "small"
+        assert other.expect("big") == "ObjectLostError"
+        other.end()
+
+
 # ---------------------------------------------------------------- drivers
 
 BUSY_DRIVER = """
@@ -643,6 +674,36 @@ def test_a_detached_actor_outlives_drivers_and_daemons() -> None:
             driver.tell("kill")
             driver.end()
         node.settle()
+
+
+def test_a_detached_actor_that_restarts_after_its_driver_has_left_is_still_of_its_job() -> None:
+    first = """
+    @noded.remote(max_restarts=1)
+    class C:
+        def look(self): return os.getpid(), os.getcwd(), sys.path
+    c = C.options(name="c", lifetime="detached").remote()
+    say("look", noded.get(c.look.remote())[1])
+    """
+    then = """
+    c = noded.get_actor("c")
+    pid, cwd, path = noded.get(c.look.remote())
+    os.kill(pid, 9)
+    while True:
+        try:
+            again = noded.get(c.look.remote())
+            break
+        except noded.exceptions.ActorUnavailableError:
+            pass
+    assert again[0] != pid and again[1:] == (cwd, path), again
+    say("same", cwd)
+    """
+    with Node(num_cpus=1) as node:
+        with Driver(node.address, first) as driver:
+            cwd = driver.expect("look")
+            driver.end()
+        with Driver(node.address, then) as driver:
+            assert driver.expect("same") == cwd == os.getcwd()
+            driver.end()
 
 
 # ---------------------------------------------------------------- results that were written before their worker died
