@@ -22,7 +22,15 @@ ROOT = Path(__file__).resolve().parents[1]
 CLUSTERS = ("noded", "ray")
 SYSTEMS = (*CLUSTERS, "futures", "memcpy")
 # What would join a child to somebody else's cluster.
-_FOREIGN = ("RAY_ADDRESS", "NODED_ADDRESS", "NODED_CONFIG", "NODED_MARK", "NODED_TOKEN", "NODED_TOKEN_FILE")
+_FOREIGN = (
+    "RAY_ADDRESS",
+    "NODED_ADDRESS",
+    "NODED_CONFIG",
+    "NODED_MARK",
+    "NODED_TOKEN",
+    "NODED_TOKEN_FILE",
+    "PYTHONDONTWRITEBYTECODE",  # an installed package has its bytecode; a checkout shall have it too
+)
 
 
 @dataclass(frozen=True)

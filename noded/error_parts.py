@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import os
-import traceback
 import types
 import weakref
 from collections.abc import Sequence
@@ -100,6 +99,8 @@ def safe_str(error: BaseException) -> str:
 
 def remote_traceback(error: BaseException) -> str:
     """The traceback as Python prints it, chain included, without the frames of noded's own files."""
+    import traceback  # only a process in which something failed pays for it
+
     story = traceback.TracebackException.from_exception(error)
     todo: list[traceback.TracebackException | None] = [story]
     while todo:

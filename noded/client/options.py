@@ -5,8 +5,9 @@ option.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+import msgspec
 
 from noded.resources import ResourceSet
 
@@ -45,8 +46,7 @@ def check_sizes(sizes: dict[str, Any]) -> None:
             _number(name, value, least=1 << 20 if name == "object_store_memory" else 0)
 
 
-@dataclass(frozen=True)
-class _Options:
+class _Options(msgspec.Struct, frozen=True):
     num_cpus: float | None = None
     num_gpus: float | None = None
     memory: float | None = None
@@ -76,7 +76,7 @@ class _Options:
             else:
                 known = sorted({"num_cpus", "num_gpus", "memory", "resources", "name", *self._own()})
                 raise ValueError(f"unknown option {key!r}; known are {', '.join(known)}")
-        made = replace(self, **clean)
+        made = msgspec.structs.replace(self, **clean)
         made.resources()  # refuses what cannot be, here and now
         return made
 
@@ -111,8 +111,7 @@ def _custom(value: Any) -> tuple[tuple[str, float], ...]:
     return tuple(sorted(value.items()))
 
 
-@dataclass(frozen=True)
-class TaskOptions(_Options):
+class TaskOptions(_Options, frozen=True):
     num_returns: int = 1
     max_retries: int = 3
 
@@ -133,8 +132,7 @@ class TaskOptions(_Options):
         return max(1, int(self.num_cpus or 1))
 
 
-@dataclass(frozen=True)
-class ActorOptions(_Options):
+class ActorOptions(_Options, frozen=True):
     namespace: str | None = None
     lifetime: str | None = None
     max_restarts: int = 0

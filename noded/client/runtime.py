@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import platform
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -172,7 +172,7 @@ class Runtime:
             prefix=self.prefix,
             pid=self.pid,
             job=self.job,
-            python=platform.python_version(),
+            python=sys.version.split()[0],
             job_config=self.job_config,
             incarnation=self.incarnation,
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from noded.client.control import Control
 from noded.shm.arena import footprint
@@ -19,15 +20,13 @@ SINGLE = 1 << 20
 """Objects above this many bytes have a region of their own."""
 
 
-@dataclass
-class _Slab:
+class _Slab(msgspec.Struct):
     offset: int
     end: int
     at: int
 
 
-@dataclass
-class _Order:
+class _Order(msgspec.Struct):
     """A request to the daemon that has not been answered."""
 
     message: m.RegionWant
