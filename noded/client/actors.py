@@ -13,8 +13,10 @@ from typing import Any
 
 from noded import exceptions as ex
 from noded.client.control import Control
+from noded.client.failures import death_fields
 from noded.client.refs import HoldTable, Token
-from noded.client.tasks import Task, Tasks, WorkerLink, _place_of, death_fields
+from noded.client.submission import Task, WorkerLink, place_of
+from noded.client.tasks import Tasks
 from noded.wire import messages as m
 
 _INFLIGHT = 8192
@@ -96,7 +98,7 @@ class Actors:
             if link is not None and task.deps is None and not actor.queue and not actor.killing:
                 if len(link.inflight) < _INFLIGHT and link.link.unsent_bytes < _UNSENT_LIMIT:
                     link.link.send(
-                        m.Call(task.seq, task.method, task.returns, len(task.payload), [], _place_of(task)),
+                        m.Call(task.seq, task.method, task.returns, len(task.payload), [], place_of(task)),
                         task.payload,
                     )
                     self.tasks.sent_locked(link, task)
@@ -123,7 +125,7 @@ class Actors:
                 if filled is not None:
                     deps, payload = filled
                     link.link.send(
-                        m.Call(task.seq, task.method, task.returns, len(task.payload), deps, _place_of(task)), payload
+                        m.Call(task.seq, task.method, task.returns, len(task.payload), deps, place_of(task)), payload
                     )
                     self.tasks.sent_locked(link, task)
             queue.popleft()

@@ -61,6 +61,7 @@ class Control:
         self._name = name
         self._stopping = False
         self._sleeping = False
+        self._for_good = False
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
@@ -92,6 +93,12 @@ class Control:
         """Call after work became outstanding: the helper may be asleep for good."""
         if self._sleeping:
             self._sleeping = False
+            self.poke()
+
+    def stir(self) -> None:
+        """Call after the first hold was taken: a helper that sleeps for good would not see it dropped."""
+        if self._for_good:
+            self._for_good = False
             self.poke()
 
     def poke(self) -> None:
@@ -146,8 +153,12 @@ class Control:
             if pause is None:
                 self._sleeping = True
                 pause = self._tick()
+            # Said before it is looked whether anything is held: a hold taken right now sees one or the other.
+            self._for_good = True
+            timeout = self._idle_seconds() if pause is None else pause
+            self._for_good = timeout is None
             try:
-                events = self._epoll.poll(self._idle_seconds() if pause is None else pause, 8)
+                events = self._epoll.poll(timeout, 8)
             except InterruptedError:
                 continue
             self._sleeping = False

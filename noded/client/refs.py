@@ -118,6 +118,8 @@ class HoldTable:
         self.taken: list[tuple[bytes, int]] = []
         self.given: list[tuple[bytes, int]] = []
         self.given_after: list[tuple[bytes, int, bytes, int]] = []
+        self.on_first: Callable[[], None] = lambda: None
+        """Called when the first hold is taken: somebody must look from now on whether it was dropped."""
         self._generation = 0
 
     def take(self, id_: bytes, *, implicit: bool = False) -> Token:
@@ -131,6 +133,8 @@ class HoldTable:
                 hold = Hold(id_, self._generation)
                 self.taken.append((id_, hold.generation))
             self.holds[id_] = hold
+            if len(self.holds) == 1:
+                self.on_first()
         return Token(hold, self.dead)
 
     def again(self, hold: Hold) -> Token:

@@ -13,7 +13,7 @@ from noded.client import codec
 from noded.client.options import ActorOptions, TaskOptions
 from noded.client.refs import ObjectRef, Token
 from noded.client.runtime import Runtime, current
-from noded.client.tasks import Function, TaskQueue, pack_arguments
+from noded.client.submission import Function, TaskQueue, pack_arguments
 from noded.wire import messages as m
 
 _auto_init: Callable[[], Runtime] | None = None

@@ -110,6 +110,7 @@ class Runtime:
             grace=grace,
             name="noded-steward" if kind == "worker" else "noded-helper",
         )
+        self.holds.on_first = self.control.stir
         self.arena: Arena
         self.space: Space
         self.objects: Objects

@@ -16,6 +16,7 @@ import pytest
 from harness.wait import wait_for
 
 import noded
+from noded.client.runtime import current
 from noded.exceptions import GetTimeoutError, ObjectStoreFullError
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -386,3 +387,14 @@ def test_a_put_waits_for_room_that_becomes_free() -> None:
     finally:
         full.clear()
         thread.join(TIMEOUT)
+
+
+def test_a_dropped_object_is_given_up_though_nothing_else_happens(cluster: Any) -> None:
+    """Writing into a slab brings no message that would wake the helper: the first hold must."""
+    runtime = current()
+    assert runtime is not None
+    for _ in range(5):
+        wait_for(lambda: runtime.control._for_good, "the helper does not come to rest")
+        ref = noded.put(np.zeros(20_000))
+        del ref
+        wait_for(lambda: not runtime.holds.dead and not runtime.holds.holds, "a dropped object is still held")

@@ -1,0 +1,134 @@
+"""The records of submitting: functions, tasks, the queue of a scheduling class, the link to a worker, packed arguments.
+
+Only data and how arguments become bytes; what is done with them is in ``tasks.py`` and ``actors.py``.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from noded.client import codec
+from noded.client.objects import INLINE_LIMIT
+from noded.client.refs import ObjectRef
+from noded.wire.link import Link
+
+
+class Function(msgspec.Struct, eq=False):
+    """A function as its workers get it."""
+
+    name: str
+    hash: bytes
+    data: bytes
+    refs: list[Any]
+    """Refs it closes over: kept as long as it may be sent."""
+    num_cpus: int = 1
+    us: int = -1
+    """Moving average of its run time in microseconds; -1 while unknown."""
+
+
+class Task(msgspec.Struct, eq=False, weakref=True):
+    """One submission: a task or an actor call."""
+
+    seq: int
+    name: str
+    payload: bytes
+    refs: list[ObjectRef[Any]]
+    returns: int
+    fn: Any = None
+    method: str = ""
+    deps: list[tuple[int, ObjectRef[Any]]] | None = None
+    keep: list[Any] | None = None
+    """Refs nested in the arguments, held until the answer."""
+    place: ObjectRef[Any] | None = None
+    """Arguments too big for a message, in the arena."""
+    queue: Any = None
+    link: Any = None
+    retries: int = 0
+    suspect: bool = False
+    """It was on a worker that died."""
+    unresolved: int = 0
+    waiters: list[Callable[[], None]] | None = None
+    cancelled: bool = False
+    over: bool = False
+    parent: Any = None
+    """The task, on this worker, that submitted it: for recursive cancel."""
+
+
+class TaskQueue:
+    """The ready tasks of one scheduling class and the leases to run them."""
+
+    def __init__(self, number: int, resources: dict[str, int], name: str):
+        self.number = number
+        self.resources = resources
+        self.name = name
+        self.ready: deque[Task] = deque()
+        self.leases: list[WorkerLink] = []
+        self.declared = 0
+
+
+class WorkerLink:
+    """The data connection to one worker. It stays open between leases."""
+
+    def __init__(self, worker: str, pid: int, link: Link):
+        self.worker = worker
+        self.pid = pid
+        self.prefix = bytes.fromhex(worker)[:7]
+        self.link = link
+        self.inflight: dict[int, Task] = {}
+        self.functions: dict[tuple[bytes, int], int] = {}
+        """By hash and CPUs: the number that stands for the function on this connection."""
+        self.lease = 0
+        self.queue: TaskQueue | None = None
+        self.running = 0
+        """A task that runs long or blocks: nothing is pushed behind it."""
+        self.recalled = False
+        """The lease ends as soon as nothing is in flight."""
+        self.wanted = False
+        """The lease ends as soon as there is nothing to push."""
+        self.idle_since = 0.0
+        self.actor: Any = None
+        self.writing = False
+
+
+def pack_arguments(
+    args: tuple[Any, ...], kwargs: dict[str, Any], what: str
+) -> tuple[Any, list[tuple[int, ObjectRef[Any]]] | None]:
+    """(bytes or Packed, top-level refs with their slots). Top-level refs are taken out: they are resolved
+    before the push.
+    """
+    if not args and not kwargs:
+        return b"", None
+    deps: list[tuple[int, ObjectRef[Any]]] | None = None
+    plain = True
+    for value in args:
+        if not codec.is_atom(value):
+            plain = False
+            break
+    if plain and (not kwargs or all(codec.is_atom(v) for v in kwargs.values())):
+        data = b"\0" + pickle.dumps((args, kwargs), 5)
+        if len(data) <= INLINE_LIMIT:
+            return data, None
+    deps = [(i, value) for i, value in enumerate(args) if type(value) is ObjectRef]
+    if deps:
+        args = tuple([None if type(v) is ObjectRef else v for v in args])
+    if kwargs:
+        named = [(-1 - i, value) for i, value in enumerate(kwargs.values()) if type(value) is ObjectRef]
+        if named:
+            deps += named
+            kwargs = {k: None if type(v) is ObjectRef else v for k, v in kwargs.items()}
+    packed = codec.pack((args, kwargs), what)
+    if packed.inline is not None and packed.size <= INLINE_LIMIT:
+        return packed.inline, deps or None
+    return packed, deps or None
+
+
+def place_of(task: Task) -> tuple[bytes, int, int] | None:
+    if task.place is None:
+        return None
+    offset, size = task.place._value
+    return task.place.binary(), offset, size
