@@ -288,6 +288,8 @@ class ControlServer:
                 client = Client(message.prefix, "driver", session.pid, start_time(session.pid), message.job)
             if message.incarnation:
                 client.told = False
+                if message.incarnation != self._ledger.incarnation:
+                    self._store.expect_makers()
             self.clients[client.prefix] = client
         else:
             client.told = False

@@ -23,6 +23,9 @@ log = logging.getLogger("noded.leases")
 
 _SLICE = 0.05
 """A lease others wait for ends at a task boundary after this many seconds."""
+_STARTS_PER_TURN = 16
+_ACTORS_LOOKED_AT = 128
+"""A thousand actors that wait must not make each decision cost a thousand looks; they are served in order anyway."""
 _GIVE_UP = 1.0
 """What can never fit is refused after this many seconds."""
 
@@ -138,13 +141,13 @@ class Leases:
         if self.pool.stopping:
             return
         now = time.monotonic()
-        while True:
+        for _ in range(_STARTS_PER_TURN):
             waiting: list[Demand | ActorLease] = [
-                *self.actors,
+                *self.actors[:_ACTORS_LOOKED_AT],
                 *(d for d in self.demands.values() if self._may_grow(d)),
             ]
             if not waiting:
-                break
+                return
             requests = [
                 fairness.Request(
                     w.placement if isinstance(w, ActorLease) else w.resources,
@@ -156,8 +159,9 @@ class Leases:
             index = fairness.pick(requests, self.available, now)
             if index is None:
                 self._serve_the_rest(waiting, now)
-                break
+                return
             self._start(waiting[index], now)
+        self.kick()  # there may be more: after the loop has done what else is due
 
     def _job_of(self, waiting: Demand | ActorLease) -> str:
         return waiting.job if isinstance(waiting, ActorLease) else waiting.client.job

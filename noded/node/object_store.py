@@ -29,6 +29,8 @@ log = logging.getLogger("noded.object_store")
 _REGION = struct.Struct("<I7sB")
 _RESERVE_STEP = 64 << 20
 _IDLE_SECONDS = 10.0
+MAKERS_SECONDS = 10.0
+"""After the node started over: how long a maker that is not there yet may take to come back."""
 FULL_SECONDS = 10.0
 """A put that finds no room waits this long for some."""
 
@@ -113,6 +115,7 @@ class ObjectStore:
         self.recovering: set[bytes] = set()
         """Clients that have not re-told their state yet."""
         self.ready_count = 0
+        self._makers_until = 0.0
         self._ledger = ledger
         self._clients = clients
         self._on_actor_free = on_actor_free
@@ -296,7 +299,7 @@ class ObjectStore:
             if entry.offset >= 0:
                 ready.append((id_, entry.offset + shm.HEADER_SIZE, entry.size))
                 continue
-            if ids.prefix_of(id_) not in self._clients and not self.recovering:
+            if not self._may_come(ids.prefix_of(id_)):
                 client.send(m.Lost(id_, "owner", "the process that was to make it has ended"))
                 continue
             if entry.waiting is None:
@@ -304,6 +307,14 @@ class ObjectStore:
             entry.waiting.add(client.prefix)
         if ready:
             client.send(m.Ready(ready))
+
+    def _may_come(self, maker: bytes) -> bool:
+        return maker in self._clients or bool(self.recovering) or time.monotonic() < self._makers_until
+
+    def expect_makers(self) -> None:
+        """A client of an incarnation before this one is back: the makers of what it waits for may follow it."""
+        self._makers_until = time.monotonic() + MAKERS_SECONDS
+        asyncio.get_running_loop().call_later(MAKERS_SECONDS + 0.01, self._recovered)
 
     # ------------------------------------------------------------ regions
 
@@ -543,7 +554,7 @@ class ObjectStore:
             if found is not None:
                 self._maybe_free(found)
         for entry in list(self.entries.values()):
-            if entry.offset < 0 and entry.waiting and ids.prefix_of(entry.id) not in self._clients:
+            if entry.offset < 0 and entry.waiting and not self._may_come(ids.prefix_of(entry.id)):
                 waiting, entry.waiting = entry.waiting, None
                 for waiter in waiting:
                     if (client := self._clients.get(waiter)) is not None:

@@ -28,7 +28,7 @@ def pick(requests: Sequence[Request], available: Mapping[str, int], now: float) 
     """The index of the request to serve now, or None."""
     kept_back: set[str] = set()
     best: int | None = None
-    for index in sorted(range(len(requests)), key=lambda i: requests[i].since):
+    for index in sorted(range(len(requests)), key=lambda i: (requests[i].since, sorted(requests[i].resources.items()))):
         request = requests[index]
         lacking = [name for name, amount in request.resources.items() if available.get(name, 0) < amount]
         if lacking:
