@@ -106,6 +106,8 @@ class WorkerPool:
         self._starting = 0
         self._template = False
         self._template_deaths = 0
+        self._early_deaths = 0
+        """Workers in a row that died before they attached."""
         self.stopping = False
 
     # ------------------------------------------------------------ demand
@@ -209,6 +211,7 @@ class WorkerPool:
         """Its control connection is there (for the first time, or again)."""
         first = worker.client is None
         worker.client = client
+        self._early_deaths = 0
         if first:
             # The daemon before us may have died between writing the job down and telling it.
             worker.record.job = client.job = job
@@ -342,7 +345,14 @@ class WorkerPool:
             pass
         self._on_exit(worker, death)
         self._on_output_end(worker.id)
-        if not self.stopping:
+        if self.stopping:
+            return
+        if worker.client is None and not worker.reason:
+            # It died while it started, as the next may: a broken installation must not become a loop of forks.
+            self._early_deaths += 1
+            pause = min(5.0, 0.02 * 2 ** min(self._early_deaths, 8))
+            asyncio.get_running_loop().call_later(pause, self._fork_missing)
+        else:
             self._fork_missing()
 
     async def await_ends(self) -> None:
