@@ -258,7 +258,6 @@ class Daemon:
             self.run_dir,
             self.log_dir,
             keep_warm=1,
-            keep_logs=not config.private,
             job_config=self.jobs.get,
             on_ready=lambda worker: self.leases.on_ready(worker),
             on_exit=self._on_worker_exit,

@@ -26,7 +26,7 @@ _UNSENT_LIMIT = 4 << 20
 class Actor:
     """What this process knows of one actor."""
 
-    __slots__ = ("class_name", "creation", "dead", "error", "id", "killing", "link", "queue", "retries", "state")
+    __slots__ = ("class_name", "creation", "dead", "id", "killing", "link", "queue", "state")
 
     def __init__(self, id_: bytes):
         self.id = id_
@@ -37,7 +37,6 @@ class Actor:
         self.dead: ex.NodedError | None = None
         self.creation: tuple[m.CreateActor, bytes, list[Any]] | None = None
         """While it may have to be repeated: the request, its payload, and the refs its arguments hold."""
-        self.retries = 0
         self.killing = False
         """This process has had its worker killed: until the daemon says so, calls wait here. Sent on, they could
         overtake the kill.

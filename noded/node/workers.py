@@ -81,7 +81,6 @@ class WorkerPool:
         log_dir: str,
         *,
         keep_warm: int,
-        keep_logs: bool,
         job_config: Callable[[str], m.JobConfig | None],
         on_ready: Callable[[Worker], None],
         on_exit: Callable[[Worker, m.Death], None],
@@ -94,7 +93,6 @@ class WorkerPool:
         self._run_dir = run_dir
         self._log_dir = log_dir
         self._keep_warm = keep_warm
-        self._keep_logs = keep_logs
         self._job_config = job_config
         self._on_ready = on_ready
         self._on_exit = on_exit
