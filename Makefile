@@ -4,11 +4,13 @@
 #   make demo        a first look: a head, a small program on it, a clean stop
 #   make test        format, lint, types, and all tests but the slow ones
 #   make test-slow   the slow ones: chaos and full counts; the results are in test-results/slow.xml
+#   make compat      tests/compat on Ray itself (in $(RAY_VENV)), as `make test` runs it on noded: "same meaning" is measured
 #   make bench       against Ray and the standard library; BENCH="--only tasks" selects
 #   make lint  make fmt  make clean
 
 SHELL := /bin/bash
 VENV ?= .venv
+RAY_VENV ?= .venv-ray
 WORKERS ?= 2
 PYTEST ?=
 BENCH ?=
@@ -18,7 +20,7 @@ STAMP := $(VENV)/.installed
 # As root: `apt-get install` where the command is missing. Otherwise tests that need it are skipped and say so.
 PACKAGES := ip:iproute2
 
-.PHONY: demo test test-slow bench lint fmt clean venv packages
+.PHONY: demo test test-slow compat bench lint fmt clean venv packages
 .DEFAULT_GOAL := test
 
 venv: $(STAMP)
@@ -63,6 +65,13 @@ test: lint packages
 
 test-slow: venv packages
 	$(BIN)/pytest -m slow --junitxml=test-results/slow.xml $(PYTEST)
+
+compat: venv
+	@[ -x $(RAY_VENV)/bin/ray ] || { echo "installing Ray into $(RAY_VENV)"; \
+	    bench/setup_ray.sh "$(abspath $(BIN))/python" "$(abspath $(RAY_VENV))"; }
+	@$(RAY_VENV)/bin/python -c 'import numpy, pytest, pytest_timeout' 2>/dev/null \
+	    || $(RAY_VENV)/bin/python -m pip install -qq --disable-pip-version-check numpy pytest pytest-timeout
+	COMPAT_PEER=ray $(RAY_VENV)/bin/python -m pytest -c tests/compat/ray.toml tests/compat $(PYTEST)
 
 bench: venv
 	$(BIN)/python bench/run.py $(BENCH)

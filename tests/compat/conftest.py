@@ -1,0 +1,191 @@
+"""The suite that says what `import ray` programs may rely on. It runs on noded, and by `make compat` on Ray itself
+(COMPAT_PEER=ray, in Ray's own virtual environment, without the repository's other conftest files).
+
+Tests that request `cluster` share one for as long as nobody shuts it down; tests that call init() and shutdown()
+themselves request `alone`. `gate`, `gates` and `notes` let tests and tasks wait for each other by files.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from harness.leaks import LeakCheck, Snapshot
+
+ON_RAY = os.environ.get("COMPAT_PEER", "noded") == "ray"
+if ON_RAY:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray's workers do not get the driver's sys.path as pytest made it, and tasks use tests/harness.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    )
+else:
+    try:
+        import noded.compat.ray  # noqa: F401  from here on `import ray` is noded
+    except ModuleNotFoundError:  # being built; this branch goes when it is there
+        import sys
+
+        import noded
+
+        sys.modules["ray"], sys.modules["ray.exceptions"] = noded, noded.exceptions
+
+import ray  # noqa: E402
+from harness.gates import Gate, GateMaker, Notes  # noqa: E402
+from harness.wait import wait_for  # noqa: E402
+
+NUM_CPUS = 4
+_FAILED = pytest.StashKey[bool]()
+_before: Snapshot | None = None  # taken before the shared cluster was started
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not ON_RAY:
+        return
+    for item in items:
+        marker = item.get_closest_marker("improves")
+        if marker is not None:
+            item.add_marker(pytest.mark.skip(reason=f"noded does better: {marker.args[0]}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    item.stash[_FAILED] = item.stash.get(_FAILED, False) or report.failed
+    return report
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest) -> None:
+    """A private cluster with 4 CPUs and the namespace "compat", shared with the tests before and after."""
+    global _before
+    if not ray.is_initialized():
+        if not ON_RAY:
+            _before = request.getfixturevalue("leak_check").take()
+        ray.init(
+            "local",
+            num_cpus=NUM_CPUS,
+            object_store_memory=256 << 20,
+            namespace="compat",
+            include_dashboard=False,
+            log_to_driver=False,
+        )
+
+
+@pytest.fixture
+def alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No cluster at first; what the test starts is ended after it."""
+    _shut_down(request)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def gates(tmp_path: Path) -> GateMaker:
+    return lambda name: Gate(tmp_path / name)
+
+
+@pytest.fixture
+def gate(gates: GateMaker) -> Gate:
+    return gates("gate")
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Notes:
+    return Notes(tmp_path / "notes")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_of_session(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    _shut_down(request)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On noded: no process, descriptor or segment; on the shared cluster no resource, actor or object in use."""
+    if ON_RAY:
+        yield
+        return
+    if "cluster" in request.fixturenames:
+        request.getfixturevalue("cluster")
+        at_first = _in_use()
+        yield
+        if not request.node.stash.get(_FAILED, False):  # a failure holds the refs in its frames
+            wait_for(
+                lambda: not ray.is_initialized() or _less(_in_use(), at_first),
+                lambda: f"the test left on the cluster: {_in_use()}, before it: {at_first}",
+            )
+        return
+    if "alone" in request.fixturenames:
+        request.getfixturevalue("alone")
+    leak_check = request.getfixturevalue("leak_check")
+    before = leak_check.take()
+    yield
+    ray.shutdown() if "alone" in request.fixturenames else None
+    _fail_if_left(leak_check, before, "the test")
+
+
+def _shut_down(request: pytest.FixtureRequest) -> None:
+    global _before
+    ray.shutdown()
+    if _before is not None:
+        before, _before = _before, None
+        _fail_if_left(request.getfixturevalue("leak_check"), before, "the shared cluster")
+
+
+def _fail_if_left(leak_check: LeakCheck, before: Snapshot, who: str) -> None:
+    left = leak_check.left_since(before)
+    if left:
+        leak_check.end_all(before)
+        pytest.fail(f"{who} left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+def _in_use() -> dict[str, float]:
+    from noded.client.runtime import current
+
+    gc.collect()
+    runtime = current()
+    assert runtime is not None
+    found = runtime.ask("status")
+    counted = {"actors": found["actors"], "demands": found["demands"], "ids in the store": found["store"]["ids"]}
+    return {**found["resources"]["used"], **counted}
+
+
+def _less(now: dict[str, float], before: dict[str, float]) -> bool:
+    return all(amount <= before.get(name, 0) for name, amount in now.items())
+
+
+@pytest.fixture
+def on_ray() -> bool:
+    return ON_RAY
+
+
+@pytest.fixture
+def run_program(tmp_path: Path) -> Callable[..., Any]:
+    """`run_program(source, *args, **environment)`: what a script did that `import ray`s, by subprocess.run."""
+    import subprocess
+    import sys
+    import textwrap
+
+    def run(source: str, *args: str, **environment: str) -> Any:
+        path = tmp_path / "program.py"
+        path.write_text(("" if ON_RAY else "import noded.compat.ray\n") + textwrap.dedent(source))
+        return subprocess.run(
+            [sys.executable, str(path), *args],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+
+    return run
