@@ -2,7 +2,8 @@
 
 Layout: ``prefix(7) | seq(5) | index(4)``, big endian. The prefix is random per client process and says who
 made the id; seq counts that client's submissions and puts; index numbers the return values of one submission.
-Two index values are set apart: a task itself and an actor. Nothing here does I/O.
+Four index values are set apart: a task itself, an actor, a placement group, and the end of a stream. Nothing here does
+I/O.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ PREFIX_SIZE = 7
 ID_SIZE = 16
 TASK_INDEX = 0xFFFFFFFF
 ACTOR_INDEX = 0xFFFFFFFE
+GROUP_INDEX = 0xFFFFFFFD
+STREAM_END = 0xFFFFFFFC
+"""The ref that is ready when a streaming task is over."""
 MAX_RETURNS = 0xFFFFFF00
 
 _TASK_SUFFIX = TASK_INDEX.to_bytes(4, "big")
 _ACTOR_SUFFIX = ACTOR_INDEX.to_bytes(4, "big")
+_GROUP_SUFFIX = GROUP_INDEX.to_bytes(4, "big")
 
 
 def new_prefix() -> bytes:
@@ -38,6 +43,10 @@ def task_id(prefix: bytes, seq: int) -> bytes:
 
 def actor_id(prefix: bytes, seq: int) -> bytes:
     return prefix + seq.to_bytes(5, "big") + _ACTOR_SUFFIX
+
+
+def group_id(prefix: bytes, seq: int) -> bytes:
+    return prefix + seq.to_bytes(5, "big") + _GROUP_SUFFIX
 
 
 def prefix_of(id_: bytes) -> bytes:

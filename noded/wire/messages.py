@@ -45,6 +45,70 @@ class Death(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     stderr: list[str] = []
 
 
+class Extra(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """What few calls have: so that the many pay one byte for it."""
+
+    window: int = 0
+    """Streaming: so many items may be ahead of what the caller has taken; 0: any number."""
+    skip: int = 0
+    """Streaming, run again: so many items have arrived already."""
+    retry: bytes = b""
+    """Exceptions that the caller would retry: ``*`` for all, else a pickled tuple of classes."""
+    group: str = ""
+    """Concurrency group of an actor call."""
+    name: str = ""
+    """The task's name where it is not the function's."""
+
+
+class Place(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """Where something may run, beside having the resources. Nothing set: anywhere."""
+
+    group: bytes = b""
+    """A placement group; ``bundle`` -1: any of its bundles."""
+    bundle: int = -1
+    capture: bool = False
+    """What it submits goes into the same group."""
+    node: str = ""
+    """Only this node, or with ``soft`` this one if it can."""
+    soft: bool = False
+    spread: bool = False
+    labels: str = ""
+    """Label conditions as JSON: {"hard": {key: [operator, values]}, "soft": …}."""
+
+
+ANYWHERE = Place()
+
+
+class GroupSpec(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """A placement group. Amounts in resource units."""
+
+    id: bytes
+    bundles: list[dict[str, int]]
+    strategy: str = "PACK"
+    name: str = ""
+    namespace: str = ""
+    detached: bool = False
+    job: str = ""
+
+
+class Method(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """What a handle knows of one of its actor's methods."""
+
+    returns: int = 1
+    """The default number of returns; STREAMING or DYNAMIC."""
+    fewest: int = 0
+    most: int = -1
+    """Positional arguments; -1: no limit."""
+    retries: int = 0
+    retry: bytes = b""
+    group: str = ""
+    window: int = 0
+
+
+STREAMING, DYNAMIC = -1, -2
+"""Instead of a number of returns: items as they come; a first return that holds the refs of all items."""
+
+
 class ActorSpec(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """All that is needed to make an actor. The payload beside it holds class and arguments (``class_size``
     bytes, then the arguments).
@@ -54,8 +118,7 @@ class ActorSpec(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     class_name: str
     class_hash: bytes
     class_size: int
-    methods: dict[str, tuple[int, int, int, int]]
-    """Method name -> (default number of returns, fewest and most positional arguments (-1: no limit), retries)."""
+    methods: dict[str, Method]
     resources: dict[str, int]
     placement: dict[str, int]
     """What must be free to place it; equals ``resources`` unless only the defaults apply (one CPU to place,
@@ -69,6 +132,14 @@ class ActorSpec(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     job: str = ""
     deps: list[tuple[int, int, int, bytes]] = []
     args_place: tuple[bytes, int, int] | None = None
+    is_async: bool = False
+    max_concurrency: int = 0
+    """0: one call at a time, or, when async, the default of 1,000."""
+    concurrency_groups: dict[str, int] = {}
+    max_pending_calls: int = -1
+    env: str = ""
+    """The resolved runtime environment, as canonical JSON."""
+    where: Place = ANYWHERE
 
 
 # ---------------------------------------------------------------- control: client -> daemon
@@ -111,6 +182,8 @@ class ClassDef(_Message, tag=3):
     cls: int
     resources: dict[str, int]
     name: str = ""
+    env: str = ""
+    where: Place = ANYWHERE
 
 
 class Demand(_Message, tag=4):
@@ -240,6 +313,34 @@ class WorkerIdle(_Message, tag=24):
     reason: str
 
 
+class CreateGroup(_Message, tag=25):
+    """Repeating it is harmless; answered with GroupAt, now and at each change."""
+
+    spec: GroupSpec
+
+
+class RemoveGroup(_Message, tag=26):
+    id: bytes
+
+
+class WatchGroup(_Message, tag=27):
+    id: bytes
+
+
+class CancelRef(_Message, tag=28):
+    """Cancel the task of a ref that another process submitted; the daemon passes it on to that process."""
+
+    id: bytes
+    force: bool
+    recursive: bool
+
+
+class Package(_Message, tag=29):
+    """A package of a runtime environment, named by its content. Payload: the zip."""
+
+    uri: str
+
+
 # ---------------------------------------------------------------- control: daemon -> client
 
 
@@ -271,6 +372,10 @@ class Grant(_Message, tag=42):
     worker: str
     path: str
     pid: int
+    gpus: list[str] = []
+    """What CUDA_VISIBLE_DEVICES is to name."""
+    where: Place = ANYWHERE
+    """The class's, with the bundle that was chosen."""
 
 
 class Recall(_Message, tag=43):
@@ -283,6 +388,8 @@ class Recall(_Message, tag=43):
 class Unschedulable(_Message, tag=44):
     cls: int
     reason: str
+    kind: str = ""
+    """Empty: never fits; ``env``: the runtime environment cannot be made; ``removed``: its placement group is gone."""
 
 
 class WorkerDied(_Message, tag=45):
@@ -331,12 +438,15 @@ class SetJob(_Message, tag=51):
     job: str
     config: JobConfig
     num_cpus: int = 1
+    env: bytes = b""
+    """The prepared runtime environment (``runtime_env.prepared``), encoded."""
 
 
 class Instantiate(_Message, tag=52):
     """Payload: class and arguments."""
 
     spec: ActorSpec
+    gpus: list[str] = []
 
 
 class LogLines(_Message, tag=53):
@@ -362,6 +472,22 @@ class Exit(_Message, tag=56):
     reason: str
 
 
+class GroupAt(_Message, tag=57):
+    """The state of a placement group: ``pending``, ``created``, ``removed``, or ``infeasible`` with the reason."""
+
+    id: bytes
+    state: str
+    reason: str = ""
+
+
+class CancelFor(_Message, tag=58):
+    """Another process cancels a task of this one."""
+
+    id: bytes
+    force: bool
+    recursive: bool
+
+
 # ---------------------------------------------------------------- data: client -> worker
 
 
@@ -378,6 +504,8 @@ class Func(_Message, tag=71):
     hash: bytes
     name: str
     num_cpus: int
+    max_calls: int = 0
+    """After so many calls the worker ends; 0: never."""
 
 
 class Push(_Message, tag=72):
@@ -392,6 +520,7 @@ class Push(_Message, tag=72):
     """(slot, size, offset, id): id empty = inline. slot >= 0 is a position, -1-i the i-th keyword."""
     place: tuple[bytes, int, int] | None = None
     """Arguments in the arena: (id, offset, size)."""
+    extra: Extra | None = None
 
 
 class Call(_Message, tag=73):
@@ -403,6 +532,7 @@ class Call(_Message, tag=73):
     args: int = 0
     deps: list[tuple[int, int, int, bytes]] = []
     place: tuple[bytes, int, int] | None = None
+    extra: Extra | None = None
 
 
 class Cancel(_Message, tag=74):
@@ -412,6 +542,22 @@ class Cancel(_Message, tag=74):
 
 class GiveBack(_Message, tag=75):
     """Return everything that has not started."""
+
+
+class Taken(_Message, tag=76):
+    """The caller has taken ``count`` items of a stream; -1: it wants no more."""
+
+    seq: int
+    count: int
+
+
+class Lent(_Message, tag=77):
+    """Before the first push under a lease: what comes with it."""
+
+    lease: int
+    resources: dict[str, int]
+    gpus: list[str]
+    where: Place
 
 
 # ---------------------------------------------------------------- data: worker -> client
@@ -442,6 +588,8 @@ class Failed(_Message, tag=92):
     us: int
     hseq: int = 0
     cancelled: bool = False
+    retry: bool = False
+    """One of the exceptions that the caller would retry."""
 
 
 class Returned(_Message, tag=93):
@@ -449,12 +597,24 @@ class Returned(_Message, tag=93):
 
     seqs: list[int]
     running: int = 0
+    retiring: bool = False
+    """The worker takes no more tasks: end the lease."""
 
 
 class Stale(_Message, tag=94):
     """Pushed under a lease older than one this worker has seen; not started."""
 
     seqs: list[int]
+
+
+class Item(_Message, tag=95):
+    """One item of a stream, in order. Payload: the value, when ``id`` is empty; else its place."""
+
+    seq: int
+    index: int
+    size: int = 0
+    offset: int = 0
+    id: bytes = b""
 
 
 ToDaemon = (
@@ -482,6 +642,11 @@ ToDaemon = (
     | ForkHold
     | Detach
     | WorkerIdle
+    | CreateGroup
+    | RemoveGroup
+    | WatchGroup
+    | CancelRef
+    | Package
 )
 ToClient = (
     Welcome
@@ -501,9 +666,11 @@ ToClient = (
     | Answer
     | Bye
     | Exit
+    | GroupAt
+    | CancelFor
 )
-ToWorker = Hello | Func | Push | Call | Cancel | GiveBack
-FromWorker = Done | DoneMany | Failed | Returned | Stale
+ToWorker = Hello | Func | Push | Call | Cancel | GiveBack | Taken | Lent
+FromWorker = Done | DoneMany | Failed | Returned | Stale | Item
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_daemon = msgspec.msgpack.Decoder(ToDaemon).decode
