@@ -69,6 +69,7 @@ ONLY_IN: dict[str, str] = {
     "redis": "noded.head.storage.redis",
     "click": "noded.cli",
     "rich": "noded.cli",
+    "pynvml": "noded.node.gpu_probe",  # NVML may hang: only a process of its own may load it
 }
 
 # Decisions take time, randomness and state as arguments: that is what makes them testable.

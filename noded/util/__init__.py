@@ -1,0 +1,1 @@
+"""Public helpers, one module per subject, under the names they have in Ray."""
