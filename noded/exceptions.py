@@ -11,6 +11,8 @@ Names are those of Ray's `ray.exceptions`, with the prefix dropped:
     ├── ActorError
     │   ├── ActorDiedError                     for good: no call will ever work again
     │   └── ActorUnavailableError              for now: a later call may work
+    ├── ActorAlreadyExistsError   ActorHandleNotFoundError    also ValueErrors
+    ├── AsyncioActorExit                       how an async actor leaves
     ├── ObjectLostError
     │   ├── OwnerDiedError   ObjectFreedError   ObjectFetchTimedOutError
     │   ├── ReferenceCountingAssertionError    also an AssertionError
@@ -20,6 +22,7 @@ Names are those of Ray's `ray.exceptions`, with the prefix dropped:
     ├── GetTimeoutError                        also a TimeoutError
     ├── SerializationError                     also a TypeError
     ├── UnserializableException
+    ├── ObjectRefStreamEndOfStreamError        a generator has no more items
     ├── OutOfMemoryError   OutOfDiskError   ObjectStoreFullError
     ├── PendingCallsLimitExceeded
     ├── RuntimeEnvSetupError
@@ -248,6 +251,18 @@ class ActorUnschedulableError(NodedError):
     """No node can ever host the actor; the text says what it asks for and what there is."""
 
 
+class ActorAlreadyExistsError(NodedError, ValueError):
+    """The name is taken by another actor of the namespace: choose another, or set get_if_exists."""
+
+
+class ActorHandleNotFoundError(NodedError, ValueError):
+    """The handle is of an actor of a cluster that this process has left: make it again after init()."""
+
+
+class AsyncioActorExit(NodedError):
+    """Raised by exit_actor() inside an async actor; it ends the actor, not only the method."""
+
+
 class ActorPlacementGroupRemoved(NodedError):
     """The actor's placement group was removed, and the actor with it."""
 
@@ -329,6 +344,10 @@ class UnserializableException(NodedError):
     def __init__(self, original_text: str = "") -> None:
         self.original_text = original_text
         super().__init__(f"the exception of a task cannot be unpickled here; it said:\n{original_text}")
+
+
+class ObjectRefStreamEndOfStreamError(NodedError):
+    """The generator of a task has no item with this number: it ended before."""
 
 
 # --- resources, limits, the node -------------------------------------------------------------------------

@@ -102,3 +102,18 @@ def status(cluster: str | None, as_json: bool) -> None:
 
     with wrong_settings_are_usage_errors():
         sys.exit(show_status(cluster, os.environ, as_json))
+
+
+@command.command(context_settings={"allow_interspersed_args": False}, options_metavar="[--as-ray] [-m]")
+@click.option("--as-ray", is_flag=True, help="In it, and in all it starts, `import ray` means noded.")
+@click.option("-m", "as_module", is_flag=True, help="PROGRAM is the name of a module.")
+@click.argument("program")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(as_ray: bool, as_module: bool, program: str, arguments: tuple[str, ...]) -> None:
+    """Run a Python program, as python does.
+
+    With --as-ray one that was written for Ray Core runs unmodified.
+    """
+    from noded.cli.run import run_program
+
+    run_program([program, *arguments], as_module=as_module, as_ray=as_ray)

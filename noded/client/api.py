@@ -28,6 +28,9 @@ _lock = threading.RLock()
 _local: LocalCluster | None = None
 _GRACE = 60.0
 
+job_env: dict[str, str] = {}
+"""What the environment of this program's workers is to have besides; `noded.compat` says in it what `ray` means."""
+
 
 class ClientContext(Mapping[str, Any]):
     """What ``init`` returns: address and ids of the cluster; as a context manager it shuts down at the end."""
@@ -141,6 +144,7 @@ def init(
         config = m.JobConfig(
             sys_path=_driver_path(),
             cwd=os.getcwd(),
+            env=dict(job_env),
             namespace=namespace or f"anonymous-{os.urandom(8).hex()}",
             log_to_driver=log_to_driver is not False,
             entrypoint=" ".join(sys.argv[:2])[:200],

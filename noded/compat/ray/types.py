@@ -1,0 +1,5 @@
+"""`ray.types`."""
+
+from noded.client.refs import ObjectRef
+
+__all__ = ["ObjectRef"]
