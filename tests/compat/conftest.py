@@ -28,14 +28,7 @@ if ON_RAY:
         filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
     )
 else:
-    try:
-        import noded.compat.ray  # noqa: F401  from here on `import ray` is noded
-    except ModuleNotFoundError:  # being built; this branch goes when it is there
-        import sys
-
-        import noded
-
-        sys.modules["ray"], sys.modules["ray.exceptions"] = noded, noded.exceptions
+    import noded.compat.ray  # noqa: F401  from here on `import ray` is noded
 
 import ray  # noqa: E402
 from harness.gates import Gate, GateMaker, Notes  # noqa: E402
@@ -72,6 +65,7 @@ def cluster(request: pytest.FixtureRequest) -> None:
         ray.init(
             "local",
             num_cpus=NUM_CPUS,
+            resources={"widget": 2},
             object_store_memory=256 << 20,
             namespace="compat",
             include_dashboard=False,
