@@ -23,11 +23,14 @@ from noded.spawner import protocol
 
 
 class LocalCluster:
-    """``start()`` returns when the daemon is ready; ``stop()`` when nothing of it is left."""
+    """``start()`` returns when the daemon is ready; ``stop()`` when nothing of it is left. One that is not ``private``
+    is for other programs as well; it ends with this one all the same.
+    """
 
-    def __init__(self, flags: dict[str, Any]):
+    def __init__(self, flags: dict[str, Any], *, private: bool = True):
         self._flags = flags
-        self._name = f"private-{os.getpid()}-{secrets.token_hex(3)}"
+        self._private = private
+        self._name = f"{'private' if private else 'cluster'}-{os.getpid()}-{secrets.token_hex(3)}"
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -49,8 +52,8 @@ class LocalCluster:
         self._watcher.start()
 
     def _spawn(self, ready_fd: int | None) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "noded", "--head", "--private", "--port", "0", "--cluster", self._name]
-        command += ["--owner-pid", str(os.getpid())]
+        command = [sys.executable, "-m", "noded", "--head", "--port", "0", "--cluster", self._name]
+        command += ["--owner-pid", str(os.getpid()), *(["--private"] if self._private else [])]
         for key, value in self._flags.items():
             if value is not None:
                 command += [f"--{key.replace('_', '-')}", json.dumps(value) if isinstance(value, dict) else str(value)]
@@ -116,6 +119,10 @@ class LocalCluster:
                 self._process = self._spawn(None)
 
     @property
+    def name(self) -> str:
+        return self._name
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
@@ -123,6 +130,12 @@ class LocalCluster:
     def expect_end(self) -> None:
         """From here on the daemon's end is not a fault."""
         self._stopping.set()
+
+    def request_stop(self) -> None:
+        """Ask the daemon to end the node, for those who are not connected to it."""
+        self.expect_end()
+        if self._process is not None:
+            self._process.terminate()
 
     def stop(self, timeout: float = 10.0) -> None:
         """After the daemon was asked to stop: wait for its end, force it if need be."""
