@@ -9,6 +9,7 @@ from noded.client.api import (
     cancel,
     cluster_resources,
     get,
+    get_gpu_ids,
     get_runtime_context,
     init,
     is_initialized,
@@ -18,16 +19,21 @@ from noded.client.api import (
     shutdown,
     wait,
 )
+from noded.client.actor_class import ActorClass, get_actor, method
+from noded.client.actor_handle import ActorHandle
 from noded.client.context import RuntimeContext
+from noded.client.generators import DynamicObjectRefGenerator, ObjectRefGenerator
 from noded.client.refs import ObjectRef
-from noded.client.remote import ActorClass, ActorHandle, RemoteFunction, get_actor, method, remote
+from noded.client.remote import RemoteFunction, remote
 from noded.version import __version__
 
 __all__ = [
     "ActorClass",
     "ActorHandle",
     "ClientContext",
+    "DynamicObjectRefGenerator",
     "ObjectRef",
+    "ObjectRefGenerator",
     "RemoteFunction",
     "RuntimeContext",
     "__version__",
@@ -37,6 +43,7 @@ __all__ = [
     "exceptions",
     "get",
     "get_actor",
+    "get_gpu_ids",
     "get_runtime_context",
     "init",
     "is_initialized",

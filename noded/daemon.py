@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -38,13 +39,16 @@ from noded.head.jobs import JobTable
 from noded.head.storage import Storage, StorageError
 from noded.http.gateway import Gateway
 from noded.lifecycle import LoopProbe, setup_logging, time_callbacks
+from noded.node import gpu_detector, gpu_ids
 from noded.node.actor_host import NodeActorHost
-from noded.node.control import ClientRecord, ControlServer, start_time
+from noded.node.capacity import Capacity
+from noded.node.control import ClientRecord, ControlServer, Refusal, start_time
 from noded.node.leases import Leases
 from noded.node.ledger import Ledger, LedgerError
 from noded.node.listener import Listener, ListenError, bind
 from noded.node.object_store import ObjectStore
 from noded.node.output import OutputMonitor
+from noded.node.runtime_envs import RuntimeEnvError, RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.workers import Worker, WorkerPool
@@ -57,6 +61,8 @@ from noded.wire import messages as m
 
 log = logging.getLogger("noded.daemon")
 
+_GPU_SECONDS = (2.0, 15.0)
+"""How long NVML is given to answer, at the first try and at the second."""
 _HOUSEKEEPING = 1.0
 _IDLE_WORKER_SECONDS = 2.0
 _SLAB = 4 << 20
@@ -98,6 +104,7 @@ class Daemon:
         self.host: NodeActorHost
         self.control: ControlServer
         self.output: OutputMonitor
+        self.environments: RuntimeEnvs
         self.listener: Listener
         self.gateway: Gateway
         self.probe = LoopProbe()
@@ -106,6 +113,9 @@ class Daemon:
         self._recovered = False
         self._leaving = False
         self._housekeeper: asyncio.Task[None] | None = None
+        self._gpu_finder: asyncio.Task[None] | None = None
+        self._storing: dict[str, asyncio.Task[None]] = {}
+        """Packages on their way to the disk."""
         self._owner_fd = -1
         self._kept: dict[str, int] = {}
         self._sockets: list[socket.socket] = []
@@ -157,6 +167,10 @@ class Daemon:
             await self.jobs.restore()
             await self.actors.restore()
             self.actors.place_unhosted(set())
+        await self.environments.start()
+        if config.num_gpus is None:
+            self.leases.looking_for_gpus = True
+            self._gpu_finder = self.loop.create_task(self._find_gpus(), name="find GPUs")
         self.output.start()
         self.pool.prepare()
         self.control.start(self._control_socket)
@@ -243,13 +257,21 @@ class Daemon:
             "object_store_memory": self.arena.size,
             **config.resources,
         }
+        ids: list[str] = []
         if config.num_gpus:
             total["GPU"] = config.num_gpus
+            try:
+                ids = gpu_ids.ids_for(os.environ, math.ceil(config.num_gpus))
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
         host = self.address.rpartition(":")[0].strip("[]")
         self.node_ip = "127.0.0.1" if host in ("0.0.0.0", "::", "::1") else host
         total[f"node:{self.node_ip}"] = 1.0
         total["node:__internal_head__"] = 1.0
-        self.leases = Leases(ResourceSet.from_floats(total).to_dict(), self.epoch, self._worker_path)
+        capacity = Capacity(ResourceSet.from_floats(total).to_dict(), ids)
+        self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
+        base = Path(self.run_dir) if config.private else cluster_dir(config)
+        self.environments = RuntimeEnvs(base / "runtime_envs")
         self.jobs = JobTable(self.storage, self.epoch)
         self.output = OutputMonitor(self.log_dir, self._who_writes, self._deliver_output, keep=not config.private)
         self.pool = WorkerPool(
@@ -261,6 +283,8 @@ class Daemon:
             job_config=self.jobs.get,
             on_ready=lambda worker: self.leases.on_ready(worker),
             on_exit=self._on_worker_exit,
+            on_env_failed=lambda assignee, reason: self.leases.env_failed(assignee, reason),
+            environments=self.environments,
             on_output_end=lambda wid: self.output.ended(wid),
         )
         self.leases.pool = self.pool
@@ -271,7 +295,7 @@ class Daemon:
             self.pool,
             self._worker_path,
             on_started=lambda record, worker, path, pid: self.actors.started(record, worker, path, pid),
-            on_never=lambda record, reason: self.actors.never(record, reason),
+            on_never=lambda record, reason, kind: self.actors.never(record, reason, kind),
             on_exited=lambda record, death: self.actors.exited(record, death),
             on_claim=lambda worker, spec: self._adopt_actor(worker, spec, False),
             on_gone=lambda id_, death: self.actors.gone(id_, death),
@@ -313,7 +337,8 @@ class Daemon:
             on_detach=self._on_detach,
             adopt_actor=self._adopt_actor,
             actor_attached=lambda worker, has_actor: self.host.attached(worker, has_actor=has_actor),
-            questions=self.view.questions(),
+            on_package=self._on_package,
+            questions={**self.view.questions(), "await_package": self._ask_await_package},
         )
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
 
@@ -352,6 +377,7 @@ class Daemon:
                 self.host.reserve(worker)
             else:
                 self.leases.restore(worker, self.clients.get(worker.record.client))
+        self.leases.capacity.restore_devices()
         await self.jobs.restore()
         await self.actors.restore()
         for worker in list(self.pool.workers.values()):
@@ -432,13 +458,20 @@ class Daemon:
         if self._housekeeper is not None:
             self._housekeeper.cancel()
             await asyncio.wait([self._housekeeper])
+        await self._stop_finding()
         self.probe.stop()
         self.listener.stop()
         await self.gateway.stop()
         self.control.stop()
         await self.output.stop()
+        await self.environments.stop()
         self.spawner.close()
         await self.storage.close()
+
+    async def _stop_finding(self) -> None:
+        if self._gpu_finder is not None:
+            self._gpu_finder.cancel()
+            await asyncio.wait([self._gpu_finder])
 
     async def stop(self) -> None:
         """Staged, in reverse order of start: no new work, end the workers, close."""
@@ -447,6 +480,7 @@ class Daemon:
         if self._housekeeper is not None:
             self._housekeeper.cancel()
             await asyncio.wait([self._housekeeper])
+        await self._stop_finding()
         self.probe.stop()
         self.listener.stop()
         await self.gateway.stop()
@@ -457,6 +491,7 @@ class Daemon:
         await asyncio.sleep(0)
         self.control.stop()
         await self.output.stop()
+        await self.environments.stop()
         await self.spawner.stop()
         for worker in list(self.pool.workers):
             self.output.ended(worker)
@@ -503,6 +538,52 @@ class Daemon:
         client = self.clients.get(prefix)
         if client is not None:
             client.send(message, payload)
+
+    # ------------------------------------------------------------ resources
+
+    async def _find_gpus(self) -> None:
+        """NVML may take long, or hang: the node does not wait for it, only what asks for GPUs does."""
+        try:
+            for seconds in _GPU_SECONDS:
+                found = await gpu_detector.detect_async(os.environ, seconds)
+                if found.state != "unknown":
+                    break
+                log.warning("it is not known which GPUs this node has: %s", found.reason)
+            kinds = {gpu_detector.accelerator_type(gpu.name) for gpu in found.devices if gpu.name}
+            if found.devices:
+                more = {f"accelerator_type:{kind}": UNIT for kind in kinds}
+                self.leases.capacity.add_gpus([gpu.visible_id for gpu in found.devices], more)
+                log.info("found %d GPUs (%s)", len(found.devices), ", ".join(sorted(kinds)) or "of unknown kind")
+        finally:
+            self.leases.looking_for_gpus = False
+            self.leases.kick()
+
+    def _refuse_place(self, where: m.Place) -> str:
+        """Why nothing may run there on this node."""
+        if where.node and where.node != self.node_id and not where.soft:
+            return f"it is for the node {where.node} only, which is not in this cluster: see NodeID in noded.nodes()"
+        return ""
+
+    # ------------------------------------------------------------ packages
+
+    def _on_package(self, uri: str, data: bytes) -> None:
+        if uri not in self._storing:
+            self._storing[uri] = self.loop.create_task(self.environments.store(uri, data), name=f"store {uri}")
+
+    async def _ask_await_package(self, client: Client | None, args: dict[str, Any]) -> Any:
+        """The answer comes when the package is on the disk."""
+        uri = str(args["uri"])
+        task = self._storing.get(uri)
+        if task is not None:
+            try:
+                await asyncio.shield(task)
+            except RuntimeEnvError as error:
+                raise Refusal(str(error)) from None
+            finally:
+                self._storing.pop(uri, None)
+        elif not self.environments.has(uri):
+            raise Refusal(f"the package {uri} did not arrive; submit again")
+        return True
 
     # ------------------------------------------------------------ jobs
 
@@ -591,7 +672,7 @@ class Daemon:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING)
-            self.pool.trim(max(1, self.leases.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
+            self.pool.trim(max(1, self.leases.capacity.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
             if not self.store.recovering:
                 self.host.end_unclaimed()
                 self.actors.forget_uncreated(self.clients)

@@ -5,12 +5,15 @@ Reads the components, changes nothing. Implements ``http.view.NodeView``.
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from noded.head.actors import ActorTable
 from noded.lifecycle import LoopProbe
@@ -22,6 +25,7 @@ from noded.node.spawner_link import SpawnerLink
 from noded.node.workers import WorkerPool
 from noded.resources import UNIT
 from noded.version import __version__
+from noded.wire import messages as m
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class View:
             "status": self._ask_status,
             "stop": self._ask_stop,
             "get_actor": self._ask_get_actor,
+            "named_actors": self._ask_named_actors,
             "await_actor": self._ask_await_actor,
             "actor_info": self._ask_actor_info,
         }
@@ -79,8 +84,9 @@ class View:
 
     def status(self) -> dict[str, Any]:
         figures = self._store.figures()
-        total = {name: amount / UNIT for name, amount in self._leases.total.items() if not name.startswith("node:")}
-        used = {name: (self._leases.total[name] - self._leases.available.get(name, 0)) / UNIT for name in total}
+        own, free = self._leases.capacity.own()
+        total = {name: amount / UNIT for name, amount in own.items() if not name.startswith("node:")}
+        used = {name: (own[name] - free[name]) / UNIT for name in total}
         return {
             "cluster": self._identity.cluster,
             "node": self._identity.node,
@@ -97,7 +103,9 @@ class View:
             "actors": sum(1 for r in self._actors.records.values() if r.state != "dead"),
             "objects": figures["objects"],
             "leases": len(self._leases.leases),
-            "demands": sum(d.count for d in self._leases.demands.values()) + len(self._leases.actors),
+            "demands": sum(d.count for d in self._leases.demands.values())
+            + len(self._leases.actors)
+            + len(self._leases.groups),
             "drivers": sum(1 for c in self._clients.values() if c.kind == "driver" and not c.detached),
             "spawner_pid": self._spawner.spawner_pid,
             "store": {"used_bytes": figures["used"], "total_bytes": figures["size"], **figures},
@@ -118,7 +126,7 @@ class View:
                 "NodeManagerPort": int(self._identity.address.rpartition(":")[2]),
                 "NodeName": self._identity.node,
                 "ObjectStoreSocketName": os.path.join(self._identity.run_dir, "control.sock"),
-                "Resources": {name: amount / UNIT for name, amount in self._leases.total.items()},
+                "Resources": {name: amount / UNIT for name, amount in self._leases.capacity.own()[0].items()},
                 "Labels": {},
                 "alive": True,
             }
@@ -128,8 +136,9 @@ class View:
         return self.nodes()
 
     async def _ask_resources(self, client: Client | None, args: dict[str, Any]) -> Any:
-        available = {name: amount / UNIT for name, amount in self._leases.available.items() if amount > 0}
-        return {"total": {name: amount / UNIT for name, amount in self._leases.total.items()}, "available": available}
+        total, free = self._leases.capacity.own()
+        available = {name: amount / UNIT for name, amount in free.items() if amount > 0}
+        return {"total": {name: amount / UNIT for name, amount in total.items()}, "available": available}
 
     async def _ask_status(self, client: Client | None, args: dict[str, Any]) -> Any:
         return self.status()
@@ -145,7 +154,10 @@ class View:
                 f"there is no actor named {args['name']!r} in namespace {args['namespace']!r}; names "
                 "are only seen in their own namespace"
             )
-        return {"id": record.spec.id.hex(), "class_name": record.spec.class_name, "methods": record.spec.methods}
+        return _describe(record.spec)
+
+    async def _ask_named_actors(self, client: Client | None, args: dict[str, Any]) -> Any:
+        return self._actors.named()
 
     async def _ask_await_actor(self, client: Client | None, args: dict[str, Any]) -> Any:
         return await self._actors.settled(bytes.fromhex(args["id"]))
@@ -154,4 +166,14 @@ class View:
         record = self._actors.records.get(bytes.fromhex(args["id"]))
         if record is None:
             raise Refusal(f"the actor {args['id']} is not known")
-        return {"id": args["id"], "class_name": record.spec.class_name, "methods": record.spec.methods}
+        return _describe(record.spec)
+
+
+def _describe(spec: m.ActorSpec) -> dict[str, Any]:
+    """All that a handle is made of; the methods in a form that JSON takes."""
+    return {
+        "id": spec.id.hex(),
+        "class_name": spec.class_name,
+        "methods": base64.b64encode(msgspec.msgpack.encode(spec.methods)).decode(),
+        "max_pending_calls": spec.max_pending_calls,
+    }

@@ -15,6 +15,7 @@ from noded import exceptions as ex
 from noded.client.control import Control
 from noded.client.failures import death_fields
 from noded.client.refs import HoldTable, Token
+from noded.client.streams import extra_of
 from noded.client.submission import Task, WorkerLink, place_of
 from noded.client.tasks import Tasks
 from noded.wire import messages as m
@@ -80,7 +81,14 @@ class Actors:
 
     # ------------------------------------------------------------ calls
 
-    def call(self, id_: bytes, class_name: str, task: Task, token: Token) -> None:
+    def pending(self, id_: bytes) -> int:
+        """How many calls of this process the actor has not answered."""
+        actor = self.actors.get(id_)
+        if actor is None:
+            return 0
+        return len(actor.queue) + (len(actor.link.inflight) if actor.link is not None else 0)
+
+    def call(self, id_: bytes, class_name: str, task: Task, token: Any) -> None:
         lock = self.lock
         lock.acquire()
         try:
@@ -96,9 +104,9 @@ class Actors:
             link = actor.link
             if link is not None and task.deps is None and not actor.queue and not actor.killing:
                 if len(link.inflight) < _INFLIGHT and link.link.unsent_bytes < _UNSENT_LIMIT:
+                    size, extra = len(task.payload), extra_of(task)
                     link.link.send(
-                        m.Call(task.seq, task.method, task.returns, len(task.payload), [], place_of(task)),
-                        task.payload,
+                        m.Call(task.seq, task.method, task.returns, size, [], place_of(task), extra), task.payload
                     )
                     self.tasks.sent_locked(link, task)
                     self.control.wake()
@@ -123,8 +131,9 @@ class Actors:
                 filled = self.tasks.fill_locked(task)
                 if filled is not None:
                     deps, payload = filled
+                    size, extra = len(task.payload), extra_of(task)
                     link.link.send(
-                        m.Call(task.seq, task.method, task.returns, len(task.payload), deps, place_of(task)), payload
+                        m.Call(task.seq, task.method, task.returns, size, deps, place_of(task), extra), payload
                     )
                     self.tasks.sent_locked(link, task)
             queue.popleft()
@@ -179,6 +188,7 @@ class Actors:
         self.tasks.drop_link_locked(link)
         tasks, link.inflight = list(link.inflight.values()), {}
         for task in reversed(tasks):
+            self.tasks.streams.worker_lost_locked(task)
             if task.retries and message.state == "restarting":
                 task.retries -= 1
                 self.tasks.again_locked(task)
@@ -201,7 +211,8 @@ class Actors:
             text += (
                 " while it ran this call; it restarts, but the call may have run already (max_task_retries repeats it)"
             )
-        if reason := message.reason or (message.death.reason if message.death is not None else ""):
+        reason = message.reason or (message.death.reason if message.death is not None else "")
+        if reason and not message.kind:
             text += f": {reason}"
         if payload:
             return creation_failed(text, actor.id.hex(), bytes(payload))
@@ -210,8 +221,15 @@ class Actors:
             if message.state == "restarting":
                 return ex.ActorUnavailableError(str(died), actor_id=actor.id.hex())
             return died
-        if message.reason.startswith("cannot be scheduled"):
-            return ex.ActorUnschedulableError(f"the actor {actor.class_name} {message.reason}")
+        if message.kind == "env":
+            return ex.RuntimeEnvSetupError(
+                f"the runtime environment of the actor {actor.class_name} {actor.id.hex()} cannot be set up: "
+                f"{message.reason}"
+            )
+        if message.kind == "removed":
+            return ex.ActorPlacementGroupRemoved(f"{text}: {message.reason}")
+        if message.kind == "never":
+            return ex.ActorUnschedulableError(f"the actor {actor.class_name} cannot be scheduled: {message.reason}")
         return ex.ActorDiedError(text, actor_id=actor.id.hex())
 
     def retell_locked(self) -> None:

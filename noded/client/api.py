@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from noded import exceptions as ex
 from noded import ids
-from noded.client.context import RuntimeContext
+from noded.client.actor_handle import ActorHandle
+from noded.client.context import RuntimeContext, gpu_ids
+from noded.client.generators import ObjectRefGenerator
 from noded.client.options import check_sizes
 from noded.client.output import print_lines
-from noded.client.refs import ObjectRef
-from noded.client.remote import ActorHandle, runtime, set_auto_init
-from noded.client.runtime import Runtime, current, set_current
+from noded.client.refs import REMOTE, ObjectRef
+from noded.client.runtime import Runtime, current, runtime, set_auto_init, set_current
 from noded.wire import messages as m
 
 if TYPE_CHECKING:
@@ -112,9 +113,15 @@ def init(
         unknown = [key for key in kwargs if not key.startswith("_")]
         if unknown:
             raise TypeError(f"noded.init() got unknown arguments: {', '.join(sorted(unknown))}")
-        for name, value in (("local_mode", local_mode), ("runtime_env", runtime_env), ("labels", labels)):
-            if value:
-                raise NotImplementedError(f"noded.init({name}=...) is not supported by this version of noded yet")
+        if local_mode:
+            raise NotImplementedError(
+                "noded.init(local_mode=True) is not supported: call the plain functions, or start a private cluster "
+                "with num_cpus=1, which takes a fraction of a second"
+            )
+        if runtime_env is not None:
+            from noded.runtime_env import validate
+
+            runtime_env = validate(runtime_env)
         if namespace is not None and (not isinstance(namespace, str) or not namespace):
             raise ValueError(f"namespace must be a non-empty string, not {namespace!r}")
         if address is not None and not isinstance(address, str):
@@ -163,6 +170,12 @@ def init(
             raise
         set_current(rt)
         rt.interrupts.install()
+        if runtime_env:
+            try:
+                rt.environments.now = rt.environments.resolve(runtime_env)
+            except BaseException:
+                shutdown()
+                raise
         return _context()
 
 
@@ -255,6 +268,8 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
         if (state == 1 or state == 2) and timeout is None:
             return rt.objects.load(object_refs)
         return rt.get([object_refs], _check_timeout(timeout))[0]
+    if isinstance(object_refs, ObjectRefGenerator):
+        return object_refs
     if not isinstance(object_refs, (list, tuple)):
         raise ValueError(
             f"noded.get() takes an ObjectRef or a list of them, not {type(object_refs).__name__}: {object_refs!r:.200}"
@@ -281,9 +296,9 @@ def wait(
     rt = current() or runtime()
     if type(object_refs) is not list:
         raise TypeError(f"noded.wait() takes a list of ObjectRefs, not {type(object_refs).__name__}")
-    kinds = set(map(type, object_refs))
-    if kinds - {ObjectRef}:
-        raise TypeError(f"noded.wait() takes ObjectRefs, but the list holds a {(kinds - {ObjectRef}).pop().__name__}")
+    kinds = set(map(type, object_refs)) - {ObjectRef, ObjectRefGenerator}
+    if kinds:
+        raise TypeError(f"noded.wait() takes ObjectRefs, but the list holds a {kinds.pop().__name__}")
     if not object_refs:
         return [], []
     if len(set(object_refs)) != len(object_refs):
@@ -308,25 +323,27 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
         rt.actors.kill_locked(actor.binary(), no_restart)
 
 
-def cancel(object_ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+def cancel(object_ref: ObjectRef[Any] | ObjectRefGenerator, *, force: bool = False, recursive: bool = True) -> None:
     """Cancel a task: a queued one never runs, a running one gets KeyboardInterrupt, or its worker is ended
     (``force``). Then get() raises TaskCancelledError.
 
-    ``recursive``: also the tasks it submitted. A finished task is left alone. Only the process that submitted
-    a task can cancel it.
+    ``recursive``: also the tasks it submitted. A finished task is left alone. Of actor calls, queued ones and async
+    ones are cancelled; a running plain method gets KeyboardInterrupt, unless its actor has several threads: then it can
+    only look at ``get_runtime_context().is_canceled()``. Any process that has the ref can cancel.
     """
-    if type(object_ref) is not ObjectRef:
-        raise TypeError(f"noded.cancel() takes an ObjectRef, not {type(object_ref).__name__}")
+    ref = object_ref.completed() if isinstance(object_ref, ObjectRefGenerator) else object_ref
+    if type(ref) is not ObjectRef:
+        raise TypeError(f"noded.cancel() takes an ObjectRef, not {type(ref).__name__}")
     rt = runtime()
     with rt.interrupts, rt.lock:
-        task = object_ref._task
-        if task is None:
-            if not object_ref.binary().startswith(rt.prefix) and object_ref._state == 5:
-                raise ValueError(f"{object_ref!r} was submitted by another process; cancel it there")
-            return
-        if task.method and force:
-            raise ValueError("force=True is not for actor calls: use noded.kill() to end the actor")
-        rt.tasks.cancel_locked(task, force, recursive)
+        task = ref._task
+        if task is not None:
+            if task.method and force:
+                raise ValueError("force=True is not for actor calls: use noded.kill() to end the actor")
+            rt.tasks.cancel_locked(task, force, recursive)
+        elif ref._state == REMOTE and not ref.binary().startswith(rt.prefix):
+            rt.control.send(m.CancelRef(ref.binary(), force, recursive))
+            rt.control.flush()
 
 
 # ---------------------------------------------------------------- questions
@@ -352,3 +369,9 @@ def available_resources() -> dict[str, float]:
 
 def get_runtime_context() -> RuntimeContext:
     return RuntimeContext(runtime())
+
+
+def get_gpu_ids() -> list[int] | list[str]:
+    """The GPUs of the task or actor that calls this: numbers as in ``CUDA_VISIBLE_DEVICES``, or UUIDs."""
+    found = gpu_ids()
+    return [int(one) for one in found] if all(one.isdigit() for one in found) else list(found)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import operator
 import pickle
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -75,6 +76,19 @@ def reduce_entry(entry: Any, id_: bytes) -> Any:
     return operator.getitem, (_TABLE, at)
 
 
+_reducers: dict[type, Callable[[Any], Any]] = {}
+"""How values of these exact types are taken apart, before anything else is tried."""
+
+
+def register(kind: type, reducer: Callable[[Any], Any]) -> None:
+    """``reducer(value)`` gives what ``__reduce__`` would: also for types that cannot be pickled."""
+    _reducers[kind] = reducer
+
+
+def unregister(kind: type) -> None:
+    _reducers.pop(kind, None)
+
+
 def is_atom(value: Any) -> bool:
     return type(value) in _ATOMS
 
@@ -86,10 +100,32 @@ def _cloud_pickler() -> Any:
     """cloudpickle's pickler class, imported at first need: it costs more than the rest of the client."""
     global _pickler_type
     if _pickler_type is None:
+        from collections import ChainMap
+
         import cloudpickle
 
-        _pickler_type = cloudpickle.Pickler
+        class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+            dispatch_table = ChainMap(_reducers, cloudpickle.Pickler.dispatch_table)
+
+        _pickler_type = Pickler
+    if "torch" in sys.modules:
+        from noded.client import tensors
+
+        tensors.register_once()
     return _pickler_type
+
+
+def problem_of(value: Any) -> Exception | None:
+    """What pickling the value raises; None when it can travel."""
+    outer = _state.entries, _state.index
+    _state.entries, _state.index = [], {}
+    try:
+        _cloud_pickler()(io.BytesIO(), protocol=5, buffer_callback=lambda buffer: None).dump(value)
+    except Exception as problem:
+        return problem
+    finally:
+        _state.entries, _state.index = outer
+    return None
 
 
 def pack(value: Any, what: str, *, error: bool = False) -> Packed:

@@ -22,6 +22,16 @@ def crashed(name: str, death: m.Death) -> ex.WorkerCrashedError:
     )
 
 
+def unschedulable(task: Task, message: m.Unschedulable) -> ex.NodedError:
+    if message.kind == "env":
+        return ex.RuntimeEnvSetupError(
+            f"the runtime environment of task {task.name} cannot be set up: {message.reason}"
+        )
+    if message.kind == "removed":
+        return ex.TaskPlacementGroupRemoved(f"task {task.name} cannot run: {message.reason}")
+    return ex.TaskUnschedulableError(f"task {task.name} cannot be scheduled: {message.reason}")
+
+
 def death_fields(death: m.Death) -> dict[str, Any]:
     """A Death as keyword arguments of the errors that tell it."""
     return {

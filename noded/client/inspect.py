@@ -4,43 +4,44 @@ bounded.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
+
+from noded.client import codec
 
 _LIMIT = 200
 
 
-def _pickles(value: Any) -> bool:
-    import cloudpickle
+class Part(NamedTuple):
+    """Something that a value contains or refers to."""
 
-    try:
-        cloudpickle.dumps(value)
-    except Exception:
-        return False
-    return True
+    name: str
+    step: str
+    """From the value to it, for a path."""
+    value: Any
 
 
-def _children(value: Any) -> list[tuple[str, Any]]:
+def parts(value: Any) -> list[Part]:
     if isinstance(value, dict):
-        return [(f"[{k!r}]", v) for k, v in list(value.items())[:_LIMIT]]
+        return [Part(f"[{k!r}]", f"[{k!r}]", v) for k, v in list(value.items())[:_LIMIT]]
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [(f"[{i}]", v) for i, v in enumerate(list(value)[:_LIMIT])]
-    found: list[tuple[str, Any]] = []
+        return [Part(f"[{i}]", f"[{i}]", v) for i, v in enumerate(list(value)[:_LIMIT])]
+    found: list[Part] = []
     closure = getattr(value, "__closure__", None)
     if closure:
         names = value.__code__.co_freevars
         for name, cell in zip(names, closure, strict=True):
             try:
-                found.append((f" (closure variable {name})", cell.cell_contents))
+                found.append(Part(name, f" (closure variable {name})", cell.cell_contents))
             except ValueError:
                 continue
     code = getattr(value, "__code__", None)
     if code is not None:
         scope = getattr(value, "__globals__", {})
-        found += [(f" (global {name})", scope[name]) for name in code.co_names if name in scope]
+        found += [Part(name, f" (global {name})", scope[name]) for name in code.co_names if name in scope]
     if isinstance(value, type):
-        found += [(f".{name}", member) for name, member in vars(value).items() if callable(member)]
+        found += [Part(name, f".{name}", member) for name, member in vars(value).items() if callable(member)]
     elif hasattr(value, "__dict__"):
-        found += [(f".{name}", member) for name, member in list(vars(value).items())[:_LIMIT]]
+        found += [Part(name, f".{name}", member) for name, member in list(vars(value).items())[:_LIMIT]]
     return found
 
 
@@ -48,8 +49,8 @@ def find_fault(value: Any, path: str = "", depth: int = 6) -> str:
     """The path to the innermost unpicklable part, as ``.conn._lock (a _thread.lock)``; empty if none is
     found.
     """
-    for step, child in _children(value) if depth else []:
-        if not _pickles(child):
+    for _, step, child in parts(value) if depth else []:
+        if codec.problem_of(child) is not None:
             return (
                 find_fault(child, path + step, depth - 1)
                 or f"{path}{step} (a {type(child).__module__}.{type(child).__qualname__})"

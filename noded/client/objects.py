@@ -59,7 +59,7 @@ class Objects:
         """Called before a thread sleeps in get or wait; what it returns is called when it goes on."""
         self._next_seq = next_seq
         self._pause = pause
-        self._guard = guard
+        self.guard = guard
         """Keeps interrupts out, but for the places where a thread waits."""
         self._announced: dict[bytes, ObjectRef[Any]] = {}
         """Our refs that left without a value."""
@@ -90,7 +90,7 @@ class Objects:
 
     def store(self, ref: ObjectRef[Any], packed: codec.Packed) -> None:
         """Write a packed value into the arena as ``ref``'s, waiting for room."""
-        with self._guard:
+        with self.guard:
             place = self.write(ref.binary(), packed)
             with self.lock:
                 ref._token = self.holds.take(ref.binary(), implicit=True)
@@ -101,7 +101,7 @@ class Objects:
         """Write and seal an object, waiting for room: (offset of the value, size). Raises
         ObjectStoreFullError.
         """
-        with self._guard:
+        with self.guard:
             place = None
             while place is None:
                 place = self._written(id_, packed)
@@ -136,7 +136,7 @@ class Objects:
             self.space.request(size, on_space, on_failure)
         try:
             if not got and not failed:
-                self._sleep(lambda: got or failed, None)
+                self.sleep(lambda: got or failed, None)
             if failed:
                 raise ex.ObjectStoreFullError(failed[0])
             arena, offset, end = got[0]
@@ -312,7 +312,22 @@ class Objects:
 
     # ------------------------------------------------------------ get and wait
 
-    def _sleep(self, done: Callable[[], Any], deadline: float | None) -> bool:
+    def when_settled_locked(self, ref: ObjectRef[Any], call: Callable[[], None]) -> bool:
+        """``call`` runs, under the lock, when the ref has a value or an error; False when it has one now."""
+        state = ref._state
+        if state == REMOTE:
+            self.when_ready_locked(ref, call)
+        elif state == PENDING:
+            task = ref._task
+            if task.waiters is None:
+                task.waiters = [call]
+            else:
+                task.waiters.append(call)
+        else:
+            return False
+        return True
+
+    def sleep(self, done: Callable[[], Any], deadline: float | None) -> bool:
         resume = self.before_block()
         try:
             if not self.reader.wait(lambda: done() or self.control.lost, deadline, self._pause):
@@ -358,7 +373,7 @@ class Objects:
             return
         deadline = None if timeout is None else time.monotonic() + timeout
         self.ask_for(wanted)
-        if not self._sleep(done, deadline):
+        if not self.sleep(done, deadline):
             raise ex.GetTimeoutError(
                 f"{sum(r._state in (PENDING, REMOTE) for r in wanted)} of {count} objects are not "
                 f"ready after {timeout:g} s, "
@@ -384,9 +399,9 @@ class Objects:
             self.ask_for(wanted)
             deadline = None if timeout is None else time.monotonic() + timeout
             if timeout is None or timeout > 0:
-                self._sleep(done, deadline)
+                self.sleep(done, deadline)
             else:
-                self._sleep(done, time.monotonic())
+                self.sleep(done, time.monotonic())
         ready: list[ObjectRef[Any]] = []
         for at, ref in enumerate(wanted):
             if ref._state != PENDING and ref._state != REMOTE:

@@ -9,22 +9,20 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from noded.client import codec, where
 from noded.resources import ResourceSet
+from noded.wire import messages as m
 
 _O = TypeVar("_O", bound="_Options")
 
-_LATER = {
-    "runtime_env",
-    "retry_exceptions",
-    "max_calls",
-    "scheduling_strategy",
-    "accelerator_type",
-    "concurrency_groups",
-    "max_pending_calls",
-    "label_selector",
-    "enable_task_events",
+_PLACEMENT = (
     "placement_group",
-}
+    "placement_group_bundle_index",
+    "placement_group_capture_child_tasks",
+)
+"""The older way to say PlacementGroupSchedulingStrategy."""
+_IGNORED = ("enable_task_events", "_labels", "_metadata", "enable_tensor_transport", "_num_objects_per_yield")
+"""Of Ray's own machinery, without a meaning here."""
 
 
 def _number(name: str, value: Any, *, whole: bool = False, least: float = 0) -> Any:
@@ -53,35 +51,50 @@ class _Options(msgspec.Struct, frozen=True):
     object_store_memory: float | None = None
     custom: tuple[tuple[str, float], ...] = ()
     name: str | None = None
+    runtime_env: Any = None
+    scheduling_strategy: Any = None
+    label_selector: Any = None
+    accelerator_type: str | None = None
 
     def changed(self: _O, options: dict[str, Any]) -> _O:
         """A copy with these options set. Raises TypeError or ValueError naming the option."""
         clean: dict[str, Any] = {}
+        groups = {key: value for key, value in options.items() if key in _PLACEMENT}
         for key, value in options.items():
             if key in ("num_cpus", "num_gpus", "memory", "object_store_memory"):
                 clean[key] = None if value is None else _number(key, value)
             elif key == "resources":
                 clean["custom"] = _custom(value)
-            elif key == "name":
-                if value is not None and not isinstance(value, str):
-                    raise TypeError(f"the option name must be a string, not {value!r}")
-                if value == "":
-                    raise ValueError("the option name must not be empty")
+            elif key in ("name", "accelerator_type"):
+                clean[key] = _text(key, value)
+            elif key == "runtime_env":
+                clean[key] = _environment(value)
+            elif key in ("scheduling_strategy", "label_selector"):
+                where.check(**{key: value})
                 clean[key] = value
+            elif key == "fallback_strategy":
+                if value:
+                    raise NotImplementedError("the option fallback_strategy is not supported by noded yet")
             elif key in self._own():
-                clean[key] = self._check(key, value)
-            elif key in _LATER:
-                if value is not None and not (key == "scheduling_strategy" and value in ("DEFAULT", "SPREAD")):
-                    raise NotImplementedError(f"the option {key} is not supported by this version of noded yet")
-            else:
-                known = sorted({"num_cpus", "num_gpus", "memory", "resources", "name", *self._own()})
+                clean[self._field(key)] = self._check(key, value)
+            elif key not in _IGNORED and key not in _PLACEMENT:
+                known = sorted({"num_cpus", "num_gpus", "memory", "resources", "name", *_MORE, *self._own()})
                 raise ValueError(f"unknown option {key!r}; known are {', '.join(known)}")
+        if groups and groups.get("placement_group", "default") != "default":
+            clean["scheduling_strategy"] = where.of_group(
+                groups["placement_group"],
+                groups.get("placement_group_bundle_index", -1),
+                groups.get("placement_group_capture_child_tasks"),
+            )
         made = msgspec.structs.replace(self, **clean)
         made.resources()  # refuses what cannot be, here and now
         return made
 
     def _own(self) -> tuple[str, ...]:
         return ()
+
+    def _field(self, key: str) -> str:
+        return key
 
     def _check(self, key: str, value: Any) -> Any:
         raise NotImplementedError
@@ -92,10 +105,70 @@ class _Options(msgspec.Struct, frozen=True):
             wanted["GPU"] = self.num_gpus
         if self.memory:
             wanted["memory"] = float(math.ceil(self.memory))
+        if self.accelerator_type:
+            wanted[f"accelerator_type:{self.accelerator_type}"] = 0.001
         return ResourceSet.from_floats(wanted).to_dict()
 
     def resources(self) -> dict[str, int]:
         return self._resources(1 if self.num_cpus is None else self.num_cpus)
+
+    def place(self, current: m.Place) -> m.Place:
+        """Where it may run, submitted from code that runs at ``current``."""
+        return where.place_of(self.scheduling_strategy, self.label_selector, current)
+
+
+_MORE = ("runtime_env", "scheduling_strategy", "label_selector", "accelerator_type")
+
+
+def _text(key: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"the option {key} must be a string, not {value!r}")
+    if value == "":
+        raise ValueError(f"the option {key} must not be empty")
+    return value
+
+
+def _environment(value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    from noded.runtime_env import validate
+
+    return validate(value)
+
+
+def retry_of(value: Any) -> bytes:
+    """``retry_exceptions`` as it travels: nothing, ``*``, or the pickled classes."""
+    if value is None or value is False:
+        return b""
+    if value is True:
+        return b"*"
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(e, type) and issubclass(e, BaseException) for e in value
+    ):
+        raise TypeError(
+            f"the option retry_exceptions must be True, False or a list of exception classes, not {value!r}"
+        )
+    return codec.pack(tuple(value), "the option retry_exceptions").as_bytes()[1:] if value else b""
+
+
+def returns_of(value: Any) -> int:
+    """``num_returns`` as it travels."""
+    if value == "streaming" and isinstance(value, str):
+        return m.STREAMING
+    if value == "dynamic" and isinstance(value, str):
+        return m.DYNAMIC
+    if isinstance(value, str):
+        raise ValueError(f"the option num_returns must be a whole number, 'dynamic' or 'streaming', not {value!r}")
+    found: int = _number("num_returns", value, whole=True)
+    return found
+
+
+def window_of(value: Any) -> int:
+    """``_generator_backpressure_num_objects`` as it travels."""
+    if value is None or value == -1:
+        return 0
+    found: int = _number("_generator_backpressure_num_objects", value, whole=True, least=1)
+    return found
 
 
 def _custom(value: Any) -> tuple[tuple[str, float], ...]:
@@ -112,20 +185,33 @@ def _custom(value: Any) -> tuple[tuple[str, float], ...]:
 
 
 class TaskOptions(_Options, frozen=True):
-    num_returns: int = 1
+    num_returns: int | None = None
+    """None: 1, or STREAMING for a generator function."""
     max_retries: int = 3
+    retry: bytes = b""
+    max_calls: int | None = None
+    window: int = 0
 
     def _own(self) -> tuple[str, ...]:
-        return "num_returns", "max_retries"
+        return "num_returns", "max_retries", "retry_exceptions", "max_calls", "_generator_backpressure_num_objects"
+
+    def _field(self, key: str) -> str:
+        return {"retry_exceptions": "retry", "_generator_backpressure_num_objects": "window"}.get(key, key)
 
     def _check(self, key: str, value: Any) -> Any:
         if key == "num_returns":
-            if value is None:
-                return 1
-            if value in ("dynamic", "streaming"):
-                raise NotImplementedError(f"num_returns={value!r} is not supported by this version of noded yet")
-            return _number(key, value, whole=True)
+            return None if value is None else returns_of(value)
+        if key == "retry_exceptions":
+            return retry_of(value)
+        if key == "_generator_backpressure_num_objects":
+            return window_of(value)
+        if key == "max_calls":
+            return None if value is None else _number(key, value, whole=True)
         return 3 if value is None else _number(key, value, whole=True, least=-1)
+
+    def calls(self) -> int:
+        """After how many calls its worker ends. One that asks for GPUs must not keep their memory for the next."""
+        return self.max_calls if self.max_calls is not None else 1 if self.num_gpus else 0
 
     def omp_threads(self) -> int:
         """What OMP_NUM_THREADS is set to in the worker, as Ray does: the whole CPUs asked for, at least one."""
@@ -137,31 +223,56 @@ class ActorOptions(_Options, frozen=True):
     lifetime: str | None = None
     max_restarts: int = 0
     max_task_retries: int = 0
-    max_concurrency: int = 1
+    max_concurrency: int | None = None
+    max_pending_calls: int = -1
+    concurrency_groups: tuple[tuple[str, int], ...] = ()
     get_if_exists: bool = False
+    window: int = 0
 
     def _own(self) -> tuple[str, ...]:
-        return "namespace", "lifetime", "max_restarts", "max_task_retries", "max_concurrency", "get_if_exists"
+        return (
+            "namespace",
+            "lifetime",
+            "max_restarts",
+            "max_task_retries",
+            "max_concurrency",
+            "max_pending_calls",
+            "concurrency_groups",
+            "get_if_exists",
+            "allow_out_of_order_execution",
+            "_actor_generator_backpressure_num_objects",
+        )
+
+    def _field(self, key: str) -> str:
+        return {"_actor_generator_backpressure_num_objects": "window"}.get(key, key)
+
+    def changed(self: _O, options: dict[str, Any]) -> _O:
+        if options.get("allow_out_of_order_execution"):
+            raise NotImplementedError(
+                "allow_out_of_order_execution=True is not supported: calls keep each caller's order"
+            )
+        return super().changed({k: v for k, v in options.items() if k != "allow_out_of_order_execution"})
 
     def _check(self, key: str, value: Any) -> Any:
         if key in ("max_restarts", "max_task_retries"):
             return 0 if value is None else _number(key, value, whole=True, least=-1)
         if key == "max_concurrency":
-            if value not in (None, 1):
-                _number(key, value, whole=True, least=1)
-                raise NotImplementedError("max_concurrency above 1 is not supported by this version of noded yet")
-            return 1
+            return None if value is None else _number(key, value, whole=True, least=1)
+        if key == "max_pending_calls":
+            if value in (None, 0):
+                raise ValueError("the option max_pending_calls must be -1 (no limit) or at least 1")
+            return _number(key, value, whole=True, least=-1)
+        if key == "concurrency_groups":
+            return _groups(value)
+        if key == "_actor_generator_backpressure_num_objects":
+            return window_of(value)
         if key == "get_if_exists":
             if not isinstance(value, bool):
                 raise TypeError(f"the option get_if_exists must be True or False, not {value!r}")
             return value
         if key == "lifetime" and value not in (None, "detached", "non_detached"):
             raise ValueError(f"the option lifetime must be 'detached', 'non_detached' or None, not {value!r}")
-        if value is not None and not isinstance(value, str):
-            raise TypeError(f"the option {key} must be a string, not {value!r}")
-        if key == "namespace" and value == "":
-            raise ValueError("the option namespace must not be empty")
-        return value
+        return _text(key, value)
 
     def resources(self) -> dict[str, int]:
         """What it occupies while it lives: no CPU unless asked for."""
@@ -172,3 +283,15 @@ class ActorOptions(_Options, frozen=True):
         if self.num_cpus is None and not self.num_gpus and not self.custom and not self.memory:
             return self._resources(1)
         return self.resources()
+
+
+def _groups(value: Any) -> tuple[tuple[str, int], ...]:
+    if value is None:
+        return ()
+    if isinstance(value, list):  # Ray takes both forms
+        value = {entry["name"]: entry["max_concurrency"] for entry in value}
+    if not isinstance(value, dict) or not all(isinstance(name, str) and name for name in value):
+        raise TypeError(f"the option concurrency_groups must be a dict of name to number, not {value!r}")
+    return tuple(
+        (name, _number(f"concurrency_groups[{name!r}]", limit, whole=True, least=1)) for name, limit in value.items()
+    )

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
 from noded import ids
 from noded.client import codec
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 PENDING, INLINE, LOCAL, STORED, FAILED, REMOTE = range(6)
 """States of a ref. PENDING: its task has not answered. INLINE: ``_value`` is the serialised value. LOCAL:
@@ -53,6 +56,19 @@ class ObjectRef(msgspec.Struct, Generic[T], weakref=True, eq=False, dict=False):
     def is_nil(self) -> bool:
         return False
 
+    def __await__(self) -> Generator[Any, None, T]:
+        return hooks.wait(self)
+
+    def future(self) -> Future[T]:
+        """A ``concurrent.futures.Future`` of the value."""
+        return hooks.future(self)
+
+    def as_future(self) -> Any:
+        """An asyncio future of the value, for the running loop."""
+        import asyncio
+
+        return asyncio.wrap_future(self.future())
+
     def task_id(self) -> str:
         """The id, in hex, of the task that makes this value."""
         id_ = self.binary()
@@ -63,11 +79,9 @@ class ObjectRef(msgspec.Struct, Generic[T], weakref=True, eq=False, dict=False):
 
     def __reduce__(self) -> Any:
         found = codec.reduce_entry(self, self.binary())
-        if found is None:
-            raise TypeError(
-                f"{self!r} can only be pickled inside a value that noded carries (an argument, a return value, a put); "
-                "pass the ref itself to a task instead of pickling it by hand"
-            )
+        if found is None:  # pickled by the user: who knows where it goes, so it is kept as long as this process
+            hooks.pin(self)
+            return load_pickled, (self.binary(),)
         return found
 
     def __copy__(self) -> ObjectRef[T]:
@@ -75,6 +89,27 @@ class ObjectRef(msgspec.Struct, Generic[T], weakref=True, eq=False, dict=False):
 
     def __deepcopy__(self, memo: Any) -> ObjectRef[T]:
         return self
+
+
+class Hooks:
+    """What a ref can do only with a runtime; set by it."""
+
+    wait: Callable[[ObjectRef[Any]], Generator[Any, None, Any]]
+    future: Callable[[ObjectRef[Any]], Future[Any]]
+    pin: Callable[[Any], None]
+    """Keep what is pickled outside of noded's values alive and known."""
+    borrow: Callable[[bytes], Any]
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("this needs a connection to a cluster: call noded.init() first")
+
+
+hooks = Hooks()
+
+
+def load_pickled(id_: bytes) -> Any:
+    """A ref that was pickled outside of noded's values."""
+    return hooks.borrow(id_)
 
 
 class Hold:

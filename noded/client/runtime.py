@@ -20,12 +20,15 @@ from noded import exceptions as ex
 from noded import ids
 from noded.client import refs
 from noded.client.actors import Actors
+from noded.client.awaiting import Awaiting
 from noded.client.control import TICK, Control
+from noded.client.environments import Environments
 from noded.client.interrupts import Interrupts
 from noded.client.objects import BATCH, Objects
 from noded.client.reader import Reader
 from noded.client.refs import HoldTable, ObjectRef, Token
 from noded.client.space import Space
+from noded.client.streams import Streams
 from noded.client.tasks import Tasks
 from noded.shm.arena import Arena
 from noded.wire import messages as m
@@ -42,6 +45,24 @@ def current() -> Runtime | None:
 def set_current(runtime: Runtime | None) -> None:
     global _runtime
     _runtime = runtime
+
+
+_auto_init: Callable[[], Runtime] | None = None
+
+
+def set_auto_init(init: Callable[[], Runtime]) -> None:
+    """The API's ``init()``: the first remote call starts a private node, as users expect."""
+    global _auto_init
+    _auto_init = init
+
+
+def runtime() -> Runtime:
+    """The current one; made now if there is none."""
+    found = current()
+    if found is None:
+        assert _auto_init is not None
+        found = _auto_init()
+    return found
 
 
 class Runtime:
@@ -91,6 +112,8 @@ class Runtime:
         self._answers: dict[int, tuple[bool, Any]] = {}
         self._fork_pipes: dict[int, tuple[int, list[bytes]]] = {}
         self._fork_write_end = -1
+        self._packages: dict[str, bytes] = {}
+        """On their way to the daemon."""
         self._next_sweep = 0.0
         self._away = False
         """Nobody but the helper read at its last tick."""
@@ -116,6 +139,11 @@ class Runtime:
         self.objects: Objects
         self.tasks: Tasks
         self.actors: Actors
+        self.streams: Streams
+        self.awaiting: Awaiting
+        self.environments = Environments(self._send_package)
+        self._pinned: list[Any] = []
+        """What left in a pickle of the user's: kept as long as this process is connected."""
         self._handlers: dict[type, Callable[[Any, Any], None]] = {
             m.Grant: lambda msg, _: self.tasks.on_grant(msg),
             m.Recall: lambda msg, _: self.tasks.on_recall(msg),
@@ -128,6 +156,7 @@ class Runtime:
             m.ActorAt: lambda msg, payload: self.actors.on_actor_at(msg, payload),
             m.Answer: self._on_answer,
             m.Bye: self._on_bye,
+            m.CancelFor: lambda msg, _: self.tasks.cancel_for_locked(msg),
         }
 
     # ------------------------------------------------------------ life
@@ -216,14 +245,40 @@ class Runtime:
                 self.pause,
                 self.interrupts,
             )
+            self.streams = Streams(self.lock, self.holds, self.objects)
             self.tasks = Tasks(
-                self.lock, self.holds, self.control, self.reader, self.objects, self._hello, self.next_seq
+                self.lock, self.holds, self.control, self.reader, self.objects, self.streams, self._hello, self.next_seq
             )
+            self.awaiting = Awaiting(self.lock, self.reader, self.objects, self._begin_waiting)
             self.actors = Actors(self.lock, self.holds, self.control, self.tasks, self.reader.notify)
+            refs.hooks.wait, refs.hooks.future = self.awaiting.ref, self.awaiting.future
+            refs.hooks.pin, refs.hooks.borrow = self._pin, lambda id_: self.objects.borrow([id_])[0]
         else:
             self.objects.store_lost_locked(
                 self.arena, "the node started over after its daemon and its spawner died together"
             )
+
+    def _begin_waiting(self) -> None:
+        self.control.flush()
+        self.control.wake()
+
+    def _pin(self, entry: Any) -> None:
+        with self.lock:
+            self.objects.publish_locked(entry)
+            self._pinned.append(entry._token)
+            self.flush_refs_numbered()
+
+    def _send_package(self, uri: str, data: bytes) -> None:
+        """Give a package of a runtime environment to the node, and wait until it has it."""
+        with self.lock:
+            self._packages[uri] = data
+            self.control.send(m.Package(uri), data)
+            self.control.flush()
+        try:
+            self.ask("await_package", uri=uri)
+        finally:
+            with self.lock:
+                del self._packages[uri]
 
     def _hello(self) -> m.Hello:
         return m.Hello(m.PROTOCOL_VERSION, self.prefix, self.pid)
@@ -239,6 +294,8 @@ class Runtime:
         for token, (fd, held) in self._fork_pipes.items():
             assert self.control.link is not None
             self.control.link.send_with_fds(m.ForkHold(token, held), [fd])
+        for uri, data in self._packages.items():
+            send(m.Package(uri), data)
         for ask, payload in self._asked.values():
             send(ask, payload)
         if self._detached:
@@ -268,6 +325,7 @@ class Runtime:
                 actor.dead = actor.dead or error
                 for task in actor.queue:
                     self.tasks.fail_locked(task, error)
+        self.awaiting.fail(reason)
         self.reader.notify()
         self._on_lost(reason)
 

@@ -15,6 +15,7 @@ import msgspec
 from noded.client import codec
 from noded.client.objects import INLINE_LIMIT
 from noded.client.refs import ObjectRef
+from noded.wire import messages as m
 from noded.wire.link import Link
 
 
@@ -27,6 +28,7 @@ class Function(msgspec.Struct, eq=False):
     refs: list[Any]
     """Refs it closes over: kept as long as it may be sent."""
     num_cpus: int = 1
+    max_calls: int = 0
     us: int = -1
     """Moving average of its run time in microseconds; -1 while unknown."""
 
@@ -57,15 +59,19 @@ class Task(msgspec.Struct, eq=False, weakref=True):
     over: bool = False
     parent: Any = None
     """The task, on this worker, that submitted it: for recursive cancel."""
+    extra: m.Extra | None = None
+    stream: Any = None
 
 
 class TaskQueue:
     """The ready tasks of one scheduling class and the leases to run them."""
 
-    def __init__(self, number: int, resources: dict[str, int], name: str):
+    def __init__(self, number: int, resources: dict[str, int], name: str, env: str = "", where: m.Place = m.ANYWHERE):
         self.number = number
         self.resources = resources
         self.name = name
+        self.env = env
+        self.where = where
         self.ready: deque[Task] = deque()
         self.leases: list[WorkerLink] = []
         self.declared = 0
@@ -80,8 +86,8 @@ class WorkerLink:
         self.prefix = bytes.fromhex(worker)[:7]
         self.link = link
         self.inflight: dict[int, Task] = {}
-        self.functions: dict[tuple[bytes, int], int] = {}
-        """By hash and CPUs: the number that stands for the function on this connection."""
+        self.functions: dict[tuple[bytes, int, int], int] = {}
+        """By hash, CPUs and most calls: the number that stands for the function on this connection."""
         self.lease = 0
         self.queue: TaskQueue | None = None
         self.running = 0

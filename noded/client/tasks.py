@@ -15,13 +15,15 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from noded import exceptions as ex
+from noded import ids
 from noded.client import codec
 from noded.client.control import Control
-from noded.client.failures import cancelled, crashed
+from noded.client.failures import cancelled, crashed, unschedulable
+from noded.client.generators import Stream
 from noded.client.objects import INLINE_LIMIT, Objects
 from noded.client.reader import Reader
 from noded.client.refs import FAILED, INLINE, PENDING, REMOTE, STORED, HoldTable, ObjectRef
+from noded.client.streams import Streams, extra_of
 from noded.client.submission import Function, Task, TaskQueue, WorkerLink, pack_arguments, place_of
 from noded.wire import messages as m
 from noded.wire.link import FrameError, Link, LinkClosed
@@ -46,6 +48,7 @@ class Tasks:
         control: Control,
         reader: Reader,
         objects: Objects,
+        streams: Streams,
         hello: Callable[[], m.Hello],
         next_seq: Callable[[], int],
     ):
@@ -54,9 +57,12 @@ class Tasks:
         self.control = control
         self.reader = reader
         self.objects = objects
+        self.streams = streams
+        streams.flush, streams.token_of = self.flush_locked, self._stored_token
         self._hello = hello
         self._next_seq = next_seq
-        self.queues: dict[tuple[tuple[str, int], ...], TaskQueue] = {}
+        self.queues: dict[Any, TaskQueue] = {}
+        """By resources, environment and place."""
         self._by_number: dict[int, TaskQueue] = {}
         self.links: dict[str, WorkerLink] = {}
         self.dirty: set[WorkerLink] = set()
@@ -70,25 +76,28 @@ class Tasks:
 
     # ------------------------------------------------------------ functions and classes
 
-    def make_function(self, function: Any, name: str, num_cpus: int) -> Function:
+    def make_function(self, function: Any, name: str, num_cpus: int, max_calls: int) -> Function:
         import hashlib
 
         packed = codec.pack(function, f"the function {name}")
         data = packed.as_bytes()
-        return Function(name, hashlib.blake2b(data, digest_size=16).digest(), data, packed.refs, num_cpus)
+        return Function(name, hashlib.blake2b(data, digest_size=16).digest(), data, packed.refs, num_cpus, max_calls)
 
-    def queue_for(self, resources: dict[str, int], name: str) -> TaskQueue:
-        key = tuple(sorted(resources.items()))
+    def queue_for(self, resources: dict[str, int], name: str, env: str, where: m.Place) -> TaskQueue:
+        key = tuple(sorted(resources.items())), env, where
         queue = self.queues.get(key)
         if queue is None:
             with self.lock:
                 queue = self.queues.get(key)
                 if queue is None:
-                    queue = TaskQueue(len(self.queues) + 1, resources, name)
+                    queue = TaskQueue(len(self.queues) + 1, resources, name, env, where)
                     self._by_number[queue.number] = queue
-                    self.control.send(m.ClassDef(queue.number, resources, name))
+                    self._define_locked(queue)
                     self.queues[key] = queue
         return queue
+
+    def _define_locked(self, queue: TaskQueue) -> None:
+        self.control.send(m.ClassDef(queue.number, queue.resources, queue.name, queue.env, queue.where))
 
     # ------------------------------------------------------------ submit
 
@@ -113,11 +122,15 @@ class Tasks:
         seq = self._next_seq()
         if returns == 1:
             made: list[ObjectRef[Any]] = [ObjectRef(seq)]
-        else:
+        elif returns > 1:
             made = [ObjectRef(seq, i) for i in range(returns)]
+        else:
+            made = [] if not returns else [ObjectRef(seq, ids.STREAM_END if returns == m.STREAMING else 0)]
         task = Task(seq, name, payload, made, returns, deps=deps, keep=keep, place=place)
         for ref in made:
             ref._task = task
+        if returns == m.STREAMING:
+            task.stream = Stream(task, 0)
         return task
 
     def submit(self, task: Task, queue: TaskQueue) -> None:
@@ -206,20 +219,21 @@ class Tasks:
 
     def _push_task(self, worker: WorkerLink, task: Task) -> None:
         fn: Function = task.fn
-        key = fn.hash, fn.num_cpus
+        key = fn.hash, fn.num_cpus, fn.max_calls
         number = worker.functions.get(key)
         if number is None:
             number = worker.functions[key] = len(worker.functions) + 1
-            worker.link.send(m.Func(number, fn.hash, fn.name, fn.num_cpus), fn.data)
-        if task.deps is None and task.place is None:
+            worker.link.send(m.Func(number, fn.hash, fn.name, fn.num_cpus, fn.max_calls), fn.data)
+        if task.deps is None and task.place is None and task.extra is None and task.stream is None:
             worker.link.send(m.Push(task.seq, worker.lease, number, task.returns, len(task.payload)), task.payload)
         else:
             filled = self.fill_locked(task)
             if filled is None:
                 return
             deps, payload = filled
+            size, extra = len(task.payload), extra_of(task)
             worker.link.send(
-                m.Push(task.seq, worker.lease, number, task.returns, len(task.payload), deps, place_of(task)), payload
+                m.Push(task.seq, worker.lease, number, task.returns, size, deps, place_of(task), extra), payload
             )
         self.sent_locked(worker, task)
 
@@ -311,7 +325,7 @@ class Tasks:
                     ref = task.refs[0]
                     ref._value = payload
                     ref._state = INLINE
-                    if message.hseq or task.waiters or ref._token is not None:
+                    if message.hseq or task.waiters or ref._token is not None or task.stream is not None:
                         self._finish(task, worker, message.hseq)
                     else:
                         ref._task = None
@@ -333,6 +347,13 @@ class Tasks:
             self._requeue(worker, message.seqs)
             if message.running in worker.inflight:
                 worker.running = message.running
+            if message.retiring:
+                worker.recalled = True
+            return
+        if kind is m.Item:
+            task = worker.inflight.get(message.seq)
+            if task is not None and task.stream is not None:
+                self.streams.on_item_locked(worker, task, message, payload)
             return
         if kind is m.Stale:
             self._requeue(worker, message.seqs)
@@ -348,6 +369,9 @@ class Tasks:
             error: Any = payload
             if message.cancelled:
                 error = cancelled(task)
+            elif message.retry and task.retries and not task.cancelled:
+                self._retry(task, worker)
+                return
             for ref in task.refs:
                 ref._value, ref._state = error, FAILED
         else:
@@ -360,6 +384,15 @@ class Tasks:
                     ref._value, ref._state = bytes(payload[at : at + size]), INLINE
                     at += size
         self._finish(task, worker, message.hseq)
+
+    def _retry(self, task: Task, worker: WorkerLink) -> None:
+        """Its code raised what the caller wants to be retried."""
+        task.retries -= 1
+        self.again_locked(task)
+        if task.queue is not None:
+            task.queue.ready.append(task)
+        else:
+            worker.actor.queue.append(task)
 
     def _stored_token(self, ref: ObjectRef[Any], id_: bytes, worker: WorkerLink, hseq: int) -> Any:
         if ref._token is not None:
@@ -398,6 +431,8 @@ class Tasks:
     def _finish(self, task: Task, worker: WorkerLink | None, hseq: int) -> None:
         """Refs are settled: let go what the task held, and tell who waits."""
         task.over = True
+        if task.stream is not None:
+            self.streams.over_locked(task)
         if hseq and worker is not None:
             kept = [*(task.keep or ()), *(ref for _, ref in task.deps or ())]
             if task.place is not None:
@@ -446,6 +481,7 @@ class Tasks:
         worker.lease, worker.queue, worker.running = message.lease, queue, 0
         worker.recalled = worker.wanted = False
         worker.idle_since = time.monotonic()
+        worker.link.send(m.Lent(message.lease, queue.resources, message.gpus, message.where))
         queue.leases.append(worker)
         self.pump_locked(queue)
         self.flush_locked(worker)
@@ -478,7 +514,7 @@ class Tasks:
         queue.declared = 0
         tasks, queue.ready = list(queue.ready), deque()
         for task in tasks:
-            self.fail_locked(task, ex.TaskUnschedulableError(f"task {task.name} cannot be scheduled: {message.reason}"))
+            self.fail_locked(task, unschedulable(task, message))
 
     def on_worker_died(self, message: m.WorkerDied) -> None:
         worker = self.links.pop(message.death.worker, None)
@@ -491,6 +527,7 @@ class Tasks:
             worker.queue = None
         tasks, worker.inflight = list(worker.inflight.values()), {}
         for task in reversed(tasks):
+            self.streams.worker_lost_locked(task)
             if task.cancelled:
                 self.fail_locked(task, cancelled(task, ", by ending its worker"))
             elif task.retries != 0 and task.queue is not None:
@@ -543,6 +580,13 @@ class Tasks:
             self.flush_locked(worker)
             self.reader.wake()
 
+    def cancel_for_locked(self, message: m.CancelFor) -> None:
+        """Another process holds a ref to one of our tasks and cancels it."""
+        seq = ids.seq_of(message.id)
+        for task in self.open_tasks():
+            if task.seq == seq:
+                self.cancel_locked(task, message.force, message.recursive)
+
     def cancel_children_locked(self, parent: Any) -> None:
         for task in self.open_tasks():
             if task.parent is parent:
@@ -560,6 +604,7 @@ class Tasks:
 
     def tick_locked(self) -> bool:
         """True while anything is outstanding."""
+        self.streams.drop_locked()
         if self.dirty:
             self.flush_dirty_locked()
         busy = bool(self.waiting)
@@ -573,7 +618,7 @@ class Tasks:
 
     def retell_locked(self) -> None:
         for queue in self.queues.values():
-            self.control.send(m.ClassDef(queue.number, queue.resources, queue.name))
+            self._define_locked(queue)
             queue.declared = 0
             self.pump_locked(queue)
 

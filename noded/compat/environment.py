@@ -16,15 +16,15 @@ PATH = str(Path(__file__).parent / "path")
 
 def with_ray(environment: Mapping[str, str]) -> str:
     """PYTHONPATH, so that `import ray` is ours there; before everything, as Ray itself may be installed."""
-    return os.pathsep.join([PATH, *_others(environment, PATH)])
+    return os.pathsep.join([PATH, *(part for part in _parts(environment) if part != PATH)])
 
 
 def with_noded(environment: Mapping[str, str]) -> str:
     """PYTHONPATH, so that `import noded` works there also when noded runs from a checkout without an install."""
     root = str(Path(__file__).parents[2])
-    found = _others(environment, root)
-    return os.pathsep.join(found if root in sys.path[1:] else [*found, root])
+    parts = _parts(environment)
+    return os.pathsep.join(parts if root in sys.path[1:] else [*parts, root])
 
 
-def _others(environment: Mapping[str, str], path: str) -> list[str]:
-    return [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part not in ("", path)]
+def _parts(environment: Mapping[str, str]) -> list[str]:
+    return [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part]

@@ -18,7 +18,7 @@ from typing import Any
 
 from noded.client.api import job_env
 from noded.compat import environment
-from noded.compat.absent import why_absent
+from noded.compat.absent import ABSENT, why_absent
 
 OURS = "noded.compat.ray"
 
@@ -36,7 +36,6 @@ MODULES = {
             "runtime_context",
             "types",
             "util",
-            "util.annotations",
         )
     },
     "ray.cloudpickle": "cloudpickle",
@@ -48,6 +47,7 @@ MODULES = {
         for name in (
             "accelerators",
             "actor_pool",
+            "annotations",
             "check_serialize",
             "debug",
             "helpers",
@@ -69,6 +69,8 @@ class RayFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        if fullname.startswith(OURS) and fullname.removeprefix("noded.compat.") in ABSENT:
+            fullname = fullname.removeprefix("noded.compat.")  # how Python looks for tune in `from ray import tune`
         if fullname != "ray" and not fullname.startswith("ray."):
             return None
         home = MODULES.get(fullname)
@@ -106,14 +108,25 @@ def child(parent: str, name: str) -> Any:
     raise AttributeError(why_absent(fullname))
 
 
+def keep_functions(parent: str, ours: ModuleType, names: dict[str, Any]) -> None:
+    """For the modules below `parent` that share their name with a function in it, as `ray.util.placement_group`
+    does: imported later, the module would take the function's place in `names`.
+    """
+    for fullname, home in MODULES.items():
+        above, _, name = fullname.rpartition(".")
+        if above == parent and name in ours.__all__ and home.startswith(ours.__name__):
+            sys.modules[fullname] = importlib.import_module(home)
+            names[name] = getattr(ours, name)
+
+
 def install(ray: ModuleType) -> None:
     """From now on, in this process and what it starts, `import ray` means this module."""
     found = sys.modules.get("ray")
-    ours = os.path.dirname(os.path.abspath(__file__))
-    if found is not None and not os.path.abspath(getattr(found, "__file__", None) or "").startswith(ours + os.sep):
+    file = getattr(found, "__file__", None) or ""
+    if found is not None and os.path.join("", "noded", "compat", "") not in file:
         raise ImportError(
-            f"Ray itself ({getattr(found, '__file__', found)}) is imported in this process already: import "
-            "noded.compat.ray before everything that imports ray, or use noded run --as-ray"
+            f"Ray itself ({file or found}) is imported in this process already: import noded.compat.ray before "
+            "everything that imports ray, or use noded run --as-ray"
         )
     if not any(isinstance(finder, RayFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, RayFinder())

@@ -64,7 +64,9 @@ class Config:
         "CPUs that tasks may use.",
         Found("those this process may run on"),
     )
-    num_gpus: float = _option(values.number, "a number, zero or more", "GPUs that tasks may use.", Found("0"))
+    num_gpus: float | None = _option(
+        values.number, "a number, zero or more", "GPUs that tasks may use.", Found("those that NVML finds")
+    )
     memory: int = _option(
         values.size, _A_SIZE, "Memory that tasks may ask for.", Found("90 % of what the object store leaves")
     )
@@ -259,7 +261,6 @@ def _found_out(chosen: dict[str, Any]) -> dict[str, Any]:
     found = {
         "port": DEFAULT_PORT if chosen["head"] and not chosen["private"] else 0,
         "num_cpus": float(machine.cpu_count()),
-        "num_gpus": 0.0,
         "memory": max(0, total - store) * 90 // 100,
         "object_store_memory": store,
         "resources": {},

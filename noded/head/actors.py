@@ -49,6 +49,8 @@ class ActorRecord:
     restarts: int = 0
     death: m.Death | None = None
     reason: str = ""
+    kind: str = ""
+    """Of the reason, see ``ActorAt``."""
     error: bytes = b""
     kill_reason: str = ""
     no_restart: bool = False
@@ -60,7 +62,7 @@ class ActorRecord:
         return bool(self.spec.name or self.spec.detached or self.spec.max_restarts)
 
     def at(self) -> m.ActorAt:
-        return m.ActorAt(self.spec.id, self.state, self.worker, self.path, self.pid, self.death, self.reason)
+        return m.ActorAt(self.spec.id, self.state, self.worker, self.path, self.pid, self.death, self.reason, self.kind)
 
 
 class ActorHost(Protocol):
@@ -174,6 +176,14 @@ class ActorTable:
         record = self.records.get(self.names.get((namespace, name), b""))
         return None if record is None or record.state == "dead" else record
 
+    def named(self) -> list[dict[str, str]]:
+        """The living named actors."""
+        return [
+            {"name": name, "namespace": namespace}
+            for namespace, name in self.names
+            if self.by_name(name, namespace) is not None
+        ]
+
     # ------------------------------------------------------------ the host's answers
 
     def started(self, record: ActorRecord, worker: str, path: str, pid: int) -> None:
@@ -206,8 +216,13 @@ class ActorTable:
             record.watchers = self._watchers.pop(id_, set())
             self._die(record, death, "")
 
-    def never(self, record: ActorRecord, reason: str) -> None:
-        self._die(record, None, f"cannot be scheduled: {reason}")
+    def never(self, record: ActorRecord, reason: str, kind: str) -> None:
+        record.kind = kind
+        self._die(record, None, reason)
+
+    def leaves(self, id_: bytes, reason: str) -> None:
+        """From its own worker, which waits for Exit: the actor ends by its own wish."""
+        self.kill(id_, True, reason, graceful=True)
 
     def exited(self, record: ActorRecord, death: m.Death | None) -> None:
         """Its worker has ended, by whatever cause."""

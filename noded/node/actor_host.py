@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
+
+from noded.node.capacity import Share
 from noded.node.leases import ActorLease, Leases
 from noded.node.workers import Worker, WorkerPool
 from noded.wire import messages as m
@@ -16,10 +19,11 @@ class Record(Protocol):
     spec: m.ActorSpec
     payload: bytes
     worker: str
+    restarts: int
 
 
 class NodeActorHost:
-    """``on_started(record, worker id, path, pid)``, ``on_never(record, reason)``, ``on_exited(record, death
+    """``on_started(record, worker id, path, pid)``, ``on_never(record, reason, kind)``, ``on_exited(record, death
     or None)``, ``on_gone(actor's id, death)`` of one whose record is not known (yet).
     """
 
@@ -29,7 +33,7 @@ class NodeActorHost:
         pool: WorkerPool,
         worker_path: Callable[[str], str],
         on_started: Callable[[Any, str, str, int], None],
-        on_never: Callable[[Any, str], None],
+        on_never: Callable[[Any, str, str], None],
         on_exited: Callable[[Any, m.Death | None], None],
         on_claim: Callable[[Worker, m.ActorSpec], None],
         on_gone: Callable[[bytes, m.Death], None],
@@ -54,19 +58,26 @@ class NodeActorHost:
             spec.placement,
             spec.class_name,
             lambda worker: self._started(record, worker),
-            lambda reason: self._never(record, reason),
+            lambda reason, kind: self._never(record, reason, kind),
+            spec.where,
+            spec.env,
         )
         self.hosted[spec.id] = record, lease
         self._leases.request_actor(lease)
 
     def _started(self, record: Record, worker: Worker) -> None:
-        assert worker.client is not None
-        worker.client.send(m.Instantiate(record.spec), record.payload)
+        self._instantiate(record, worker)
         self._on_started(record, worker.id, self._worker_path(worker.id), worker.record.pid)
 
-    def _never(self, record: Record, reason: str) -> None:
+    def _instantiate(self, record: Record, worker: Worker) -> None:
+        assert worker.client is not None
+        gpus, where = self._leases.brought(worker.assigned)
+        spec = msgspec.structs.replace(record.spec, where=where)
+        worker.client.send(m.Instantiate(spec, gpus, record.restarts > 0), record.payload)
+
+    def _never(self, record: Record, reason: str, kind: str) -> None:
         self.hosted.pop(record.spec.id, None)
-        self._on_never(record, reason)
+        self._on_never(record, reason, kind)
 
     def stop(self, record: Record, reason: str, *, graceful: bool) -> None:
         found = self.hosted.get(record.spec.id)
@@ -97,7 +108,7 @@ class NodeActorHost:
             return
         if lease.worker is None and not lease.over:
             # It died before the actor was given to it: another one.
-            self._pool.assign(lease, lease.job)
+            self._pool.assign(lease, lease.job, lease.env)
             return
         del self.hosted[lease.id]
         self._leases.actor_over(lease)
@@ -110,8 +121,10 @@ class NodeActorHost:
         gets the actor, whether or not it has begun to build it.
         """
         record = worker.record
-        worker.assigned = ActorLease(record.actor, record.job, record.resources, {}, "", _nothing, _nothing, worker)
-        self._leases.take(record.resources)
+        where = m.Place(group=record.group) if record.group else m.ANYWHERE
+        lease = worker.assigned = ActorLease(record.actor, record.job, {}, {}, "", _nothing, _nothing, where)
+        lease.share, lease.worker = Share(record.resources, record.devices), worker
+        self._leases.adopt_actor(lease)
         self._reserved[record.actor] = worker
 
     def reserved(self, id_: bytes) -> bool:
@@ -142,8 +155,7 @@ class NodeActorHost:
         """The daemon before us may have died between choosing the worker and telling it."""
         found = self.hosted.get(worker.record.actor)
         if found is not None and found[1].worker is worker and not has_actor and found[0].payload:
-            assert worker.client is not None
-            worker.client.send(m.Instantiate(found[0].spec), found[0].payload)
+            self._instantiate(found[0], worker)
 
     def end_unclaimed(self) -> None:
         """Everybody has told, and nobody of these actors: they were never built and never will be."""
@@ -151,5 +163,5 @@ class NodeActorHost:
             self._pool.kill(worker, "the actor it was chosen for is not wanted any more")
 
 
-def _nothing(_: object) -> None:
+def _nothing(*_: object) -> None:
     return None

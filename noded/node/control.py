@@ -68,6 +68,8 @@ class ActorRequests(Protocol):
 
     def constructor_failed(self, id_: bytes, error: bytes) -> None: ...
 
+    def leaves(self, id_: bytes, reason: str) -> None: ...
+
     def creator_died(self, prefix: bytes) -> None: ...
 
 
@@ -93,6 +95,7 @@ class ControlServer:
         on_detach: Callable[[Client], None],
         adopt_actor: Callable[[Worker, m.ActorSpec, bool], None],
         actor_attached: Callable[[Worker, bool], None],
+        on_package: Callable[[str, bytes], None],
         questions: dict[str, Question],
     ):
         self._loop = loop
@@ -134,6 +137,9 @@ class ControlServer:
             m.KillActor: lambda c, msg, _: actors.kill(msg.id, msg.no_restart, msg.reason or "noded.kill() was called"),
             m.ActorUp: lambda c, msg, _: actors.up(msg.id),
             m.ActorFailed: lambda c, msg, payload: actors.constructor_failed(msg.id, bytes(payload)),
+            m.ActorLeaves: lambda c, msg, _: actors.leaves(msg.id, msg.reason),
+            m.CancelRef: self._on_cancel_ref,
+            m.Package: lambda c, msg, payload: on_package(msg.uri, bytes(payload)),
             m.JobReady: self._on_job_ready,
             m.KillTask: lambda c, msg, _: leases.kill_task(c, msg),
             m.ForkHold: self._on_fork_hold,
@@ -226,12 +232,18 @@ class ControlServer:
     def _on_job_ready(self, client: Client, message: m.JobReady, payload: Any) -> None:
         worker = self._pool.by_prefix.get(client.prefix)
         if worker is not None:
-            self._pool.on_job_ready(worker, message.job)
+            self._pool.on_job_ready(worker, message.job, message.failed)
 
     def _on_worker_leaves(self, client: Client, message: m.WorkerIdle, payload: Any) -> None:
         worker = self._pool.by_prefix.get(client.prefix)
         if worker is not None:
-            worker.reason = worker.reason or message.reason
+            self._pool.on_leaving(worker, message.reason)
+
+    def _on_cancel_ref(self, client: Client, message: m.CancelRef, payload: Any) -> None:
+        """To the process that submitted the task; when that has ended, so has the task."""
+        owner = self.clients.get(ids.prefix_of(message.id))
+        if owner is not None:
+            owner.send(m.CancelFor(message.id, message.force, message.recursive))
 
     def _on_fork_hold(self, client: Client, message: m.ForkHold, payload: Any) -> None:
         session = client.session
@@ -312,6 +324,8 @@ class ControlServer:
             self._pool.on_attached(worker, client, message.job)
             if worker.record.actor:
                 self._actor_attached(worker, message.actor is not None)
+            if message.leaving and message.actor is not None:
+                self._actors.leaves(message.actor.id, message.leaving)
 
     def _refuse(self, session: Session, reason: str) -> None:
         session.send(m.Refused(reason))

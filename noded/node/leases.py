@@ -1,8 +1,8 @@
-"""Leases: which client may push tasks to which worker, and the node's resources.
+"""Leases: which client may push tasks to which worker.
 
-Clients declare demand per scheduling class; here it is matched with what is free, workers are taken from the
-pool, and grants are written to the ledger before they are sent. Actors take their resources here too. Who is
-served next is decided in ``policy/fairness.py``.
+Clients declare demand per scheduling class; here it is matched with what is free (``capacity.py``), workers are taken
+from the pool, and grants are written to the ledger before they are sent. Actors and placement groups take their
+resources here too. Who is served next is decided in ``policy/fairness.py``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from noded.node.capacity import Capacity, Share
 from noded.node.session import Client
 from noded.node.workers import Worker, WorkerPool
 from noded.policy import fairness
@@ -26,18 +27,32 @@ _SLICE = 0.05
 _STARTS_PER_TURN = 16
 _ACTORS_LOOKED_AT = 128
 """A thousand actors that wait must not make each decision cost a thousand looks; they are served in order anyway."""
+_GROUPS_REMEMBERED = 100_000
 _GIVE_UP = 1.0
 """What can never fit is refused after this many seconds."""
+
+_NOTHING = Share({})
 
 
 @dataclass(eq=False)
 class Demand:
     client: Client
     cls: int
-    resources: dict[str, int]
-    name: str
+    definition: m.ClassDef
     count: int = 0
     since: float = 0.0
+
+    @property
+    def resources(self) -> dict[str, int]:
+        return self.definition.resources
+
+    @property
+    def where(self) -> m.Place:
+        return self.definition.where
+
+    @property
+    def job(self) -> str:
+        return self.client.job
 
 
 @dataclass(eq=False)
@@ -45,7 +60,8 @@ class Lease:
     id: int
     client: Client
     cls: int
-    resources: dict[str, int]
+    where: m.Place = m.ANYWHERE
+    share: Share = _NOTHING
     worker: Worker | None = None
     granted: float = 0.0
     wanted: bool = False
@@ -56,50 +72,87 @@ class Lease:
 
 @dataclass(eq=False)
 class ActorLease:
-    """An actor's claim: ``placement`` must be free to start it, ``resources`` are taken while it lives."""
+    """An actor's claim: ``placement`` must be free to start it, ``wants`` is taken while it lives. ``on_never`` gets a
+    reason and its kind (see ``ActorAt``).
+    """
 
     id: bytes
     job: str
-    resources: dict[str, int]
+    wants: dict[str, int]
     placement: dict[str, int]
     class_name: str
     on_worker: Callable[[Worker], None]
-    on_never: Callable[[str], None]
+    on_never: Callable[[str, str], None]
+    where: m.Place = m.ANYWHERE
+    env: str = ""
+    share: Share = _NOTHING
     worker: Worker | None = None
     blocked: bool = False
     over: bool = False
     since: float = field(default_factory=time.monotonic)
 
+    @property
+    def resources(self) -> dict[str, int]:
+        return self.placement
+
+
+@dataclass(eq=False)
+class GroupLease:
+    """A placement group that waits for its resources."""
+
+    id: bytes
+    bundles: list[dict[str, int]]
+    strategy: str
+    job: str
+    on_created: Callable[[], None]
+    on_infeasible: Callable[[str], None]
+    resources: dict[str, int] = field(default_factory=dict)
+    where: m.Place = m.ANYWHERE
+    infeasible: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        for bundle in self.bundles:
+            for name, amount in bundle.items():
+                self.resources[name] = self.resources.get(name, 0) + amount
+
+
+Waiting = Demand | ActorLease | GroupLease
+
 
 class Leases:
-    """``total`` and ``available`` are in fixed-point units. Needs ``pool`` set before use."""
+    """Needs ``pool`` set before use. ``refuse_place(place)`` says why nothing may run there on this node, or ""."""
 
-    def __init__(self, total: dict[str, int], epoch: int, worker_path: Callable[[str], str]):
-        self.total = total
-        self.available = dict(total)
+    def __init__(
+        self,
+        capacity: Capacity,
+        epoch: int,
+        worker_path: Callable[[str], str],
+        refuse_place: Callable[[m.Place], str],
+    ):
+        self.capacity = capacity
         self.pool: WorkerPool
         self.leases: dict[int, Lease] = {}
         self.demands: dict[tuple[bytes, int], Demand] = {}
         self.actors: list[ActorLease] = []
         """Actors that wait for resources."""
+        self.groups: list[GroupLease] = []
+        """Placement groups that wait for resources."""
+        self.looking_for_gpus = False
+        """What asks for GPUs is not refused yet: it is not known how many there are."""
+        self._placed: set[ActorLease] = set()
+        self._closing: dict[bytes, Callable[[], None]] = {}
+        """Placement groups that are removed, until what runs in them has ended."""
+        self._gone_groups: dict[bytes, None] = {}
+        """The last ones that were removed."""
         self._classes: dict[tuple[bytes, int], m.ClassDef] = {}
         self._next = epoch << 32
         self._worker_path = worker_path
+        self._refuse_place = refuse_place
         self._turns: dict[str, int] = {}
         self._turn = 0
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
-
-    # ------------------------------------------------------------ resources
-
-    def take(self, resources: dict[str, int]) -> None:
-        for name, amount in resources.items():
-            self.available[name] = self.available.get(name, 0) - amount
-
-    def _give(self, resources: dict[str, int]) -> None:
-        for name, amount in resources.items():
-            self.available[name] = self.available.get(name, 0) + amount
-        self.kick()
 
     # ------------------------------------------------------------ demand
 
@@ -118,7 +171,7 @@ class Leases:
                     "client %s demands leases of class %s, which it has not defined", client.prefix.hex(), message.cls
                 )
                 return
-            demand = self.demands[key] = Demand(client, message.cls, known.resources, known.name)
+            demand = self.demands[key] = Demand(client, message.cls, known)
         if message.count and not demand.count:
             demand.since = time.monotonic()
         demand.count = message.count
@@ -142,29 +195,35 @@ class Leases:
             return
         now = time.monotonic()
         for _ in range(_STARTS_PER_TURN):
-            waiting: list[Demand | ActorLease] = [
+            waiting: list[Waiting] = [
+                *(g for g in self.groups[:_ACTORS_LOOKED_AT] if not g.infeasible),
                 *self.actors[:_ACTORS_LOOKED_AT],
                 *(d for d in self.demands.values() if self._may_grow(d)),
             ]
             if not waiting:
                 return
+            shares = [self.capacity.fit(w.resources, w.where) for w in waiting]
             requests = [
-                fairness.Request(
-                    w.placement if isinstance(w, ActorLease) else w.resources,
-                    self._turns.get(self._job_of(w), 0),
-                    w.since,
-                )
-                for w in waiting
+                fairness.Request(share.resources, self._turns.get(w.job, 0), w.since, tuple(self._lacking(w, share)))
+                for w, share in zip(waiting, shares, strict=True)
             ]
-            index = fairness.pick(requests, self.available, now)
+            index = fairness.pick(requests, now)
             if index is None:
-                self._serve_the_rest(waiting, now)
+                self._serve_the_rest(waiting, shares, now)
                 return
-            self._start(waiting[index], now)
+            self._start(waiting[index], shares[index], now)
         self.kick()  # there may be more: after the loop has done what else is due
 
-    def _job_of(self, waiting: Demand | ActorLease) -> str:
-        return waiting.job if isinstance(waiting, ActorLease) else waiting.client.job
+    def _lacking(self, waiting: Waiting, share: Share) -> list[str]:
+        where = waiting.where
+        if where.group and (where.group not in self.capacity.groups or where.group in self._closing):
+            return ["placement group"]
+        if self._refuse_place(where):
+            return ["another node"]
+        found = self.capacity.lacking(share)
+        if not found and isinstance(waiting, GroupLease):
+            return self.capacity.lacking_gpus(waiting.bundles)
+        return found
 
     def _may_grow(self, demand: Demand) -> bool:
         """Tasks that need no CPU are not bounded by resources; they are by this."""
@@ -172,37 +231,49 @@ class Leases:
             return False
         if demand.resources.get("CPU"):
             return True
-        limit = max(16, 4 * self.total.get("CPU", 0) // UNIT)
+        limit = max(16, 4 * self.capacity.total.get("CPU", 0) // UNIT)
         return (
             sum(1 for x in self.leases.values() if x.client is demand.client and x.cls == demand.cls and not x.blocked)
             < limit
         )
 
-    def _start(self, waiting: Demand | ActorLease, now: float) -> None:
+    def _start(self, waiting: Waiting, share: Share, now: float) -> None:
         self._turn += 1
-        self._turns[self._job_of(waiting)] = self._turn
+        self._turns[waiting.job] = self._turn
+        if isinstance(waiting, GroupLease):
+            self.groups.remove(waiting)
+            self.capacity.open_group(waiting.id, waiting.bundles)
+            waiting.on_created()
+            return
         if isinstance(waiting, ActorLease):
             self.actors.remove(waiting)
-            self.take(waiting.resources)
-            self.pool.assign(waiting, waiting.job)
+            waiting.share = self.capacity.take(self._share_of(waiting, share))
+            self._placed.add(waiting)
+            self.pool.assign(waiting, waiting.job, waiting.env)
             return
         waiting.count -= 1
         waiting.since = now
         if not waiting.count:
             self.demands.pop((waiting.client.prefix, waiting.cls), None)
         self._next += 1
-        lease = Lease(self._next, waiting.client, waiting.cls, waiting.resources)
+        lease = Lease(self._next, waiting.client, waiting.cls, waiting.where)
         self.leases[lease.id] = lease
-        self.take(lease.resources)
-        self.pool.assign(lease, waiting.client.job)
+        lease.share = self.capacity.take(share)
+        self.pool.assign(lease, waiting.job, waiting.definition.env)
 
-    def _serve_the_rest(self, waiting: list[Demand | ActorLease], now: float) -> None:
+    def _share_of(self, actor: ActorLease, placed: Share) -> Share:
+        """What the actor takes, which may be less than what had to be free: in the bundle that had it free."""
+        if actor.wants == actor.placement:
+            return placed
+        where = m.Place(group=actor.where.group, bundle=placed.bundle) if placed.bundle >= 0 else actor.where
+        return self.capacity.fit(actor.wants, where)
+
+    def _serve_the_rest(self, waiting: list[Waiting], shares: list[Share], now: float) -> None:
         """Nothing fits now: refuse what never will, ask for leases back, look again soon."""
         for one in waiting:
-            never = fairness.never_fits(one.placement if isinstance(one, ActorLease) else one.resources, self.total)
-            if never and now - one.since > _GIVE_UP:
-                self._refuse(one, never)
-        self._recall(waiting, now)
+            if now - one.since > _GIVE_UP or one.where.group in self._gone_groups:
+                self._refuse_hopeless(one)
+        self._recall(waiting, shares, now)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_SLICE, self._look_again)
 
@@ -210,11 +281,11 @@ class Leases:
         self._timer = None
         self.kick()
 
-    def _recall(self, waiting: list[Demand | ActorLease], now: float) -> None:
+    def _recall(self, waiting: list[Waiting], shares: list[Share], now: float) -> None:
         """Idle leases are asked for at once; busy ones, the oldest first, when they have had their time."""
         oldest: Lease | None = None
         for lease in self.leases.values():
-            if not lease.granted or lease.recalled or not self._others_wait(waiting, lease):
+            if not lease.granted or lease.recalled or not self._others_wait(waiting, shares, lease):
                 continue
             if not lease.wanted:
                 lease.wanted = True
@@ -226,21 +297,63 @@ class Leases:
             oldest.client.send(m.Recall(oldest.id, True))
 
     @staticmethod
-    def _others_wait(waiting: list[Demand | ActorLease], lease: Lease) -> bool:
-        return any(isinstance(w, ActorLease) or w.client is not lease.client or w.cls != lease.cls for w in waiting)
-
-    def _refuse(self, waiting: Demand | ActorLease, never: dict[str, tuple[int, int]]) -> None:
-        parts = ", ".join(
-            f"{name}: asks {asked / UNIT:g}, the node has {there / UNIT:g}" for name, (asked, there) in never.items()
+    def _others_wait(waiting: list[Waiting], shares: list[Share], lease: Lease) -> bool:
+        """Somebody else waits for something that it has."""
+        mine = lease.share.resources.keys()
+        return any(
+            not mine.isdisjoint(share.resources) or not mine
+            for w, share in zip(waiting, shares, strict=True)
+            if not isinstance(w, Demand) or w.client is not lease.client or w.cls != lease.cls
         )
-        reason = f"no node can ever satisfy it ({parts}); ask for less, or start a node that has it"
-        if isinstance(waiting, ActorLease):
+
+    # ------------------------------------------------------------ refusals
+
+    def _refuse_hopeless(self, waiting: Waiting) -> None:
+        """What can never run here is told so."""
+        where = waiting.where
+        if where.group in self._gone_groups:
+            self._refuse(waiting, "its placement group was removed", "removed")
+            return
+        if where.group and where.group not in self.capacity.groups:
+            return  # it waits with its group
+        if reason := self._refuse_place(where):
+            self._refuse(waiting, reason, "never")
+            return
+        never = self.capacity.never(waiting.resources, where)
+        if self.looking_for_gpus and "GPU" in waiting.resources:
+            return
+        if never:
+            parts = ", ".join(
+                f"{name}: asks {asked / UNIT:g}, {'its group' if where.group else 'the node'} has {there / UNIT:g}"
+                for name, (asked, there) in never.items()
+            )
+            whom = "no bundle of its placement group" if where.group else "no node"
+            self._refuse(
+                waiting, f"{whom} can ever satisfy it ({parts}); ask for less, or start a node that has it", "never"
+            )
+
+    def _refuse(self, waiting: Waiting, reason: str, kind: str) -> None:
+        if isinstance(waiting, GroupLease):
+            waiting.infeasible = True
+            waiting.on_infeasible(reason)
+        elif isinstance(waiting, ActorLease):
             self.actors.remove(waiting)
             waiting.over = True
-            waiting.on_never(reason)
+            waiting.on_never(reason, kind)
         else:
             self.demands.pop((waiting.client.prefix, waiting.cls), None)
-            waiting.client.send(m.Unschedulable(waiting.cls, reason))
+            waiting.client.send(m.Unschedulable(waiting.cls, reason, kind if kind != "never" else ""))
+
+    def env_failed(self, assignee: Lease | ActorLease, reason: str) -> None:
+        """The runtime environment of what waits for a worker cannot be made."""
+        if assignee.over:
+            return
+        if isinstance(assignee, ActorLease):
+            self.actor_over(assignee)
+            assignee.on_never(reason, "env")
+        else:
+            self._drop(assignee)
+            assignee.client.send(m.Unschedulable(assignee.cls, reason, "env"))
 
     # ------------------------------------------------------------ grants
 
@@ -252,8 +365,8 @@ class Leases:
                 self.pool.release(worker)
                 return
             assigned.worker = worker
-            worker.record.actor, worker.record.resources = assigned.id, assigned.resources
-            self.pool.save(worker)
+            worker.record.actor = assigned.id
+            self._record(worker, assigned)
             assigned.on_worker(worker)
             return
         lease: Lease = assigned
@@ -265,26 +378,50 @@ class Leases:
         lease.worker = worker
         lease.granted = time.monotonic()
         record = worker.record
-        record.lease, record.client, record.cls, record.resources = (
-            lease.id,
-            lease.client.prefix,
-            lease.cls,
-            lease.resources,
+        record.lease, record.client, record.cls = lease.id, lease.client.prefix, lease.cls
+        self._record(worker, lease)
+        lease.client.send(
+            m.Grant(
+                lease.cls,
+                lease.id,
+                worker.id,
+                self._worker_path(worker.id),
+                record.pid,
+                self.capacity.names_of(lease.share.devices),
+                self._where(lease),
+            )
         )
+
+    def _record(self, worker: Worker, held: Lease | ActorLease) -> None:
+        """Into the ledger, before anybody is told."""
+        record = worker.record
+        record.resources, record.devices, record.group = held.share.resources, held.share.devices, held.where.group
         self.pool.save(worker)
-        lease.client.send(m.Grant(lease.cls, lease.id, worker.id, self._worker_path(worker.id), record.pid))
+
+    @staticmethod
+    def _where(held: Lease | ActorLease) -> m.Place:
+        where = held.where
+        return (
+            m.Place(group=where.group, bundle=held.share.bundle, capture=where.capture) if where.group else m.ANYWHERE
+        )
+
+    def brought(self, actor: ActorLease) -> tuple[list[str], m.Place]:
+        """The GPUs of an actor, and the bundle it is in."""
+        return self.capacity.names_of(actor.share.devices), self._where(actor)
 
     def _drop(self, lease: Lease) -> None:
         """The lease ends; its resources are free."""
         if self.leases.pop(lease.id, None) is not None:
             lease.over = True
-            self._give(self._held(lease))
+            self._give_back(lease)
 
-    @staticmethod
-    def _held(lease: Lease | ActorLease) -> dict[str, int]:
-        if not lease.blocked:
-            return lease.resources
-        return {name: amount for name, amount in lease.resources.items() if name != "CPU"}
+    def _give_back(self, held: Lease | ActorLease) -> None:
+        if held.blocked:
+            self.capacity.lend(held.share, False)
+        self.capacity.give(held.share)
+        if held.where.group in self._closing:
+            self._close_if_empty(held.where.group)
+        self.kick()
 
     def on_lease_done(self, client: Client, lease_id: int) -> None:
         lease = self.leases.get(lease_id)
@@ -300,11 +437,8 @@ class Leases:
         if worker.blocked == blocked or held is None:
             return
         worker.blocked = held.blocked = blocked
-        cpus = {"CPU": held.resources.get("CPU", 0)}
-        if blocked:
-            self._give(cpus)
-        else:
-            self.take(cpus)
+        self.capacity.lend(held.share, blocked)
+        self.kick()
 
     def kill_task(self, client: Client, message: m.KillTask) -> None:
         lease = self.leases.get(message.lease)
@@ -315,6 +449,66 @@ class Leases:
             and lease.worker.id == message.worker
         ):
             self.pool.kill(lease.worker, "its task was cancelled with force")
+
+    # ------------------------------------------------------------ placement groups
+
+    def reserve_group(
+        self,
+        id: bytes,
+        bundles: list[dict[str, int]],
+        strategy: str,
+        job: str,
+        on_created: Callable[[], None],
+        on_infeasible: Callable[[str], None],
+    ) -> None:
+        """Wait for a group's resources; ``on_infeasible(reason)`` while there is no node that could ever have them."""
+        group = GroupLease(id, bundles, strategy, job, on_created, on_infeasible)
+        self.groups.append(group)
+        if strategy == "STRICT_SPREAD" and len(bundles) > 1:
+            group.infeasible = True
+            on_infeasible(f"STRICT_SPREAD needs {len(bundles)} nodes, one for each bundle, and there is one")
+        self.kick()
+
+    def release_group(self, id: bytes, on_released: Callable[[], None]) -> None:
+        """End what runs in the group; ``on_released()`` when its resources are the node's again."""
+        for group in [g for g in self.groups if g.id == id]:
+            self.groups.remove(group)
+        self._gone_groups[id] = None
+        if len(self._gone_groups) > _GROUPS_REMEMBERED:
+            del self._gone_groups[next(iter(self._gone_groups))]
+        everybody: list[Waiting] = [*self.actors, *self.demands.values()]
+        for waiting in everybody:
+            if waiting.where.group == id:
+                self._refuse(waiting, "its placement group was removed", "removed")
+        if id not in self.capacity.groups:
+            on_released()
+            return
+        self._closing[id] = on_released
+        for held in self._in_group(id):
+            if held.worker is not None:
+                self.pool.kill(held.worker, "its placement group was removed")
+            elif isinstance(held, ActorLease):
+                self.actor_over(held)
+                held.on_never("its placement group was removed", "removed")
+            else:
+                self.pool.unassign(held)
+                self._drop(held)
+                held.client.send(m.Unschedulable(held.cls, "its placement group was removed", "removed"))
+        self._close_if_empty(id)
+
+    def restore_group(self, id: bytes, bundles: list[dict[str, int]], strategy: str) -> None:
+        """After a daemon restart, before the leases: the group has its resources."""
+        self.capacity.restore_group(id, bundles)
+
+    def _in_group(self, id_: bytes) -> list[Lease | ActorLease]:
+        everybody: list[Lease | ActorLease] = [*self.leases.values(), *self._placed]
+        return [held for held in everybody if held.where.group == id_]
+
+    def _close_if_empty(self, id_: bytes) -> None:
+        if id_ in self._closing and not self._in_group(id_):
+            self.capacity.close_group(id_)
+            self._closing.pop(id_)()
+            self.kick()
 
     # ------------------------------------------------------------ ends
 
@@ -328,7 +522,13 @@ class Leases:
             return
         self.pool.unassign(actor)
         actor.over = True
-        self._give(self._held(actor))
+        self._placed.discard(actor)
+        self._give_back(actor)
+
+    def adopt_actor(self, actor: ActorLease) -> None:
+        """After a daemon restart: a worker has this actor, and what it needs."""
+        actor.share = self.capacity.take(actor.share)
+        self._placed.add(actor)
 
     def worker_exited(self, worker: Worker, death: m.Death) -> None:
         held = worker.assigned
@@ -347,9 +547,7 @@ class Leases:
             known = self._classes.get(key)
             if known is None:
                 return
-            demand = self.demands[key] = Demand(
-                lease.client, lease.cls, known.resources, known.name, 0, time.monotonic()
-            )
+            demand = self.demands[key] = Demand(lease.client, lease.cls, known, 0, time.monotonic())
         demand.count += 1
         self.kick()
 
@@ -377,10 +575,11 @@ class Leases:
         if client is None:
             self.pool.kill(worker, "the process that submitted its task has ended")
             return
-        lease = Lease(record.lease, client, record.cls, record.resources, worker, time.monotonic())
+        where = m.Place(group=record.group) if record.group else m.ANYWHERE
+        share = self.capacity.take(Share(record.resources, record.devices))
+        lease = Lease(record.lease, client, record.cls, where, share, worker, time.monotonic())
         self.leases[lease.id] = lease
         worker.assigned = lease
-        self.take(lease.resources)
 
     def client_told(self, client: Client, claimed: list[tuple[int, str]]) -> None:
         """End the leases it does not claim; tell it of those that have died."""

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -24,6 +24,7 @@ from noded import ids
 from noded.node.ledger import Ledger
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
+from noded.runtime_env.prepared import Prepared, env_id
 from noded.wire import messages as m
 
 log = logging.getLogger("noded.workers")
@@ -46,6 +47,10 @@ class WorkerRecord(msgspec.Struct, array_like=True, omit_defaults=True):
     cls: int = 0
     resources: dict[str, int] = {}
     actor: bytes = b""
+    devices: dict[int, int] = {}
+    group: bytes = b""
+    env: str = ""
+    """The id of its runtime environment."""
 
 
 @dataclass(eq=False)
@@ -56,7 +61,8 @@ class Worker:
     """Its control connection's client, once it has attached."""
     assigned: Any = None
     """The lease or actor that waits for this worker to be ready, or has it."""
-    job_sent: str = ""
+    job_sent: m.SetJob | None = None
+    """The job it was told to enter and has not entered yet."""
     blocked: bool = False
     reason: str = ""
     """Why the daemon ends it."""
@@ -66,6 +72,18 @@ class Worker:
     @property
     def prefix(self) -> bytes:
         return bytes.fromhex(self.id)[: ids.PREFIX_SIZE]
+
+
+class Environments(Protocol):
+    """What the pool needs of the node's runtime environments."""
+
+    async def prepare(self, env: str) -> Prepared:
+        """Make one ready; raises with the reason."""
+
+    def acquire(self, id_: str) -> None:
+        """A worker uses it."""
+
+    def release(self, id_: str) -> None: ...
 
 
 class WorkerPool:
@@ -84,7 +102,9 @@ class WorkerPool:
         job_config: Callable[[str], m.JobConfig | None],
         on_ready: Callable[[Worker], None],
         on_exit: Callable[[Worker, m.Death], None],
+        on_env_failed: Callable[[Any, str], None],
         on_output_end: Callable[[str], None],
+        environments: Environments,
     ):
         self.workers: dict[str, Worker] = {}
         self.by_prefix: dict[bytes, Worker] = {}
@@ -96,11 +116,18 @@ class WorkerPool:
         self._job_config = job_config
         self._on_ready = on_ready
         self._on_exit = on_exit
+        self._on_env_failed = on_env_failed
+        self._environments = environments
+        self._prepared: dict[tuple[str, str], bytes] = {}
+        """Runtime environments that are ready on this node, by job and id."""
+        self._preparing: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._waiting_for_env: list[tuple[Any, str, str]] = []
+        """(assignee, job, environment)"""
         self._on_output_end = on_output_end
         self._idle: deque[Worker] = deque()
         """Attached, unassigned; the most recently used at the right."""
-        self._waiting: deque[tuple[Any, str]] = deque()
-        """(assignee, job) without a worker yet."""
+        self._waiting: deque[tuple[Any, str, str]] = deque()
+        """(assignee, job, environment) without a worker yet."""
         self._starting = 0
         self._template = False
         self._template_deaths = 0
@@ -110,23 +137,50 @@ class WorkerPool:
 
     # ------------------------------------------------------------ demand
 
-    def assign(self, assignee: Any, job: str) -> None:
-        """Give ``assignee`` (a lease or actor) a worker of this job: an idle one, or a new one."""
-        worker = self._take_idle(job)
+    def assign(self, assignee: Any, job: str, env: str) -> None:
+        """Give ``assignee`` (a lease or actor) a worker of this job and environment: an idle one, or a new one."""
+        if env and (key := (job, env_id(env))) not in self._prepared:
+            self._waiting_for_env.append((assignee, job, env))
+            if key not in self._preparing:
+                # Before it is prepared, so that it is not evicted in between; until the job ends.
+                self._environments.acquire(key[1])
+                self._preparing[key] = asyncio.get_running_loop().create_task(self._prepare(key, env), name="prepare")
+            return
+        worker = self._take_idle(job, env)
         if worker is None:
-            self._waiting.append((assignee, job))
+            self._waiting.append((assignee, job, env))
             self._fork_missing()
         else:
-            self._enter(worker, assignee, job)
+            self._enter(worker, assignee, job, env)
+
+    async def _prepare(self, key: tuple[str, str], env: str) -> None:
+        """Make a runtime environment ready for a job, then serve who waits for it, or tell why not."""
+        try:
+            self._prepared[key] = msgspec.msgpack.encode(await self._environments.prepare(env))
+            failed = ""
+        except Exception as problem:
+            failed = str(problem) or type(problem).__name__
+            self._environments.release(key[1])
+        finally:
+            del self._preparing[key]
+        mine = [w for w in self._waiting_for_env if w[1:] == (key[0], env)]
+        self._waiting_for_env = [w for w in self._waiting_for_env if w[1:] != (key[0], env)]
+        for assignee, job, _ in mine:
+            if failed:
+                self._on_env_failed(assignee, failed)
+            else:
+                self.assign(assignee, job, env)
 
     def unassign(self, assignee: Any) -> None:
         """It is not wanted any more."""
         self._waiting = deque(w for w in self._waiting if w[0] is not assignee)
+        self._waiting_for_env = [w for w in self._waiting_for_env if w[0] is not assignee]
 
-    def _take_idle(self, job: str) -> Worker | None:
+    def _take_idle(self, job: str, env: str) -> Worker | None:
         generic: Worker | None = None
+        id_ = env_id(env)
         for worker in reversed(self._idle):
-            if worker.record.job == job:
+            if worker.record.job == job and worker.record.env == id_:
                 self._idle.remove(worker)
                 return worker
             if not worker.record.job:
@@ -137,33 +191,54 @@ class WorkerPool:
             asyncio.get_running_loop().call_soon(self._fork_missing)
         return generic
 
-    def _enter(self, worker: Worker, assignee: Any, job: str) -> None:
+    def _enter(self, worker: Worker, assignee: Any, job: str, env: str) -> None:
         worker.assigned = assignee
         if worker.record.job == job:
             self._on_ready(worker)
             return
         config = self._job_config(job)
         assert worker.client is not None
-        worker.record.job = worker.job_sent = worker.client.job = job
+        worker.record.job = worker.client.job = job
+        worker.record.env = id_ = env_id(env)
+        if id_:
+            self._environments.acquire(id_)
         self.save(worker)
-        worker.client.send(m.SetJob(job, config or m.JobConfig()))
+        worker.job_sent = m.SetJob(job, config or m.JobConfig(), 1, env, self._prepared.get((job, id_), b""))
+        worker.client.send(worker.job_sent)
 
-    def on_job_ready(self, worker: Worker, job: str) -> None:
-        if worker.job_sent == job and worker.assigned is not None:
-            worker.job_sent = ""
+    def on_job_ready(self, worker: Worker, job: str, failed: str) -> None:
+        if worker.job_sent is None or worker.job_sent.job != job or worker.assigned is None:
+            return
+        worker.job_sent = None
+        if not failed:
             self._on_ready(worker)
+            return
+        assignee, worker.assigned = worker.assigned, None
+        self.kill(worker, "its runtime environment cannot be entered")
+        self._on_env_failed(assignee, failed)
+
+    def on_leaving(self, worker: Worker, reason: str) -> None:
+        """From the worker: it takes no more tasks, or is about to exit."""
+        worker.reason = worker.reason or reason
+        if worker in self._idle:
+            self.end(worker, reason)
 
     def release(self, worker: Worker) -> None:
         """Its lease is over: idle again, or for the next who waits."""
         worker.assigned = None
-        worker.record.lease, worker.record.client, worker.record.resources, worker.record.cls = 0, b"", {}, 0
+        record = worker.record
+        record.lease, record.client, record.resources, record.cls = 0, b"", {}, 0
+        record.devices, record.group = {}, b""
         self.save(worker)
-        if worker.dead or worker.reason:
+        if worker.dead:
             return
-        for index, (assignee, job) in enumerate(self._waiting):
-            if job == worker.record.job:
+        if worker.reason:
+            self.end(worker, worker.reason)
+            return
+        for index, (assignee, job, env) in enumerate(self._waiting):
+            if job == record.job and env_id(env) == record.env:
                 del self._waiting[index]
-                self._enter(worker, assignee, job)
+                self._enter(worker, assignee, job, env)
                 return
         worker.idle_since = time.monotonic()
         self._idle.append(worker)
@@ -213,6 +288,8 @@ class WorkerPool:
         if first:
             # The daemon before us may have died between writing the job down and telling it.
             worker.record.job = client.job = job
+            if not job:
+                worker.record.env = ""
         if not worker.record.pid:
             worker.record.pid = client.pid
         if first and worker.assigned is None and not worker.record.lease and not worker.record.actor:
@@ -221,15 +298,15 @@ class WorkerPool:
             if worker in self._idle:
                 return
             if self._waiting and not worker.record.job:
-                assignee, job = self._waiting.popleft()
-                self._enter(worker, assignee, job)
+                assignee, job, env = self._waiting.popleft()
+                self._enter(worker, assignee, job, env)
             else:
                 worker.idle_since = time.monotonic()
                 self._idle.append(worker)
             self.save(worker)
             self._fork_missing()
-        elif worker.job_sent:
-            client.send(m.SetJob(worker.job_sent, self._job_config(worker.job_sent) or m.JobConfig()))
+        elif worker.job_sent is not None:
+            client.send(worker.job_sent)
 
     def save(self, worker: Worker) -> None:
         if not worker.dead:
@@ -261,6 +338,10 @@ class WorkerPool:
             if worker.record.job == job and not spare(worker):
                 self.kill(worker, "its job has ended")
         self._waiting = deque(w for w in self._waiting if w[1] != job)
+        self._waiting_for_env = [w for w in self._waiting_for_env if w[1] != job]
+        for key in [key for key in self._prepared if key[0] == job]:
+            del self._prepared[key]
+            self._environments.release(key[1])
 
     def trim(self, limit: int, seconds: float) -> None:
         """End workers that have been idle for long, beyond those kept warm."""
@@ -335,6 +416,8 @@ class WorkerPool:
         if worker.client is None and self._starting and not worker.record.lease and not worker.record.actor:
             self._starting -= 1
         self._ledger.workers.delete(worker.id.encode())
+        if worker.record.env:
+            self._environments.release(worker.record.env)
         if death.reason == "" or "limit" in death.reason:
             death.stderr = self._stderr_tail(worker.id)
         try:
@@ -396,6 +479,8 @@ class WorkerPool:
             self.workers[wid] = worker
             self.by_prefix[worker.prefix] = worker
             found.append(worker)
+            if record.env:
+                self._environments.acquire(record.env)
             if wid in alive and not record.lease and not record.actor:
                 self._starting += 1
         return found

@@ -99,6 +99,8 @@ class Method(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen
     fewest: int = 0
     most: int = -1
     """Positional arguments; -1: no limit."""
+    parameters: list[tuple[str, int, bool]] | None = None
+    """(name, inspect's kind, has a default); None when it is not known."""
     retries: int = 0
     retry: bytes = b""
     group: str = ""
@@ -164,6 +166,8 @@ class Attach(_Message, tag=1):
     """The node incarnation the client was attached to before, empty at first."""
     lease: int = 0
     """The highest lease a worker has seen."""
+    leaving: str = ""
+    """Why a worker's actor ends by its own wish."""
 
 
 class Told(_Message, tag=2):
@@ -280,6 +284,8 @@ class ActorFailed(_Message, tag=18):
 
 class JobReady(_Message, tag=19):
     job: str
+    failed: str = ""
+    """Why its runtime environment cannot be entered."""
 
 
 class KillTask(_Message, tag=20):
@@ -339,6 +345,13 @@ class Package(_Message, tag=29):
     """A package of a runtime environment, named by its content. Payload: the zip."""
 
     uri: str
+
+
+class ActorLeaves(_Message, tag=30):
+    """From the actor's worker: it ends by its own wish, and waits for Exit."""
+
+    id: bytes
+    reason: str
 
 
 # ---------------------------------------------------------------- control: daemon -> client
@@ -432,14 +445,17 @@ class ActorAt(_Message, tag=50):
     pid: int = 0
     death: Death | None = None
     reason: str = ""
+    kind: str = ""
+    """Of a reason: ``never`` (fits nowhere), ``env`` (its runtime environment), ``removed`` (its placement group)."""
 
 
 class SetJob(_Message, tag=51):
     job: str
     config: JobConfig
     num_cpus: int = 1
-    env: bytes = b""
-    """The prepared runtime environment (``runtime_env.prepared``), encoded."""
+    env: str = ""
+    """The resolved runtime environment, and how it was prepared here (``runtime_env.prepared``, encoded)."""
+    prepared: bytes = b""
 
 
 class Instantiate(_Message, tag=52):
@@ -447,6 +463,7 @@ class Instantiate(_Message, tag=52):
 
     spec: ActorSpec
     gpus: list[str] = []
+    restarted: bool = False
 
 
 class LogLines(_Message, tag=53):
@@ -647,6 +664,7 @@ ToDaemon = (
     | WatchGroup
     | CancelRef
     | Package
+    | ActorLeaves
 )
 ToClient = (
     Welcome

@@ -1,13 +1,13 @@
-"""Runs tasks and actor calls, in order, on the worker's main thread.
+"""Takes in tasks and actor calls and runs them, in order, on the worker's main thread.
 
 The main thread reads the data sockets while it has nothing to run; the steward (the runtime's helper thread)
 supervises it at its 5 ms tick: what is unstarted behind a task that runs long goes back to its submitter, a
-blocked worker gives its CPUs back, finished replies go out.
+blocked worker gives its CPUs back, finished replies go out. Actors that run several calls at once are run by
+``threads.py`` or ``event_loop.py``; their calls come in here and are handed on (``start_call``).
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -15,15 +15,18 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from noded import exceptions as ex
-from noded import ids
 from noded.client import codec
 from noded.client.context import running
-from noded.client.objects import INLINE_LIMIT, to_raise
+from noded.client.exits import IntentionalExit
 from noded.client.runtime import Runtime
 from noded.wire import messages as m
 from noded.worker import streams
+from noded.worker.actor import ActorSeat, Engine
+from noded.worker.answers import Answers
+from noded.worker.execution import Execution
 from noded.worker.inbound import Inbound, RemoteCode
+from noded.worker.lent import LentNow
+from noded.worker.streaming import Streaming
 from noded.worker.streams import NamedStream
 
 LONG = 0.005
@@ -40,14 +43,15 @@ class Executor:
 
     def __init__(self) -> None:
         self.runtime: Runtime
+        self.answers: Answers
+        self.streaming: Streaming
         self.queue: deque[Item] = deque()
         self._early: list[Item] = []
         """Calls that came before the actor's constructor has run."""
         self.inbound: list[Inbound] = []
         self.highest_lease = 0
-        self.current: Any = None
-        """The message of the task that runs; its identity marks what the task submits."""
-        self._inbound_now: Inbound | None = None
+        self.current: Execution | None = None
+        """What the main thread runs."""
         self._started = 0.0
         self._blocked_since = 0.0
         self._blocked_before = 0.0
@@ -55,27 +59,28 @@ class Executor:
         self._count = 0
         self._count_at_tick = 0
         self._last_flush = 0.0
-        self._user_code = False
-        self._cancel: Any = None
         self._main = threading.get_ident()
         self._code: dict[bytes, Callable[..., Any]] = {}
-        self._omp_now = -1 if "OMP_NUM_THREADS" in os.environ else 0
-        """What we have set OMP_NUM_THREADS to; -1: the user has set it."""
-        self.instance: Any = None
-        self.actor: m.ActorSpec | None = None
-        self.actor_alive = False
-        self._methods: dict[str, Callable[..., Any]] = {}
-        self._borrowed = False
+        self._calls: dict[bytes, int] = {}
+        """Of functions with ``max_calls``: how often they ran."""
+        self.retiring = ""
+        """Why this worker takes no more tasks."""
+        self.lent = LentNow()
+        self.seat = ActorSeat(self)
+        self.engine: Engine | None = None
+        """Of an actor that runs several calls at once."""
         self.exiting = ""
 
     def bind(self, runtime: Runtime) -> None:
         self.runtime = runtime
+        self.answers = Answers(runtime)
         runtime.interrupts.install_for(self._on_cancel_signal)
 
     def after_attach(self) -> None:
         runtime = self.runtime
         runtime.objects.before_block = self._before_block
         runtime.tasks.current = lambda: self.current
+        self.streaming = Streaming(self.answers, lambda done: runtime.objects.sleep(done, None), self._flush_one)
 
     # ------------------------------------------------------------ messages
 
@@ -87,15 +92,21 @@ class Executor:
                 inbound.flush_locked()
                 return
             self.highest_lease = message.lease
-            if self._blocked_since:
-                inbound.link.send(m.Returned([message.seq], self._running_for(inbound)))
+            if self._blocked_since or self.retiring:
+                inbound.link.send(m.Returned([message.seq], self._running_for(inbound), bool(self.retiring)))
                 inbound.flush_locked()
+                if self.retiring:
+                    self._say_retiring_locked()
                 return
             self.queue.append((inbound, message, payload))
         elif kind is m.Call:
-            self.queue.append((inbound, message, payload))
+            (self._early if self.seat.leaving else self.queue).append((inbound, message, payload))
         elif kind is m.Func:
             inbound.functions[message.number] = RemoteCode(message, payload)
+        elif kind is m.Lent:
+            inbound.lent = message
+        elif kind is m.Taken:
+            self.streaming.on_taken(inbound, message)
         elif kind is m.Cancel:
             self._cancel_task(inbound, message)
         elif kind is m.GiveBack:
@@ -110,6 +121,9 @@ class Executor:
         would have no reader.
         """
         self.inbound.remove(inbound)
+        for (whose, _), stream in list(self.streaming.open.items()):
+            if whose is inbound:
+                stream.progressed(-1)
 
     def on_drained(self, inbound: Inbound) -> None:
         """The caller has read its answers: what was held back for it is its turn again, in order."""
@@ -128,50 +142,61 @@ class Executor:
         self.runtime.reader.wake()
 
     def _running_for(self, inbound: Inbound) -> int:
-        return self.current.seq if self._inbound_now is inbound and self.current is not None else 0
+        current = self.current
+        return current.message.seq if current is not None and current.inbound is inbound else 0
 
     # ------------------------------------------------------------ main thread
 
     def run(self) -> None:
-        reader, queue = self.runtime.reader, self.queue
+        queue = self.queue
         while not self.exiting:
             if queue:
                 try:
                     item = queue.popleft()
                 except IndexError:  # the steward gave it back meanwhile
                     continue
-                self._run_one(item)
-                continue
-            self._flush()
-            if not reader.role.acquire(blocking=False):
-                reader.wanted += 1
-                reader.wake()
-                reader.role.acquire()
-                reader.wanted -= 1
-            try:
-                if not queue and not self.exiting:
-                    reader.poll(None)
-            finally:
-                reader.release()
-        self._flush()
+                self.run_one(item)
+            else:
+                self.flush()
+                self.poll(None)
+        if self.engine is not None:
+            self.engine.leave()
+        self.flush()
 
-    def _run_one(self, item: Item) -> None:
+    def poll(self, timeout: float | None) -> None:
+        """Read the sockets, unless there is something to do; only for the main thread."""
+        reader = self.runtime.reader
+        if not reader.role.acquire(blocking=False):
+            reader.wanted += 1
+            reader.wake()
+            reader.role.acquire()
+            reader.wanted -= 1
+        try:
+            if not self.queue and not self.exiting:
+                reader.poll(timeout)
+        finally:
+            reader.release()
+
+    def run_one(self, item: Item) -> None:
         inbound, message, payload = item
         kind = type(message)
         if inbound is None:
             if kind is m.SetJob:
                 self._set_job(message)
             else:
-                self._instantiate(message, payload)
+                self.seat.instantiate(message, payload)
             return
-        if kind is m.Call and not self.actor_alive:
+        if kind is m.Call and not self.seat.alive:
             self._early.append(item)
             return
         if inbound.slow():
             # This caller does not keep up with its answers: its calls wait until it does, the others' do not.
             inbound.held.append(item)
             return
-        self.current, self._inbound_now = message, inbound
+        if self.engine is not None:
+            self.engine.start(item)
+            return
+        execution = self.current = running.call = Execution(self.runtime, inbound, message)
         self._started = started = time.monotonic()
         self._blocked_before = 0.0
         self._count += 1
@@ -179,57 +204,91 @@ class Executor:
         if control._sleeping:
             control.wake()
         try:
-            self._execute(inbound, message, payload, started)
+            self.execute(execution, payload, started)
         except KeyboardInterrupt:  # a cancel that struck between user code and its answer
-            self._answer_cancelled(inbound, message, started)
+            self.answers.cancelled(execution, started)
         finally:
-            self.current = self._inbound_now = None
+            execution.user_code = False
+            self.current = running.call = None
             self._started = 0.0
-            self._user_code = False
         link = inbound.link
         if not self.queue or link.unsent >= _FLUSH_AT or time.monotonic() - self._last_flush > _FLUSH_SECONDS:
-            self._flush()
+            self.flush()
 
-    def _execute(self, inbound: Inbound, message: Any, payload: Any, started: float) -> None:
-        name = "a task"
-        self._borrowed = False
+    def execute(self, execution: Execution, payload: Any, started: float) -> None:
+        """Run one call in this thread and queue its answer."""
+        message = execution.message
+        code: RemoteCode | None = None
         try:
             if type(message) is m.Push:
+                inbound = execution.inbound
+                if inbound.lent is not self.lent.now:
+                    self.lent.enter(inbound.lent)
                 code = inbound.functions[message.fn]
-                name = code.name
-                if code.num_cpus != self._omp_now >= 0:
-                    self._set_omp(code.num_cpus)
+                if code.num_cpus != self.lent.omp_threads >= 0:
+                    self.lent.set_omp(code.num_cpus)
+                execution.function_name = code.name
+                name = message.extra.name if message.extra is not None and message.extra.name else code.name
+                execution.name = NamedStream.name_now = name
                 call = code.call or self._load(code)
-                running.task_name = NamedStream.name_now = name
             else:
-                assert self.actor is not None
-                name = f"{self.actor.class_name}.{message.method}"
-                running.task_name = name
-                call = self._methods.get(message.method) or self._method(message.method)
-            running.task_id = ids.task_id(inbound.prefix, message.seq)
+                call = self.seat.method(execution)
             if payload or message.deps or message.place is not None:
-                args, kwargs = self._arguments(message, payload)
-                self._user_code = True
-                if self._cancel is message:  # it came while they were loaded
+                args, kwargs = self.answers.arguments(execution, payload)
+                execution.user_code = True
+                if execution.cancelled:  # it came while they were loaded
                     raise KeyboardInterrupt
                 result = call(*args, **kwargs)
-                self._user_code = False
                 del args, kwargs
             else:
-                self._user_code = True
-                if self._cancel is message:
+                execution.user_code = True
+                if execution.cancelled:
                     raise KeyboardInterrupt
                 result = call()
-                self._user_code = False
+            if message.returns < 0:
+                result = self._generated(execution, result)
+            execution.user_code = False
         except BaseException as error:
-            self._user_code = False
-            self._answer_error(inbound, message, name, error, started)
-            return
-        finally:
-            running.task_id = b""
-        self._answer(inbound, message, name, result, started)
+            execution.user_code = False
+            self.answer_error(execution, error, started)
+        else:
+            self.answers.result(execution, result, started)
+        if code is not None and code.max_calls:
+            self._count_call(code)
 
-    # ------------------------------------------------------------ code and arguments
+    def _generated(self, execution: Execution, result: Any) -> Any:
+        if execution.message.returns == m.STREAMING:
+            self.streaming.run(execution, result)
+            execution.message.returns = 1
+            return None
+        return result
+
+    def answer_error(self, execution: Execution, error: BaseException, started: float) -> None:
+        if execution.cancelled and isinstance(error, KeyboardInterrupt):
+            self.answers.cancelled(execution, started)
+            return
+        if self.seat.spec is not None:
+            if isinstance(error, IntentionalExit):
+                self.seat.exit_by_itself()
+                return
+            if isinstance(error, SystemExit):
+                self.exiting = f"SystemExit({error.code!r}) in {execution.name}"
+        self.answers.error(execution, error, started)
+
+    def flush(self) -> None:
+        """All answers out, as far as they go."""
+        self._last_flush = time.monotonic()
+        streams.flush_parts()
+        with self.runtime.lock:
+            for inbound in list(self.inbound):
+                if inbound.link.out:
+                    inbound.flush_locked()
+
+    def _flush_one(self, inbound: Inbound) -> None:
+        with self.runtime.lock:
+            inbound.flush_locked()
+
+    # ------------------------------------------------------------ code and job
 
     def _load(self, code: RemoteCode) -> Callable[..., Any]:
         call = self._code.get(code.hash)
@@ -240,198 +299,40 @@ class Executor:
         code.data = b""
         return call
 
-    def _set_omp(self, threads: int) -> None:
-        self._omp_now = threads
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-
-    def _method(self, name: str) -> Callable[..., Any]:
-        found: Callable[..., Any] = getattr(self.instance, name)
-        self._methods[name] = found
-        return found
-
-    def _entries(self, view: memoryview) -> list[Any]:
-        self._borrowed = True
-        return self.runtime.objects.entries(view)
-
-    def _place(self, id_: bytes, offset: int, size: int) -> Any:
-        self._borrowed = True
-        runtime = self.runtime
-        with runtime.lock:
-            token = runtime.holds.take(id_)
-        value, failed = runtime.objects.load_place(token.hold, offset, size)
-        if failed:
-            raise to_raise(value)
-        return value
-
-    def _arguments(self, message: Any, payload: Any) -> tuple[Any, dict[str, Any]]:
-        view = memoryview(payload)
-        if message.place is not None:
-            args, kwargs = self._place(*message.place)
-            at = 0
-        elif message.args:
-            (args, kwargs), _ = codec.unpack(view[: message.args], self._entries)
-            at = message.args
-        else:
-            args, kwargs, at = (), {}, 0
-        if message.deps:
-            args = list(args)
-            names = list(kwargs)
-            for slot, size, offset, id_ in message.deps:
-                if id_:
-                    value = self._place(id_, offset, size)
-                else:
-                    value, failed = codec.unpack(view[at : at + size], self._entries)
-                    at += size
-                    if failed:
-                        raise to_raise(value)
-                if slot >= 0:
-                    args[slot] = value
-                else:
-                    kwargs[names[-1 - slot]] = value
-        return args, kwargs
-
-    # ------------------------------------------------------------ answers
-
-    def _answer(self, inbound: Inbound, message: Any, name: str, result: Any, started: float) -> None:
-        runtime = self.runtime
-        returns = message.returns
-        us = int((time.monotonic() - started) * 1e6)
-        if returns == 1 and result is None and not self._borrowed:
-            with runtime.lock:
-                inbound.link.send(m.Done(message.seq, us))
-            return
-        try:
-            if returns == 1:
-                values: Any = (result,)
-            elif returns == 0:
-                values = ()
-            else:
-                values = tuple(result)
-                if len(values) != returns:
-                    raise ValueError(f"{name} must return {returns} values (num_returns), but returned {len(values)}")
-            packed = [codec.pack(value, f"the return value of {name}") for value in values]
-            if returns == 1 and packed[0].size <= INLINE_LIMIT and not packed[0].refs:
-                hseq = runtime.flush_refs_numbered() if self._borrowed else 0
-                with runtime.lock:
-                    inbound.link.send(m.Done(message.seq, us, hseq), packed[0].as_bytes())
-                return
-            outs: list[tuple[int, int, bytes]] = []
-            pieces: list[bytes] = []
-            for index, one in enumerate(packed):
-                if one.size > INLINE_LIMIT or one.refs:
-                    id_ = ids.object_id(inbound.prefix, message.seq, index)
-                    offset, size = runtime.objects.write(id_, one)
-                    outs.append((size, offset, id_))
-                else:
-                    data = one.as_bytes()
-                    outs.append((len(data), 0, b""))
-                    pieces.append(data)
-        except BaseException as error:
-            self._answer_error(inbound, message, name, error, started)
-            return
-        hseq = runtime.flush_refs_numbered()
-        with runtime.lock:
-            inbound.link.send(m.DoneMany(message.seq, us, hseq, outs), b"".join(pieces))
-
-    def _answer_error(self, inbound: Inbound, message: Any, name: str, error: BaseException, started: float) -> None:
-        if self._cancel is message and isinstance(error, KeyboardInterrupt):
-            self._answer_cancelled(inbound, message, started)
-            return
-        if isinstance(error, SystemExit) and self.actor is not None:
-            self.exiting = f"SystemExit({error.code!r}) in {name}"
-        runtime = self.runtime
-        told = ex.TaskError.from_exception(error, name, pid=os.getpid(), node=runtime.node_ip)
-        try:
-            packed = codec.pack(told, f"the exception of {name}", error=True)
-            # What does not load here will not load there either.
-            codec.unpack(memoryview(packed.as_bytes()), runtime.objects.entries)
-        except Exception:
-            packed = codec.pack(told.without_cause(), f"the exception of {name}", error=True)
-        us = int((time.monotonic() - started) * 1e6)
-        with runtime.lock:
-            for entry in packed.refs:
-                runtime.objects.publish_locked(entry)
-        hseq = runtime.flush_refs_numbered() if self._borrowed or packed.refs else 0
-        with runtime.lock:
-            inbound.link.send(m.Failed(message.seq, us, hseq), packed.as_bytes())
-
-    def _answer_cancelled(self, inbound: Inbound, message: Any, started: float) -> None:
-        self._cancel = None
-        us = int((time.monotonic() - started) * 1e6)
-        hseq = self.runtime.flush_refs_numbered() if self._borrowed else 0
-        with self.runtime.lock:
-            inbound.link.send(m.Failed(message.seq, us, hseq, True))
-
-    def _flush(self) -> None:
-        self._last_flush = time.monotonic()
-        streams.flush_parts()
-        with self.runtime.lock:
-            for inbound in list(self.inbound):
-                if inbound.link.out:
+    def _count_call(self, code: RemoteCode) -> None:
+        count = self._calls[code.hash] = self._calls.get(code.hash, 0) + 1
+        if count >= code.max_calls and not self.retiring:
+            self.retiring = f"it has run {code.name} {count} times (max_calls)"
+            with self.runtime.lock:
+                self._return_unstarted_locked()
+                # Also to callers that have nothing queued here: their leases are to end.
+                for inbound in self.inbound:
+                    inbound.link.send(m.Returned([], 0, True))
                     inbound.flush_locked()
+                self._say_retiring_locked()
 
-    # ------------------------------------------------------------ job and actor
+    def _say_retiring_locked(self) -> None:
+        self.runtime.control.send(m.WorkerIdle(self.retiring))
+        self.runtime.control.flush()
 
     def _set_job(self, message: m.SetJob) -> None:
         from noded.worker.job import enter_job
 
-        enter_job(self.runtime, message)
+        failed = enter_job(self.runtime, message, self.lent)
         with self.runtime.lock:
-            self.runtime.control.send(m.JobReady(message.job))
+            self.runtime.control.send(m.JobReady(message.job, failed))
             self.runtime.control.flush()
 
-    def _instantiate(self, message: m.Instantiate, payload: Any) -> None:
-        """Run the actor's constructor, once: a daemon that restarted may ask again."""
-        if self.actor is not None:
-            return
-        spec = self.actor = message.spec
-        runtime = self.runtime
-        NamedStream.name_now = spec.class_name
-        running.actor_id, running.actor_name, running.resources = spec.id, spec.name, spec.resources
-        running.task_name = f"{spec.class_name}.__init__"
-        view = memoryview(payload)
-        try:
-            if self._omp_now >= 0:
-                self._set_omp(max(1, spec.resources.get("CPU", 0) // 10_000))
-            cls, _ = codec.unpack(view[: spec.class_size], runtime.objects.entries)
-            args, kwargs = self._constructor_arguments(spec, view[spec.class_size :])
-            self.instance = cls(*args, **kwargs)
-        except BaseException as error:
-            told = ex.TaskError.from_exception(error, running.task_name, pid=os.getpid(), node=runtime.node_ip)
-            try:
-                data = codec.pack(told, "an exception", error=True).as_bytes()
-            except Exception:
-                data = codec.pack(told.without_cause(), "an exception", error=True).as_bytes()
-            with runtime.lock:
-                runtime.control.send(m.ActorFailed(spec.id), data)
-                runtime.control.flush()
-            return
-        self.actor_alive = True
-        runtime.flush_refs_numbered()
-        with runtime.lock:
-            runtime.control.send(m.ActorUp(spec.id))
-            runtime.control.flush()
+    def calls_may_start(self) -> None:
+        """The constructor has returned: what came before it is next."""
+        with self.runtime.lock:
             self.queue.extendleft(reversed(self._early))
             self._early.clear()
 
-    def _constructor_arguments(self, spec: m.ActorSpec, view: memoryview) -> tuple[Any, dict[str, Any]]:
-        runtime = self.runtime
-        if spec.args_place is not None:
-            args, kwargs = self._place(*spec.args_place)
-        elif len(view):
-            (args, kwargs), _ = codec.unpack(view, runtime.objects.entries)
-        else:
-            args, kwargs = (), {}
-        if spec.deps:
-            refs = runtime.objects.borrow([id_ for _, _, _, id_ in spec.deps])
-            values = runtime.get(refs, None)
-            args, names = list(args), list(kwargs)
-            for (slot, _, _, _), value in zip(spec.deps, values, strict=True):
-                if slot >= 0:
-                    args[slot] = value
-                else:
-                    kwargs[names[-1 - slot]] = value
-        return args, kwargs
+    def shelve_calls(self) -> None:
+        """The actor ends: its calls are not run; their callers learn of the end from their daemon."""
+        self._early.extend(item for item in self.queue if item[0] is not None)
+        self.queue.clear()
 
     # ------------------------------------------------------------ blocking, giving back (steward or main)
 
@@ -444,7 +345,7 @@ class Executor:
             if any(queue.ready for queue in self.runtime.tasks.queues.values()):
                 # What it waits for may need the very CPU it has: do not wait for the tick.
                 self._say_blocked_locked()
-        self._flush()
+        self.flush()
         return self._after_block
 
     def _say_blocked_locked(self) -> None:
@@ -466,7 +367,7 @@ class Executor:
         """Everything that has not started is its submitter's again. An actor's calls stay: their order is the
         actor's.
         """
-        if self.actor is not None:
+        if self.seat.spec is not None:
             return
         back: dict[Inbound, list[int]] = {}
         queue = self.queue
@@ -487,7 +388,7 @@ class Executor:
         queue.extend(reversed(kept))
         for inbound, seqs in back.items():
             seqs.reverse()
-            inbound.link.send(m.Returned(seqs, self._running_for(inbound)))
+            inbound.link.send(m.Returned(seqs, self._running_for(inbound), bool(self.retiring)))
             inbound.flush_locked()
 
     def tick(self) -> bool:
@@ -508,27 +409,31 @@ class Executor:
                     inbound.flush_locked()
             busy = bool(started) or self._count != self._count_at_tick or bool(self.queue)
             self._count_at_tick = self._count
-        return busy
+        return busy or (self.engine is not None and self.engine.busy())
 
     # ------------------------------------------------------------ cancel
 
     def _cancel_task(self, inbound: Inbound, message: m.Cancel) -> None:
-        if self.current is not None and self._inbound_now is inbound and self.current.seq == message.seq:
-            self._cancel = self.current
+        current = self.current
+        if current is not None and current.inbound is inbound and current.message.seq == message.seq:
+            current.cancelled = True
             if message.recursive:
-                self.runtime.tasks.cancel_children_locked(self.current)
+                self.runtime.tasks.cancel_children_locked(current)
             signal.pthread_kill(self._main, signal.SIGINT)
             return
-        for item in list(self.queue):
+        for item in [*self.queue, *self._early]:
             if item[0] is inbound and item[1].seq == message.seq:
                 try:
-                    self.queue.remove(item)
+                    (self.queue if item in self.queue else self._early).remove(item)
                 except ValueError:  # it starts right now: too late for a queued one, the next cancel would reach it
                     return
                 inbound.link.send(m.Failed(message.seq, 0, 0, True))
                 inbound.flush_locked()
                 return
+        if self.engine is not None:
+            self.engine.cancel(inbound, message.seq, message.recursive)
 
     def _on_cancel_signal(self, number: int, frame: Any) -> None:
-        if self._user_code and self._cancel is not None and self._cancel is self.current:
+        current = self.current
+        if current is not None and current.user_code and current.cancelled:
             raise KeyboardInterrupt

@@ -16,12 +16,13 @@ _UNSENT_LIMIT = 8 << 20
 class RemoteCode:
     """A function as it came over this connection; loaded at first use, in the thread that runs tasks."""
 
-    __slots__ = ("call", "data", "hash", "name", "num_cpus")
+    __slots__ = ("call", "data", "hash", "max_calls", "name", "num_cpus")
 
     def __init__(self, message: m.Func, data: Any):
         self.name = message.name
         self.hash = message.hash
         self.num_cpus = message.num_cpus
+        self.max_calls = message.max_calls
         self.data = data
         self.call: Callable[..., Any] | None = None
 
@@ -43,6 +44,8 @@ class Inbound:
         self.link = Link(sock, m.decode_to_worker)
         self.prefix = b""
         self.functions: dict[int, RemoteCode] = {}
+        self.lent: m.Lent | None = None
+        """What came with the lease that its pushes are under."""
         self.held: deque[Any] = deque()
         """What it asked for that waits until it has read its answers."""
         self._lock = lock

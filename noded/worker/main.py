@@ -36,8 +36,8 @@ def run(args: dict[str, Any]) -> int:
     def attach(message: m.Attach) -> None:
         message.worker = wid
         message.lease = executor.highest_lease
-        message.actor = executor.actor
-        message.actor_alive = executor.actor_alive
+        message.actor, message.leaving = executor.seat.spec, executor.seat.leaving
+        message.actor_alive = executor.seat.alive
 
     def on_lost(reason: str) -> None:
         lost.append(reason)

@@ -1,5 +1,7 @@
 """`ray.actor`: the classes behind actors, for type hints and isinstance."""
 
-from noded.client.remote import ActorClass, ActorHandle, ActorMethod, method
+from noded.client.actor_class import ActorClass, method
+from noded.client.actor_handle import ActorHandle, ActorMethod
+from noded.client.exits import exit_actor
 
-__all__ = ["ActorClass", "ActorHandle", "ActorMethod", "method"]
+__all__ = ["ActorClass", "ActorHandle", "ActorMethod", "exit_actor", "method"]

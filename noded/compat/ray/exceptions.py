@@ -4,14 +4,45 @@ The classes at the end are never raised by noded; they are there for programs th
 """
 
 from noded.exceptions import (
+    ActorAlreadyExistsError,
+    ActorDiedError,
+    ActorError,
+    ActorHandleNotFoundError,
+    ActorPlacementGroupRemoved,
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    AsyncioActorExit,
+    AuthenticationError,
+    GetTimeoutError,
+    LocalDaemonDiedError,
     NodedError,
+    NodeDiedError,
     NodedSystemError,
+    ObjectFetchTimedOutError,
+    ObjectFreedError,
+    ObjectLostError,
+    ObjectReconstructionFailedError,
+    ObjectRefStreamEndOfStreamError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    PendingCallsLimitExceeded,
+    ReferenceCountingAssertionError,
+    RuntimeEnvSetupError,
+    TaskCancelledError,
     TaskError,
+    TaskPlacementGroupRemoved,
+    TaskUnschedulableError,
+    UnserializableException,
+    WorkerCrashedError,
 )
 
 RayError = NodedError
 RayTaskError = TaskError
+RayActorError = ActorError
 RaySystemError = NodedSystemError
+LocalRayletDiedError = LocalDaemonDiedError
 
 
 class CrossLanguageError(NodedError):
@@ -36,3 +67,45 @@ class StreamingGeneratorReplayInconsistentError(NodedSystemError):
 
 class UserCodeException(NodedError):
     """Ray Data's."""
+
+
+__all__ = [
+    "ActorAlreadyExistsError",
+    "ActorDiedError",
+    "ActorHandleNotFoundError",
+    "ActorPlacementGroupRemoved",
+    "ActorUnavailableError",
+    "ActorUnschedulableError",
+    "AsyncioActorExit",
+    "AuthenticationError",
+    "CrossLanguageError",
+    "GetTimeoutError",
+    "LocalRayletDiedError",
+    "NodeDiedError",
+    "ObjectFetchTimedOutError",
+    "ObjectFreedError",
+    "ObjectLostError",
+    "ObjectReconstructionFailedError",
+    "ObjectRefStreamEndOfStreamError",
+    "ObjectStoreFullError",
+    "OufOfBandObjectRefSerializationException",
+    "OutOfDiskError",
+    "OutOfMemoryError",
+    "OwnerDiedError",
+    "PendingCallsLimitExceeded",
+    "PlasmaObjectNotAvailable",
+    "RayActorError",
+    "RayError",
+    "RaySystemError",
+    "RayTaskError",
+    "ReferenceCountingAssertionError",
+    "RpcError",
+    "RuntimeEnvSetupError",
+    "StreamingGeneratorReplayInconsistentError",
+    "TaskCancelledError",
+    "TaskPlacementGroupRemoved",
+    "TaskUnschedulableError",
+    "UnserializableException",
+    "UserCodeException",
+    "WorkerCrashedError",
+]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from noded.client import api
-from noded.client.remote import runtime, set_auto_init
-from noded.client.runtime import Runtime
+from noded.client.runtime import Runtime, runtime, set_auto_init
 from noded.compat.ray.job_config import JobConfig
 
 SCRIPT_MODE, WORKER_MODE, LOCAL_MODE = 0, 1, 2
@@ -26,6 +25,13 @@ class LoggingConfig:
     encoding: str = "TEXT"
     log_level: str = "INFO"
     additional_log_standard_attrs: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LoggingConfig:
+        return cls(**data)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @functools.wraps(api.init)

@@ -1,0 +1,180 @@
+"""From a message to arguments, and from what a call did to its answer. No scheduling, no flushing."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from typing import Any
+
+from noded import exceptions as ex
+from noded import ids
+from noded.client import codec
+from noded.client.generators import DynamicObjectRefGenerator
+from noded.client.objects import INLINE_LIMIT, to_raise
+from noded.client.runtime import Runtime
+from noded.wire import messages as m
+from noded.worker.execution import Execution
+
+ANY_EXCEPTION = b"*"
+
+
+class Answers:
+    """Needs ``runtime``; every method may be called from any thread that runs user code."""
+
+    def __init__(self, runtime: Runtime):
+        self._runtime = runtime
+
+    # ------------------------------------------------------------ arguments
+
+    def arguments(self, execution: Execution, payload: Any) -> tuple[Any, dict[str, Any]]:
+        message = execution.message
+        view = memoryview(payload)
+        if message.place is not None:
+            args, kwargs = self.placed(execution, *message.place)
+            at = 0
+        elif message.args:
+            (args, kwargs), _ = codec.unpack(view[: message.args], execution.entries)
+            at = message.args
+        else:
+            args, kwargs, at = (), {}, 0
+        if message.deps:
+            args = list(args)
+            names = list(kwargs)
+            for slot, size, offset, id_ in message.deps:
+                if id_:
+                    value = self.placed(execution, id_, offset, size)
+                else:
+                    value, failed = codec.unpack(view[at : at + size], execution.entries)
+                    at += size
+                    if failed:
+                        raise to_raise(value)
+                if slot >= 0:
+                    args[slot] = value
+                else:
+                    kwargs[names[-1 - slot]] = value
+        return args, kwargs
+
+    def placed(self, execution: Execution | None, id_: bytes, offset: int, size: int) -> Any:
+        """A value in the arena."""
+        if execution is not None:
+            execution.borrowed = True
+        runtime = self._runtime
+        with runtime.lock:
+            token = runtime.holds.take(id_)
+        value, failed = runtime.objects.load_place(token.hold, offset, size)
+        if failed:
+            raise to_raise(value)
+        return value
+
+    # ------------------------------------------------------------ answers
+
+    def result(self, execution: Execution, result: Any, started: float) -> None:
+        runtime, message, inbound = self._runtime, execution.message, execution.inbound
+        returns = message.returns
+        us = int((time.monotonic() - started) * 1e6)
+        if returns == 1 and result is None and not execution.borrowed:
+            with runtime.lock:
+                inbound.link.send(m.Done(message.seq, us))
+            return
+        name = execution.name
+        try:
+            if returns == m.DYNAMIC:
+                result, returns = self._dynamic(result, name), 1
+            if returns == 1:
+                values: Any = (result,)
+            elif returns == 0:
+                values = ()
+            else:
+                values = tuple(result)
+                if len(values) != returns:
+                    raise ValueError(f"{name} must return {returns} values (num_returns), but returned {len(values)}")
+            packed = [codec.pack(value, f"the return value of {name}") for value in values]
+            if returns == 1 and packed[0].size <= INLINE_LIMIT and not packed[0].refs:
+                hseq = runtime.flush_refs_numbered() if execution.borrowed else 0
+                with runtime.lock:
+                    inbound.link.send(m.Done(message.seq, us, hseq), packed[0].as_bytes())
+                return
+            outs: list[tuple[int, int, bytes]] = []
+            pieces: list[bytes] = []
+            for index, one in enumerate(packed):
+                if one.size > INLINE_LIMIT or one.refs:
+                    id_ = ids.object_id(inbound.prefix, message.seq, index)
+                    offset, size = runtime.objects.write(id_, one)
+                    outs.append((size, offset, id_))
+                else:
+                    data = one.as_bytes()
+                    outs.append((len(data), 0, b""))
+                    pieces.append(data)
+        except BaseException as error:
+            self.error(execution, error, started)
+            return
+        hseq = runtime.flush_refs_numbered()
+        with runtime.lock:
+            inbound.link.send(m.DoneMany(message.seq, us, hseq, outs), b"".join(pieces))
+
+    def _dynamic(self, result: Any, name: str) -> DynamicObjectRefGenerator:
+        """Each item becomes an object of this worker's; the refs to them are the value."""
+        try:
+            items = iter(result)
+        except TypeError:
+            raise TypeError(
+                f"{name} has num_returns='dynamic': it must return an iterable, not {result!r:.100}"
+            ) from None
+        return DynamicObjectRefGenerator([self._runtime.objects.put(item) for item in items])
+
+    def item(self, execution: Execution, index: int, value: Any) -> None:
+        """One item of a stream."""
+        runtime, message, inbound = self._runtime, execution.message, execution.inbound
+        one = codec.pack(value, f"item {index} of {execution.name}")
+        if one.size > INLINE_LIMIT or one.refs:
+            id_ = ids.object_id(inbound.prefix, message.seq, index)
+            offset, size = runtime.objects.write(id_, one)
+            with runtime.lock:
+                # At once: of what was written and not told when the worker dies, the caller can give up one only.
+                inbound.link.send(m.Item(message.seq, index, size, offset, id_))
+                inbound.flush_locked()
+            return
+        with runtime.lock:
+            inbound.link.send(m.Item(message.seq, index), one.as_bytes())
+
+    def error(self, execution: Execution, error: BaseException, started: float) -> None:
+        runtime, message, inbound = self._runtime, execution.message, execution.inbound
+        extra = message.extra
+        retry = extra is not None and bool(extra.retry) and would_retry(error, extra.retry)
+        packed = pack_error(runtime, error, execution.name)
+        us = int((time.monotonic() - started) * 1e6)
+        with runtime.lock:
+            for entry in packed.refs:
+                runtime.objects.publish_locked(entry)
+        hseq = runtime.flush_refs_numbered() if execution.borrowed or packed.refs else 0
+        with runtime.lock:
+            inbound.link.send(m.Failed(message.seq, us, hseq, False, retry), packed.as_bytes())
+
+    def cancelled(self, execution: Execution, started: float) -> None:
+        us = int((time.monotonic() - started) * 1e6)
+        hseq = self._runtime.flush_refs_numbered() if execution.borrowed else 0
+        with self._runtime.lock:
+            execution.inbound.link.send(m.Failed(execution.message.seq, us, hseq, True))
+
+
+def pack_error(runtime: Runtime, error: BaseException, name: str) -> codec.Packed:
+    """The error value for an exception: with the exception itself where that can travel."""
+    told = ex.TaskError.from_exception(error, name, pid=os.getpid(), node=runtime.node_ip)
+    try:
+        packed = codec.pack(told, f"the exception of {name}", error=True)
+        # What does not load here will not load there either.
+        codec.unpack(memoryview(packed.as_bytes()), runtime.objects.entries)
+    except Exception:
+        packed = codec.pack(told.without_cause(), f"the exception of {name}", error=True)
+    return packed
+
+
+def would_retry(error: BaseException, retry: bytes) -> bool:
+    """Whether the caller has asked for this exception to be retried."""
+    if retry == ANY_EXCEPTION:
+        return isinstance(error, Exception)
+    try:
+        return isinstance(error, pickle.loads(retry))
+    except Exception:  # classes that do not load here were not raised here
+        return False

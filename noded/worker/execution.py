@@ -1,0 +1,55 @@
+"""One call that runs in this worker, and the table of those that run.
+
+Whoever asks what runs (the runtime context, a cancel, the parent of a new task) asks here: in a worker that does one
+thing at a time it is ``running.call``, with threads or coroutines it is the context variable ``call_now``
+(``client/context.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from noded import ids
+from noded.client.runtime import Runtime
+from noded.worker.inbound import Inbound
+
+
+class Execution:
+    """``message`` is the Push or Call; its identity marks what the call submits."""
+
+    __slots__ = (
+        "borrowed",
+        "cancelled",
+        "function_name",
+        "inbound",
+        "message",
+        "name",
+        "runtime",
+        "stream",
+        "task",
+        "user_code",
+    )
+
+    def __init__(self, runtime: Runtime, inbound: Inbound, message: Any):
+        self.runtime = runtime
+        self.inbound = inbound
+        self.message = message
+        self.name = "a task"
+        self.function_name = ""
+        self.borrowed = False
+        """Its arguments held refs: the answer must say which holds the worker took."""
+        self.cancelled = False
+        self.user_code = False
+        """The user's code runs right now: the only place where a soft cancel may raise."""
+        self.task: Any = None
+        """The asyncio task, in an async actor."""
+        self.stream: Any = None
+
+    @property
+    def task_id(self) -> bytes:
+        return ids.task_id(self.inbound.prefix, self.message.seq)
+
+    def entries(self, view: memoryview) -> list[Any]:
+        """For the ids inside an argument: refs and handles."""
+        self.borrowed = True
+        return self.runtime.objects.entries(view)
