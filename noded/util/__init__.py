@@ -3,8 +3,6 @@
 Nothing is imported before it is asked for: ``noded.util.ActorPool``, and also ``noded.util.queue``, come on first use.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 
