@@ -34,17 +34,6 @@ class A:
 async def coroutine() -> None: ...
 
 
-def async_actor() -> None:
-    @noded.remote
-    class C:
-        async def m(self) -> None: ...
-
-
-@noded.remote
-def stream() -> Iterator[int]:
-    yield 1
-
-
 def subclass() -> None:
     class B(A): ...  # type: ignore[misc]
 
@@ -60,8 +49,6 @@ def things(cluster: Any) -> Any:
 
 
 CASES: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
-    ("async actor", lambda t: async_actor(), NotImplementedError, r"C.m is async: async actors are not supported"),
-    ("generator", lambda t: stream.remote(), NotImplementedError, r"stream is a generator"),
     ("get(5)", lambda t: noded.get(5), ValueError, r"ObjectRef or a list of them, not int"),
     ("get(None)", lambda t: noded.get(None), ValueError, r"not NoneType"),
     ("get({})", lambda t: noded.get({}), ValueError, r"not dict"),
@@ -98,7 +85,8 @@ CASES: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("g.remote(1, 2)", lambda t: g.remote(1, 2), TypeError, r"too many positional arguments"),
     ("g.remote(1, z=2)", lambda t: g.remote(1, z=2), TypeError, r"missing a required argument: 'y'"),
     ("A.remote(1, 2)", lambda t: A.remote(1, 2), TypeError, r"too many positional arguments"),
-    ("actor.m.remote(1, 2)", lambda t: t.actor.m.remote(1, 2), TypeError, r"A.m takes 0 to 1 positional"),
+    ("actor.m.remote(1, 2)", lambda t: t.actor.m.remote(1, 2), TypeError, r"A.m: too many positional arguments"),
+    ("actor.m.remote(nothing=1)", lambda t: t.actor.m.remote(nothing=1), TypeError, r"A.m: got an unexpected keyword"),
     ("remote()", lambda t: noded.remote(), TypeError, r"without parentheses"),
     ("remote(5)", lambda t: noded.remote(5), TypeError, r"on a function or class"),
     ("remote(f)", lambda t: noded.remote(f), TypeError, r"is remote already"),
@@ -112,7 +100,7 @@ CASES: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("num_gpus 1.5", lambda t: f.options(num_gpus=1.5), ValueError, r"GPU.*whole number"),
     ("memory -1", lambda t: f.options(memory=-1), ValueError, r"memory must be at least 0"),
     ("num_returns -1", lambda t: f.options(num_returns=-1), ValueError, r"num_returns must be at least 0"),
-    ("num_returns 'x'", lambda t: f.options(num_returns="x"), TypeError, r"num_returns must be a whole number"),
+    ("num_returns 'x'", lambda t: f.options(num_returns="x"), ValueError, r"num_returns must be a whole number"),
     ("num_returns 1.5", lambda t: f.options(num_returns=1.5), TypeError, r"num_returns must be a whole number"),
     ("max_retries -2", lambda t: f.options(max_retries=-2), ValueError, r"max_retries must be at least -1"),
     ("max_retries 'x'", lambda t: f.options(max_retries="x"), TypeError, r"max_retries must be a whole number"),
@@ -135,7 +123,7 @@ CASES: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("max_restarts -2", lambda t: A.options(max_restarts=-2), ValueError, r"max_restarts must be at least -1"),
     ("max_task_retries", lambda t: A.options(max_task_retries=-2), ValueError, r"max_task_retries must be at least -1"),
     ("max_concurrency 0", lambda t: A.options(max_concurrency=0), ValueError, r"max_concurrency must be at least 1"),
-    ("method num_returns", lambda t: t.actor.m.options(num_returns=-1), ValueError, r"num_returns must be a whole"),
+    ("method num_returns", lambda t: t.actor.m.options(num_returns=-1), ValueError, r"num_returns must be at least 0"),
     ("taken name", lambda t: A.options(name="bad input").remote(), ValueError, r"'bad input' is taken"),
     ("init again", lambda t: noded.init(), RuntimeError, r"called already.*ignore_reinit_error=True"),
 ]

@@ -348,17 +348,12 @@ def test_a_cancelled_crash_is_a_cancel(tmp_path: Path) -> None:
     assert get(same.remote(1)) == 1
 
 
-def test_only_the_submitter_can_cancel(tmp_path: Path) -> None:
+def test_whoever_has_the_ref_can_cancel(tmp_path: Path) -> None:
     @noded.remote
-    def other(box: list[Any]) -> str:
-        try:
-            noded.cancel(box[0])
-        except ValueError as error:
-            return str(error)
-        return "cancelled"
+    def other(box: list[Any]) -> None:
+        noded.cancel(box[0])
 
     slow = start(sleep, tmp_path / "started")
 
-    assert "was submitted by another process" in get(other.remote([slow]))
-    noded.cancel(slow)
+    get(other.remote([slow]))
     assert_cancelled(slow)
