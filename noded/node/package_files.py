@@ -60,7 +60,7 @@ class PackageFiles:
 
     def open(self) -> Found:
         """Sweep what an earlier daemon left unfinished; what there is."""
-        for each in (self._packages, self._extracted, self._envs):
+        for each in (self._base, self._packages, self._extracted, self._envs):
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in each.glob(".*"):
                 _remove(path)
@@ -88,7 +88,7 @@ class PackageFiles:
         if not mark.exists() or mark.read_text() != boot:
             for path in self._extracted.iterdir():
                 _remove(path)
-            mark.write_text(boot)
+            _write_private(mark, boot)
 
     def stop(self) -> None:
         """What is being extracted ends with `Stopped`."""
@@ -147,7 +147,7 @@ class PackageFiles:
     def note_env(self, env: str, uris: list[str]) -> None:
         draft = self._draft(self._envs)
         try:
-            draft.write_text(json.dumps(uris))
+            _write_private(draft, json.dumps(uris))
             draft.rename(self._envs / env)
         except OSError as error:
             raise PackageError(f"they cannot be noted: {self._told(error)}") from error
@@ -204,3 +204,8 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _write_private(path: Path, text: str) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)

@@ -66,6 +66,7 @@ def test_start_status_stop_leave_the_token_and_the_log(places: Places) -> None:
     assert files(places["NODED_HOME"]) == [
         "clusters/default/head.db",
         "clusters/default/logs/daemon-head.log",
+        "clusters/default/runtime_envs/boot",
         "token",
     ]
     modes = {path.stat().st_mode & 0o077 for path in Path(places["NODED_HOME"]).rglob("*")}
