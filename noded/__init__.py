@@ -17,6 +17,7 @@ from noded.client.api import (
     nodes,
     put,
     shutdown,
+    timeline,
     wait,
 )
 from noded.client.actor_class import ActorClass, get_actor, method
@@ -53,5 +54,6 @@ __all__ = [
     "put",
     "remote",
     "shutdown",
+    "timeline",
     "wait",
 ]

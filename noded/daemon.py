@@ -51,6 +51,7 @@ from noded.node.output import OutputMonitor
 from noded.node.runtime_envs import RuntimeEnvError, RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
+from noded.node.timeline import Timeline
 from noded.node.workers import Worker, WorkerPool
 from noded.resources import UNIT, ResourceSet
 from noded.service import StartLock, notify_systemd, running_daemon
@@ -105,6 +106,7 @@ class Daemon:
         self.control: ControlServer
         self.output: OutputMonitor
         self.environments: RuntimeEnvs
+        self.timeline: Timeline
         self.listener: Listener
         self.gateway: Gateway
         self.probe = LoopProbe()
@@ -168,6 +170,7 @@ class Daemon:
             await self.actors.restore()
             self.actors.place_unhosted(set())
         await self.environments.start()
+        self.timeline.sweep(set(self.pool.workers))
         if config.num_gpus is None:
             self.leases.looking_for_gpus = True
             self._gpu_finder = self.loop.create_task(self._find_gpus(), name="find GPUs")
@@ -271,6 +274,7 @@ class Daemon:
         capacity = Capacity(ResourceSet.from_floats(total).to_dict(), ids)
         self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
         base = Path(self.run_dir) if config.private else cluster_dir(config)
+        self.timeline = Timeline(self.log_dir, self.node_ip)
         self.environments = RuntimeEnvs(base / "runtime_envs")
         self.jobs = JobTable(self.storage, self.epoch)
         self.output = OutputMonitor(self.log_dir, self._who_writes, self._deliver_output, keep=not config.private)
@@ -285,7 +289,7 @@ class Daemon:
             on_exit=self._on_worker_exit,
             on_env_failed=lambda assignee, reason: self.leases.env_failed(assignee, reason),
             environments=self.environments,
-            on_output_end=lambda wid: self.output.ended(wid),
+            on_output_end=self._on_output_end,
         )
         self.leases.pool = self.pool
         self.store = ObjectStore(self.arena, self.ledger, self.clients, lambda id_: self.actors.released(id_))
@@ -338,7 +342,11 @@ class Daemon:
             adopt_actor=self._adopt_actor,
             actor_attached=lambda worker, has_actor: self.host.attached(worker, has_actor=has_actor),
             on_package=self._on_package,
-            questions={**self.view.questions(), "await_package": self._ask_await_package},
+            questions={
+                **self.view.questions(),
+                "await_package": self._ask_await_package,
+                "timeline": self._ask_timeline,
+            },
         )
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
 
@@ -495,6 +503,7 @@ class Daemon:
         await self.spawner.stop()
         for worker in list(self.pool.workers):
             self.output.ended(worker)
+        self.timeline.stop()
         await self.storage.close()
         for sock in self._sockets:
             sock.close()
@@ -656,6 +665,13 @@ class Daemon:
         self.host.adopt(record, worker)
 
     # ------------------------------------------------------------ output
+
+    def _on_output_end(self, wid: str) -> None:
+        self.output.ended(wid)
+        self.timeline.ended(wid)
+
+    async def _ask_timeline(self, client: Client | None, args: dict[str, Any]) -> Any:
+        return await asyncio.to_thread(self.timeline.events)
 
     def _who_writes(self, wid: str) -> tuple[str, int] | None:
         worker = self.pool.workers.get(wid)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "version"}
+LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "task_ring", "version"}
 CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "shm", "wire"}
 
 # unit (a package or a module directly in noded/) -> what of noded it may import, besides itself.
@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"config", "daemon", "exceptions", "wire", "spawner.protocol", "version", "compat.environment"},
     "daemon": {"node", "head", "http", "view", "service", "shm", "wire"} | LEAVES,
-    "view": {"node", "head"} | LEAVES,
+    "view": {"node", "head", "wire"} | LEAVES,
     "service": {"config"},
     # leaves
     "error_parts": set(),
@@ -34,12 +34,14 @@ ALLOWED: dict[str, set[str]] = {
     "ids": set(),
     "resources": set(),
     "lifecycle": set(),
+    "task_ring": set(),
     "version": set(),
     "config": {"exceptions"},
     # below the processes
     "shm": {"exceptions", "ids"},
     "wire": {"exceptions", "ids", "resources"},
     "policy": {"exceptions", "ids", "resources"},
+    "runtime_env": {"exceptions"},
     # one per process role
     "spawner": set(),
     "template": {"spawner"},
@@ -49,17 +51,20 @@ ALLOWED: dict[str, set[str]] = {
         "resources",
         "config",
         "lifecycle",
+        "task_ring",
         "shm",
         "wire",
         "policy",
+        "runtime_env",
         "spawner.protocol",
     },
     "head": {"exceptions", "ids", "resources", "config", "lifecycle", "wire", "policy"},
     "http": {"config", "lifecycle", "exceptions"},
-    "client": {"spawner.protocol"} | CLIENT_LEAVES,  # it ends the spawner of its private node
-    "worker": {"client"} | CLIENT_LEAVES,
+    "client": {"runtime_env", "spawner.protocol"} | CLIENT_LEAVES,  # it ends the spawner of its private node
+    "worker": {"client", "runtime_env", "task_ring"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions"},
+    "cluster_utils": {"client", "config"},
     "compat": {"", "client", "exceptions", "util"},
 }
 

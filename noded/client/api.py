@@ -5,6 +5,7 @@ Ray Core 2.x.
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import sys
 import threading
@@ -369,6 +370,18 @@ def available_resources() -> dict[str, float]:
 
 def get_runtime_context() -> RuntimeContext:
     return RuntimeContext(runtime())
+
+
+def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
+    """The last tasks (about a thousand of each worker) as a Chrome trace, for chrome://tracing or Perfetto: a list of
+    events, or None after writing them to ``filename`` as JSON.
+    """
+    events: list[dict[str, Any]] = runtime().ask("timeline")
+    if filename is None:
+        return events
+    with open(filename, "w") as file:
+        json.dump(events, file)
+    return None
 
 
 def get_gpu_ids() -> list[int] | list[str]:

@@ -166,6 +166,7 @@ class EventLoopEngine:
         else:
             answers.result(execution, result, started)
         finally:
+            executor.note(execution, started)
             self._running.pop((execution.inbound, message.seq), None)
             group.running -= 1
             if group.waiting:

@@ -20,6 +20,7 @@ class Execution:
     __slots__ = (
         "borrowed",
         "cancelled",
+        "failed",
         "function_name",
         "inbound",
         "message",
@@ -39,6 +40,7 @@ class Execution:
         self.borrowed = False
         """Its arguments held refs: the answer must say which holds the worker took."""
         self.cancelled = False
+        self.failed = False
         self.user_code = False
         """The user's code runs right now: the only place where a soft cancel may raise."""
         self.task: Any = None

@@ -19,6 +19,7 @@ from noded.client import codec
 from noded.client.context import running
 from noded.client.exits import IntentionalExit
 from noded.client.runtime import Runtime
+from noded.task_ring import TaskRing
 from noded.wire import messages as m
 from noded.worker import streams
 from noded.worker.actor import ActorSeat, Engine
@@ -66,6 +67,9 @@ class Executor:
         self.retiring = ""
         """Why this worker takes no more tasks."""
         self.lent = LentNow()
+        self.ring: TaskRing | None = None
+        """Where it is written down what ran; None where that cannot be."""
+        self._clock = time.time() - time.monotonic()
         self.seat = ActorSeat(self)
         self.engine: Engine | None = None
         """Of an actor that runs several calls at once."""
@@ -253,8 +257,17 @@ class Executor:
             self.answer_error(execution, error, started)
         else:
             self.answers.result(execution, result, started)
+        self.note(execution, started)
         if code is not None and code.max_calls:
             self._count_call(code)
+
+    def note(self, execution: Execution, started: float) -> None:
+        """Into the ring of what ran last."""
+        if self.ring is not None:
+            start = started + self._clock
+            end = time.monotonic() + self._clock
+            thread = 0 if threading.get_ident() == self._main else threading.get_native_id()
+            self.ring.add(execution.task_id, execution.name, start, end, thread, execution.failed)
 
     def _generated(self, execution: Execution, result: Any) -> Any:
         if execution.message.returns == m.STREAMING:
@@ -264,6 +277,7 @@ class Executor:
         return result
 
     def answer_error(self, execution: Execution, error: BaseException, started: float) -> None:
+        execution.failed = True
         if execution.cancelled and isinstance(error, KeyboardInterrupt):
             self.answers.cancelled(execution, started)
             return

@@ -12,6 +12,7 @@ import cloudpickle as cloudpickle  # warm in the template, so that workers need 
 
 from noded.client import remote as remote  # likewise
 from noded.client.runtime import Runtime, set_current
+from noded.task_ring import TaskRing
 from noded.wire import messages as m
 from noded.worker import streams
 from noded.worker.executor import Executor
@@ -31,6 +32,7 @@ def run(args: dict[str, Any]) -> int:
     listener.listen(1024)
     listener.setblocking(False)
     executor = Executor()
+    executor.ring = _open_ring(args["stdout"].removesuffix(".out") + ".tasks")
     lost: list[str] = []
 
     def attach(message: m.Attach) -> None:
@@ -90,3 +92,11 @@ def run(args: dict[str, Any]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     return 0
+
+
+def _open_ring(path: str) -> TaskRing | None:
+    try:
+        return TaskRing(path)
+    except OSError as error:  # a full disk must not keep it from working
+        print(f"noded: what runs here is not written down: {error}", file=sys.stderr)
+        return None
