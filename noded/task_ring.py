@@ -1,8 +1,8 @@
 """The last tasks of one worker, in a file of fixed size that it maps: no message per task.
 
-One process writes, the worker; anybody reads, also after its death. A record is written over the oldest and then counted, so
-that a reader who looks twice at the count knows which records may have changed under its eyes. Times are seconds
-since the epoch.
+One process writes, the worker; anybody reads, also after its death. A record is written over the oldest and then
+counted, so that a reader who looks twice at the count knows which records may have changed under its eyes. Times are
+seconds since the epoch.
 
 Layout, little endian: magic 8 | count u64 | bytes of names u32 | pid u32 | 40 bytes | names 16 KB (each u8 length, then
 UTF-8) | 1,024 records of 48 bytes: task id 16, start f64, end f64, name u32, thread u32, failed u32, 4 unused.
