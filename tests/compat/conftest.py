@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,23 +161,19 @@ def _less(now: dict[str, float], before: dict[str, float]) -> bool:
     return all(amount <= before.get(name, 0) for name, amount in now.items())
 
 
-@pytest.fixture
-def on_ray() -> bool:
-    return ON_RAY
+def _write_program(directory: Path, source: str) -> list[str]:
+    path = directory / "program.py"
+    path.write_text(("" if ON_RAY else "import noded.compat.ray\n") + textwrap.dedent(source))
+    return [sys.executable, str(path)]
 
 
 @pytest.fixture
 def run_program(tmp_path: Path) -> Callable[..., Any]:
     """`run_program(source, *args, **environment)`: what a script did that `import ray`s, by subprocess.run."""
-    import subprocess
-    import sys
-    import textwrap
 
     def run(source: str, *args: str, **environment: str) -> Any:
-        path = tmp_path / "program.py"
-        path.write_text(("" if ON_RAY else "import noded.compat.ray\n") + textwrap.dedent(source))
         return subprocess.run(
-            [sys.executable, str(path), *args],
+            [*_write_program(tmp_path, source), *args],
             cwd=tmp_path,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
@@ -183,3 +183,25 @@ def run_program(tmp_path: Path) -> Callable[..., Any]:
         )
 
     return run
+
+
+@pytest.fixture
+def start_program(tmp_path: Path) -> Iterator[Callable[[str], Any]]:
+    """`start_program(source)`: a Popen with pipes for stdin and for stdout and stderr together; ended with the test."""
+    with ExitStack() as stack:
+
+        def start(source: str) -> Any:
+            program = stack.enter_context(
+                subprocess.Popen(
+                    _write_program(tmp_path, source),
+                    cwd=tmp_path,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+            stack.callback(program.kill)
+            return program
+
+        yield start
