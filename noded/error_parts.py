@@ -23,6 +23,16 @@ _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 Parts = tuple[type[BaseException], tuple[Any, ...], dict[str, Any], dict[str, Any]]
 
 
+class Alias:
+    """Another name for an attribute of an error. An attribute of that name that a user's own error has wins."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __get__(self, error: Any, cls: type | None = None) -> Any:
+        return self if error is None else getattr(error, self._name)
+
+
 def parts(error: BaseException) -> Parts:
     """Class, args, what C structs and __slots__ hold, and attributes."""
     members: dict[str, Any] = {}

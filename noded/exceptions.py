@@ -5,29 +5,23 @@ Names are those of Ray's `ray.exceptions`, with the prefix dropped:
     NodedError
     ├── TaskError                              the task's own code raised; see as_dual()
     ├── TaskCancelledError
-    ├── TaskUnschedulableError   ActorUnschedulableError
-    ├── TaskPlacementGroupRemoved   ActorPlacementGroupRemoved
+    ├── TaskUnschedulableError   ActorUnschedulableError   TaskPlacementGroupRemoved   ActorPlacementGroupRemoved
     ├── WorkerCrashedError                     the worker's process ended under the task
     ├── ActorError
     │   ├── ActorDiedError                     for good: no call will ever work again
     │   └── ActorUnavailableError              for now: a later call may work
-    ├── ActorAlreadyExistsError   ActorHandleNotFoundError    also ValueErrors
-    ├── AsyncioActorExit                       how an async actor leaves
+    ├── ActorAlreadyExistsError   ActorHandleNotFoundError     both also a ValueError
     ├── ObjectLostError
     │   ├── OwnerDiedError   ObjectFreedError   ObjectFetchTimedOutError
     │   ├── ReferenceCountingAssertionError    also an AssertionError
     │   └── ObjectReconstructionFailedError
     │       ├── ObjectReconstructionFailedMaxAttemptsExceededError
     │       └── ObjectReconstructionFailedLineageEvictedError
-    ├── GetTimeoutError                        also a TimeoutError
-    ├── SerializationError                     also a TypeError
+    ├── GetTimeoutError   SerializationError   also a TimeoutError, a TypeError
     ├── UnserializableException
-    ├── ObjectRefStreamEndOfStreamError        a generator has no more items
-    ├── OutOfMemoryError   OutOfDiskError   ObjectStoreFullError
-    ├── PendingCallsLimitExceeded
-    ├── RuntimeEnvSetupError
-    ├── NodeDiedError   LocalDaemonDiedError   NodedSystemError
-    └── AuthenticationError
+    ├── OutOfMemoryError   OutOfDiskError   ObjectStoreFullError   PendingCallsLimitExceeded
+    ├── RuntimeEnvSetupError   AuthenticationError
+    └── NodeDiedError   LocalDaemonDiedError   NodedSystemError
 
 Every error can be pickled, whatever its constructor takes. Errors that never leave one module (a bad
 configuration, a broken frame) are defined in that module.
@@ -40,6 +34,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from noded.error_parts import (
+    Alias,
     combine,
     ending,
     named,
@@ -134,6 +129,10 @@ class TaskError(NodedError):
                 except TypeError:  # a C base whose __new__ wants what we cannot know
                     pass
         return cast(TaskError, rebuild(TaskError, self.args, {}, dict(self.__dict__)))
+
+    as_instanceof_cause = as_dual  # the names that Ray has for these
+    function_name = Alias("task_name")
+    traceback_str = Alias("traceback_text")
 
     def __str__(self) -> str:
         plain = self.__dict__.get("_plain", self)
@@ -259,10 +258,6 @@ class ActorHandleNotFoundError(NodedError, ValueError):
     """The handle is of an actor of a cluster that this process has left: make it again after init()."""
 
 
-class AsyncioActorExit(NodedError):
-    """Raised by exit_actor() inside an async actor; it ends the actor, not only the method."""
-
-
 class ActorPlacementGroupRemoved(NodedError):
     """The actor's placement group was removed, and the actor with it."""
 
@@ -344,10 +339,6 @@ class UnserializableException(NodedError):
     def __init__(self, original_text: str = "") -> None:
         self.original_text = original_text
         super().__init__(f"the exception of a task cannot be unpickled here; it said:\n{original_text}")
-
-
-class ObjectRefStreamEndOfStreamError(NodedError):
-    """The generator of a task has no item with this number: it ended before."""
 
 
 # --- resources, limits, the node -------------------------------------------------------------------------

@@ -24,6 +24,21 @@ _ACTOR_SUFFIX = ACTOR_INDEX.to_bytes(4, "big")
 _GROUP_SUFFIX = GROUP_INDEX.to_bytes(4, "big")
 
 
+class HexId(str):
+    """An id as text, which also does what an id object of Ray's does."""
+
+    __slots__ = ()
+
+    def hex(self) -> str:
+        return str(self)
+
+    def binary(self) -> bytes:
+        return bytes.fromhex(self)
+
+    def is_nil(self) -> bool:
+        return not self
+
+
 def new_prefix() -> bytes:
     """A client's random prefix: 56 bits, so that a million clients collide with a chance of about 1e-5."""
     return os.urandom(PREFIX_SIZE)

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from noded import exceptions as ex
 from noded import ids
 from noded.client import codec
 from noded.client.actor_handle import ActorHandle, handle_of, whole
@@ -125,7 +126,7 @@ class ActorClass:
                     with rt.lock:
                         rt.actors.actors.pop(spec.id, None)
                     if not options.get_if_exists:
-                        raise ValueError(taken)
+                        raise ex.ActorAlreadyExistsError(taken)
                     return _by_name(rt, options.name, namespace, weak=False)  # somebody else was a moment faster
         return ActorHandle(token, self._name, self._methods, options.max_pending_calls)
 

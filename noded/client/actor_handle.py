@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from noded import exceptions as ex
+from noded import ids
 from noded.client import codec
 from noded.client.generators import ObjectRefGenerator
 from noded.client.options import retry_of, returns_of, window_of
@@ -96,7 +97,7 @@ class ActorMethod:
         """Queue a call behind this caller's earlier calls to the actor."""
         rt = current()
         if rt is None:
-            raise ex.NodedSystemError(
+            raise ex.ActorHandleNotFoundError(
                 f"the cluster of the actor of {self._what} was shut down in this process; call "
                 "noded.init() and make a new actor"
             )
@@ -186,8 +187,10 @@ class ActorHandle:
         return sorted(self._methods)
 
     @property
-    def _actor_id(self) -> str:
-        return self._id.hex()
+    def _actor_id(self) -> ids.HexId:
+        return ids.HexId(self._id.hex())
+
+    _ray_actor_id = _actor_id
 
     @property
     def _id(self) -> bytes:

@@ -7,6 +7,7 @@ import json
 import os
 from typing import Any
 
+from noded import ids
 from noded.client.runtime import Runtime
 from noded.wire import messages as m
 
@@ -130,20 +131,22 @@ class RuntimeContext:
         return self._runtime.address
 
     @property
-    def job_id(self) -> str:
-        return self.get_job_id()
+    def job_id(self) -> ids.HexId:
+        return ids.HexId(self.get_job_id())
 
     @property
-    def node_id(self) -> str:
-        return self.get_node_id()
+    def node_id(self) -> ids.HexId:
+        return ids.HexId(self.get_node_id())
 
     @property
-    def task_id(self) -> str | None:
-        return self.get_task_id()
+    def task_id(self) -> ids.HexId | None:
+        found = self.get_task_id()
+        return None if found is None else ids.HexId(found)
 
     @property
-    def actor_id(self) -> str | None:
-        return self.get_actor_id()
+    def actor_id(self) -> ids.HexId | None:
+        found = self.get_actor_id()
+        return None if found is None else ids.HexId(found)
 
     @property
     def was_current_actor_reconstructed(self) -> bool:

@@ -69,10 +69,10 @@ class ObjectRef(msgspec.Struct, Generic[T], weakref=True, eq=False, dict=False):
 
         return asyncio.wrap_future(self.future())
 
-    def task_id(self) -> str:
+    def task_id(self) -> ids.HexId:
         """The id, in hex, of the task that makes this value."""
         id_ = self.binary()
-        return ids.task_id(ids.prefix_of(id_), ids.seq_of(id_)).hex()
+        return ids.HexId(ids.task_id(ids.prefix_of(id_), ids.seq_of(id_)).hex())
 
     def __repr__(self) -> str:
         return f"ObjectRef({self.hex()})"

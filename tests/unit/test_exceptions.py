@@ -221,6 +221,16 @@ def test_our_own_errors_can_be_causes() -> None:
     assert isinstance(dual, ObjectFreedError) and dual.object_id == "ab12"
 
 
+def test_ray_s_names_of_a_task_error_give_way_to_the_users_attributes() -> None:
+    error = TaskError.from_exception(ValueError("no"), "f")
+    assert error.function_name == "f"
+    assert error.traceback_str == error.traceback_text
+    assert isinstance(error.as_instanceof_cause(), ValueError)
+    mine = Refused(1, why="x")
+    mine.function_name = "mine"  # type: ignore[attr-defined]
+    assert TaskError.from_exception(mine, "f").as_dual().function_name == "mine"
+
+
 def test_dual_stays_dual_through_pickle() -> None:
     dual = failed(Refused(7, why="closed")).as_dual()
     dual.add_note("seen")
