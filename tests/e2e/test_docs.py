@@ -72,7 +72,15 @@ def test_what_a_page_names_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_settings_of_a_page_exist(page: Path) -> None:
-    flags = {option.flag for option in OPTIONS} | {"--config", "--cluster", "--json", "--force", "--help", "--version"}
+    flags = {option.flag for option in OPTIONS} | {
+        "--config",
+        "--cluster",
+        "--json",
+        "--force",
+        "--help",
+        "--version",
+        "--as-ray",
+    }
     others = {"NODED_" + name for name in "ADDRESS CONFIG HOME MARK RUN_DIR TOKEN TOKEN_FILE".split()}
     for line in "\n".join(blocks(page, "sh")).splitlines():
         if line.startswith("noded "):

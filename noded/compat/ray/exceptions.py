@@ -11,7 +11,6 @@ from noded.exceptions import (
     ActorPlacementGroupRemoved,
     ActorUnavailableError,
     ActorUnschedulableError,
-    AsyncioActorExit,
     AuthenticationError,
     GetTimeoutError,
     LocalDaemonDiedError,
@@ -22,7 +21,6 @@ from noded.exceptions import (
     ObjectFreedError,
     ObjectLostError,
     ObjectReconstructionFailedError,
-    ObjectRefStreamEndOfStreamError,
     ObjectStoreFullError,
     OutOfDiskError,
     OutOfMemoryError,
@@ -45,8 +43,16 @@ RaySystemError = NodedSystemError
 LocalRayletDiedError = LocalDaemonDiedError
 
 
+class AsyncioActorExit(NodedError):
+    """Ray: raised inside an async actor by exit_actor(); noded's exit_actor() raises a SystemExit."""
+
+
 class CrossLanguageError(NodedError):
     """Ray: a task in another language failed."""
+
+
+class ObjectRefStreamEndOfStreamError(NodedError):
+    """Ray: raised inside it at a generator's end."""
 
 
 class OufOfBandObjectRefSerializationException(NodedError):  # the spelling is Ray's
