@@ -1,7 +1,8 @@
 """How child processes come to know that `import ray` means noded: a directory on PYTHONPATH.
 
-The directory holds nothing but a package `ray` that imports `noded.compat.ray`. Everything that starts a Python
-inherits it: `subprocess`, `multiprocessing`, and workers, which take over their driver's import path.
+The directory holds a package `ray` that imports `noded.compat.ray`, and metadata for programs that ask which version
+is installed. Everything that starts a Python inherits it: `subprocess`, `multiprocessing`, and workers, which take
+over their driver's import path.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
-PATH = str(Path(__file__).parent / "path")
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+PATH = os.path.join(_HERE, "path")
 
 
 def with_ray(environment: Mapping[str, str]) -> str:
@@ -21,7 +23,7 @@ def with_ray(environment: Mapping[str, str]) -> str:
 
 def with_noded(environment: Mapping[str, str]) -> str:
     """PYTHONPATH, so that `import noded` works there also when noded runs from a checkout without an install."""
-    root = str(Path(__file__).parents[2])
+    root = os.path.dirname(os.path.dirname(_HERE))
     parts = _parts(environment)
     return os.pathsep.join(parts if root in sys.path[1:] else [*parts, root])
 
