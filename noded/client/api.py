@@ -201,8 +201,10 @@ def _context() -> ClientContext:
     )
 
 
-def shutdown(_exiting_interpreter: bool = False) -> None:
-    """Leave the cluster; a private one ends. Harmless when not connected."""
+def shutdown(wait_for_processes: bool = False, _exiting_interpreter: bool = False) -> None:
+    """Leave the cluster; a private one ends, and its processes have ended when this returns, asked for or not. Harmless
+    when not connected.
+    """
     global _local
     with _lock:
         rt = current()
@@ -241,7 +243,7 @@ set_auto_init(_auto_init)
 @atexit.register
 def _at_exit() -> None:
     if current() is not None and current().pid == os.getpid():  # type: ignore[union-attr]
-        shutdown(True)
+        shutdown()
 
 
 # ---------------------------------------------------------------- objects
