@@ -53,12 +53,12 @@ class NodedFuture(Future[Any]):
         return self.cancelled()
 
     def result(self, timeout: float | None = None) -> Any:
-        return super().result(self._await(timeout))
+        return super().result(self.await_here(timeout))
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        return super().exception(self._await(timeout))
+        return super().exception(self.await_here(timeout))
 
-    def _await(self, timeout: float | None) -> float | None:
+    def await_here(self, timeout: float | None) -> float | None:
         """Wait and settle in the thread that wants the result: no other has to be woken then. What is left of the
         timeout.
         """
@@ -170,6 +170,13 @@ class _Calls:
         self._no_more = True
         self._arrived.put(None)
 
+    def wait(self) -> None:
+        """Until all are over, and their callbacks have run."""
+        for future in list(self.open):
+            future.await_here(None)
+        if self.thread is not threading.current_thread():
+            self.thread.join()
+
     def _run(self) -> None:
         while not self._no_more or self.open:
             future = self._arrived.get()
@@ -186,7 +193,7 @@ class _Calls:
                 self._hand_over(following[0], *following[1])
 
 
-_executors: weakref.WeakSet[NodedExecutor] = weakref.WeakSet()
+_started: weakref.WeakSet[_Calls] = weakref.WeakSet()
 
 
 class NodedExecutor(Executor):
@@ -208,7 +215,6 @@ class NodedExecutor(Executor):
         self._closing = threading.Lock()
         self._closed = False
         self._started = False
-        _executors.add(self)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> NodedFuture:
         """Run ``fn(*args, **kwargs)`` as a task. Raises RuntimeError after ``shutdown``."""
@@ -221,6 +227,7 @@ class NodedExecutor(Executor):
             if not self._started:
                 self._started = True
                 self._calls.thread.start()
+                _started.add(self._calls)
             self._calls.submit(future, fn, args, kwargs)
         return future
 
@@ -249,10 +256,7 @@ class NodedExecutor(Executor):
         if first and self._started:
             self._calls.expect_no_more()
         if wait and self._started:
-            for future in list(self._calls.open):
-                future._await(None)
-            if self._calls.thread is not threading.current_thread():
-                self._calls.thread.join()
+            self._calls.wait()
 
     def abort(self) -> None:
         """Take no more calls, and end those there are: what runs is interrupted. Does not wait."""
@@ -289,9 +293,10 @@ def _chunks(iterables: tuple[Iterable[Any], ...], size: int) -> Iterator[list[tu
 @atexit.register
 def _finish() -> None:
     """Calls that were submitted are done before the program ends, as with the standard library's executors."""
-    for executor in list(_executors):
-        if not executor._calls.watch.closed:
+    for calls in list(_started):
+        if not calls.watch.closed:
+            calls.expect_no_more()
             try:
-                executor.shutdown()
+                calls.wait()
             except LocalDaemonDiedError:  # nothing of it can come any more
                 pass

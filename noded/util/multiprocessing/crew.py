@@ -109,6 +109,7 @@ class Crew:
 
     def __init__(self, size: int, make: Callable[[], Any], lifespan: int | None):
         self.watch = Watch()
+        self.size = size
         self._make = make
         self._lifespan = lifespan
         self._lock = threading.Lock()
@@ -121,10 +122,6 @@ class Crew:
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="noded-pool", daemon=True)
         self._thread.start()
-
-    @property
-    def size(self) -> int:
-        return len(self._members)
 
     def handles(self) -> list[Any]:
         return [member.handle for member in self._members]
@@ -202,6 +199,7 @@ class Crew:
             if do is not None:
                 do()
         self._leave()
+        self._members.clear()
         self._ended = True
         self.watch.look_again()
 

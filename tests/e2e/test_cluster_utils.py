@@ -1,0 +1,80 @@
+"""cluster_utils.Cluster: a real node that other programs can use and that leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.wait import wait_for
+
+import noded
+from noded.cluster_utils import Cluster
+
+
+def left_behind() -> list[Path]:
+    return [*Path(os.environ["NODED_RUN_DIR"]).glob("*"), *Path(os.environ["NODED_HOME"]).glob("clusters/*")]
+
+
+def test_a_node_is_added_used_and_removed() -> None:
+    cluster = Cluster()
+    assert cluster.address is None and cluster.list_all_nodes() == []
+    with pytest.raises(RuntimeError, match="uninitialized"):
+        cluster.connect()
+
+    node = cluster.add_node(num_cpus=3, resources={"disk": 2}, include_dashboard=False)
+    cluster.wait_for_nodes()
+    assert cluster.list_all_nodes() == [node] and cluster.remaining_processes_alive()
+    assert cluster.address == node.address == cluster.gcs_address
+    cluster.connect(namespace="mine")
+    assert noded.get_runtime_context().namespace == "mine"
+    assert noded.get_runtime_context().get_node_id() == node.node_id
+    found = noded.cluster_resources()
+    assert (found["CPU"], found["disk"]) == (3, 2)
+    with pytest.raises(RuntimeError, match="connected already"):
+        cluster.connect()
+    with pytest.raises(NotImplementedError, match="several nodes"):
+        cluster.add_node()
+
+    cluster.remove_node(node)
+    assert not noded.is_initialized() and cluster.list_all_nodes() == []
+    with pytest.raises(ValueError, match="not a node"):
+        cluster.remove_node(node)
+    cluster.shutdown()
+    assert left_behind() == []
+
+
+def test_head_and_connection_at_once_and_another_program(run_program: Any) -> None:
+    with Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 1}) as cluster:
+        assert cluster.connected and noded.cluster_resources()["CPU"] == 1
+        source = "import os, noded; print(noded.init(os.environ['ADDRESS'])['node_id'])"
+        assert run_program(source, ADDRESS=cluster.address).strip() == noded.get_runtime_context().get_node_id()
+        noded.shutdown()
+        assert cluster.remaining_processes_alive()
+        cluster.connect()
+    assert not noded.is_initialized() and left_behind() == []
+
+
+def test_an_ungraceful_removal_and_a_killed_daemon() -> None:
+    cluster = Cluster(True)
+    node = cluster.head_node
+    assert node is not None
+    before = node.pid
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: node.pid != before and node.alive(), "the daemon was not started again")
+    cluster.connect()
+    assert noded.get(noded.remote(lambda: 5).remote(), timeout=30) == 5
+    noded.shutdown()
+    cluster.remove_node(node, allow_graceful=False)
+    assert left_behind() == []
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="uninitialized"):
+        Cluster(connect=True)
+    with pytest.raises(TypeError, match="bogus"):
+        Cluster(initialize_head=True, head_node_args={"bogus": 1})
+    with pytest.raises(ValueError, match="num_cpus"):
+        Cluster(initialize_head=True, head_node_args={"num_cpus": -1})
