@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from noded.client import codec, where
-from noded.resources import ResourceSet
+from noded.resources import UNIT, ResourceSet
 from noded.wire import messages as m
 
 _O = TypeVar("_O", bound="_Options")
@@ -21,7 +21,7 @@ _PLACEMENT = (
     "placement_group_capture_child_tasks",
 )
 """The older way to say PlacementGroupSchedulingStrategy."""
-_IGNORED = ("enable_task_events", "_labels", "_metadata", "enable_tensor_transport", "_num_objects_per_yield")
+_IGNORED = ("_labels", "_metadata", "enable_tensor_transport", "_num_objects_per_yield")
 """Of Ray's own machinery, without a meaning here."""
 
 
@@ -30,6 +30,13 @@ def _number(name: str, value: Any, *, whole: bool = False, least: float = 0) -> 
         raise TypeError(f"the option {name} must be a {'whole ' if whole else ''}number, not {value!r}")
     if not math.isfinite(value) or value < least:
         raise ValueError(f"the option {name} must be at least {least:g}, not {value!r}")
+    return value
+
+
+def _amount(name: str, value: Any) -> Any:
+    """Of a resource: what is less than one unit would be none at all."""
+    if 0 < _number(name, value) * UNIT < 1:
+        raise ValueError(f"the option {name} is {value!r}, but the smallest amount of a resource is {1 / UNIT:g}")
     return value
 
 
@@ -62,7 +69,7 @@ class _Options(msgspec.Struct, frozen=True):
         groups = {key: value for key, value in options.items() if key in _PLACEMENT}
         for key, value in options.items():
             if key in ("num_cpus", "num_gpus", "memory", "object_store_memory"):
-                clean[key] = None if value is None else _number(key, value)
+                clean[key] = None if value is None else _amount(key, value)
             elif key == "resources":
                 clean["custom"] = _custom(value)
             elif key in ("name", "accelerator_type"):
@@ -77,6 +84,9 @@ class _Options(msgspec.Struct, frozen=True):
                     raise NotImplementedError("the option fallback_strategy is not supported by noded yet")
             elif key in self._own():
                 clean[self._field(key)] = self._check(key, value)
+            elif key == "enable_task_events":  # there is nothing to switch off: the ring of events costs nothing
+                if not isinstance(value, bool):
+                    raise TypeError(f"the option enable_task_events must be True or False, not {value!r}")
             elif key not in _IGNORED and key not in _PLACEMENT:
                 known = sorted({"num_cpus", "num_gpus", "memory", "resources", "name", *_MORE, *self._own()})
                 raise ValueError(f"unknown option {key!r}; known are {', '.join(known)}")
@@ -142,12 +152,11 @@ def retry_of(value: Any) -> bytes:
         return b""
     if value is True:
         return b"*"
-    if not isinstance(value, (list, tuple)) or not all(
-        isinstance(e, type) and issubclass(e, BaseException) for e in value
-    ):
-        raise TypeError(
-            f"the option retry_exceptions must be True, False or a list of exception classes, not {value!r}"
-        )
+    expected = "the option retry_exceptions must be True, False or a list of exception classes"
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{expected}, not {value!r}")
+    if not all(isinstance(e, type) and issubclass(e, BaseException) for e in value):
+        raise ValueError(f"{expected}, not {value!r}")
     return codec.pack(tuple(value), "the option retry_exceptions").as_bytes()[1:] if value else b""
 
 
@@ -180,7 +189,7 @@ def _custom(value: Any) -> tuple[tuple[str, float], ...]:
         if key in ("CPU", "GPU", "memory"):
             option = {"CPU": "num_cpus", "GPU": "num_gpus"}.get(key, key)
             raise ValueError(f"the option resources must not contain {key}: use {option}")
-        _number(f"resources[{key!r}]", amount)
+        _amount(f"resources[{key!r}]", amount)
     return tuple(sorted(value.items()))
 
 
@@ -208,6 +217,11 @@ class TaskOptions(_Options, frozen=True):
         if key == "max_calls":
             return None if value is None else _number(key, value, whole=True)
         return 3 if value is None else _number(key, value, whole=True, least=-1)
+
+    def changed(self: _O, options: dict[str, Any]) -> _O:
+        if options.get("object_store_memory") is not None:
+            raise ValueError("the option object_store_memory is not for tasks: their results take what they need")
+        return super().changed(options)
 
     def calls(self) -> int:
         """After how many calls its worker ends. One that asks for GPUs must not keep their memory for the next."""

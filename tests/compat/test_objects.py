@@ -406,6 +406,7 @@ def test_wait_refuses_what_it_cannot_wait_for() -> None:
 # ---------------------------------------------------------------- refs
 
 
+@pytest.mark.may_leak("what a pickled ref names is kept for as long as the program runs")
 def test_refs_are_compared_by_their_object() -> None:
     first, second = ray.put(1), ray.put(1)
     again = ray.cloudpickle.loads(ray.cloudpickle.dumps(first))
@@ -429,6 +430,7 @@ def test_refs_can_be_annotated() -> None:
     assert ray.ObjectRef[int] is not None
 
 
+@pytest.mark.may_leak("what a pickled ref names is kept for as long as the program runs")
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda ref: pickle.loads(pickle.dumps(ref))])
 def test_copies_of_refs_hold_their_object(copied: Any) -> None:
     ref = ray.put(np.arange(100_000))
@@ -453,6 +455,7 @@ def test_refs_inside_any_structure() -> None:
     assert get(total.remote({"list": [one], "tuple": ((two,),), "box": Box(three)})) == 6
 
 
+@pytest.mark.may_leak("workers keep functions, and functions what they close over")
 def test_refs_in_a_closure() -> None:
     ref = ray.put(np.arange(100_000))
 
@@ -510,6 +513,7 @@ def test_refs_that_a_task_returns_inside_a_value() -> None:
     assert [int(array[0]) for array in get(box["refs"])] == [0, 1]
 
 
+@pytest.mark.may_leak("what a pickled ref names is kept for as long as the program runs")
 def test_refs_pickled_out_of_band(tmp_path: pathlib.Path) -> None:
     ref = ray.put("through a file")
     path = tmp_path / "ref"

@@ -114,28 +114,11 @@ def test_unknown_scheduling_strategies_are_refused() -> None:
         ray.remote(scheduling_strategy="SPRAED")(function)
 
 
-def test_only_functions_and_classes_can_be_remote() -> None:
-    class Callable:
-        def __call__(self) -> None: ...
-
-    for thing in (sum, Callable()):
-        with pytest.raises(TypeError):
-            ray.remote(thing)
-
-
 def test_options_have_names() -> None:
     with pytest.raises((AssertionError, TypeError)):
         ray.remote(2)
     with pytest.raises((AssertionError, TypeError)):
         ray.remote()
-
-
-def test_streams_need_a_generator_function() -> None:
-    def function() -> int:
-        return 1
-
-    with pytest.raises(ValueError):
-        ray.remote(function).options(num_returns="streaming").remote()
 
 
 def test_options_do_not_change_the_function_they_are_called_on(cluster: None) -> None:
@@ -157,14 +140,6 @@ def test_options_add_to_those_of_the_decorator(cluster: None) -> None:
 
     assert ray.get(names.remote()) == ["first", "first"]
     assert ray.get(names.options(name="second").remote()) == ["second", "second"]
-
-
-def test_max_calls_is_for_the_decorator() -> None:
-    def function() -> None: ...
-
-    ray.remote(max_calls=0)(function)
-    with pytest.raises(ValueError):
-        ray.remote(function).options(max_calls=1)
 
 
 def test_a_task_may_be_bound_to_a_node(cluster: None) -> None:

@@ -7,6 +7,7 @@ is defined below this package. docs/ray-api.md says what is there, what differs,
 import sys as _sys
 
 import noded
+import noded.compat.ray.exceptions as _exceptions
 from noded import *  # noqa: F403
 from noded.client.refs import ObjectRef as ObjectID
 from noded.compat import finder as _finder
@@ -24,6 +25,8 @@ from noded.compat.ray.ids import (
     WorkerID,
 )
 from noded.compat.ray.start import LOCAL_MODE, SCRIPT_MODE, WORKER_MODE, LoggingConfig, init
+
+exceptions = _exceptions  # type: ignore[misc]  # the star has brought noded's own, without the names with Ray in them
 
 __version__ = f"2.60.0+noded.{noded.__version__}"
 """The Ray whose API this is. Comparisons with it work: what follows the plus is a label."""
@@ -50,6 +53,7 @@ __all__ = [
     "actor",  # noqa: F405
     "client",
     "cpp_function",
+    "exceptions",
     "init",
     "java_actor_class",
     "java_function",
