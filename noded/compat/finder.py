@@ -26,6 +26,7 @@ MODULES = {
     **{
         f"ray.{name}": f"{OURS}.{name}"
         for name in (
+            "_raylet",
             "actor",
             "client_builder",
             "cross_language",

@@ -4,4 +4,6 @@ from noded.client.actor_class import ActorClass, method
 from noded.client.actor_handle import ActorHandle, ActorMethod
 from noded.client.exits import exit_actor
 
-__all__ = ["ActorClass", "ActorHandle", "ActorMethod", "exit_actor", "method"]
+ActorClassInheritanceException = TypeError
+
+__all__ = ["ActorClass", "ActorClassInheritanceException", "ActorHandle", "ActorMethod", "exit_actor", "method"]
