@@ -99,7 +99,7 @@ class ObjectRefGenerator:
     def __repr__(self) -> str:
         return f"ObjectRefGenerator({self._end.task_id()})"
 
-    def __del__(self) -> None:
+    def __del__(self, dropped: deque[Stream] = dropped) -> None:  # bound: globals may be gone at the end
         if not self._stream.over:
             dropped.append(self._stream)
 

@@ -23,6 +23,7 @@ from noded.client.actors import Actors
 from noded.client.awaiting import Awaiting
 from noded.client.control import TICK, Control
 from noded.client.environments import Environments
+from noded.client.groups import Groups
 from noded.client.interrupts import Interrupts
 from noded.client.objects import BATCH, Objects
 from noded.client.reader import Reader
@@ -139,6 +140,7 @@ class Runtime:
         self.objects: Objects
         self.tasks: Tasks
         self.actors: Actors
+        self.groups: Groups
         self.streams: Streams
         self.awaiting: Awaiting
         self.environments = Environments(self._send_package)
@@ -154,6 +156,7 @@ class Runtime:
             m.Ready: lambda msg, _: self.objects.on_ready(msg),
             m.Lost: lambda msg, _: self.objects.on_lost(msg),
             m.ActorAt: lambda msg, payload: self.actors.on_actor_at(msg, payload),
+            m.GroupAt: lambda msg, _: self.groups.on_group_at(msg),
             m.Answer: self._on_answer,
             m.Bye: self._on_bye,
             m.CancelFor: lambda msg, _: self.tasks.cancel_for_locked(msg),
@@ -251,6 +254,7 @@ class Runtime:
             )
             self.awaiting = Awaiting(self.lock, self.reader, self.objects, self._begin_waiting)
             self.actors = Actors(self.lock, self.holds, self.control, self.tasks, self.reader.notify)
+            self.groups = Groups(self.control, self.tasks, self.next_seq, self.reader.notify)
             refs.hooks.wait, refs.hooks.future = self.awaiting.ref, self.awaiting.future
             refs.hooks.pin, refs.hooks.borrow = self._pin, lambda id_: self.objects.borrow([id_])[0]
         else:
@@ -265,7 +269,7 @@ class Runtime:
     def _pin(self, entry: Any) -> None:
         with self.lock:
             self.objects.publish_locked(entry)
-            self._pinned.append(entry._token)
+            self._pinned.append(self.holds.take(entry.binary()))
             self.flush_refs_numbered()
 
     def _send_package(self, uri: str, data: bytes) -> None:
@@ -291,6 +295,7 @@ class Runtime:
             send(m.Refs(self.control.next_seq(), holds[at : at + BATCH]))
         self.objects.retell_locked()
         self.actors.retell_locked()
+        self.groups.retell_locked()
         for token, (fd, held) in self._fork_pipes.items():
             assert self.control.link is not None
             self.control.link.send_with_fds(m.ForkHold(token, held), [fd])
@@ -325,6 +330,7 @@ class Runtime:
                 actor.dead = actor.dead or error
                 for task in actor.queue:
                     self.tasks.fail_locked(task, error)
+            self.groups.lost_locked(error)
         self.awaiting.fail(reason)
         self.reader.notify()
         self._on_lost(reason)

@@ -100,7 +100,7 @@ class EventLoopEngine:
         # No more than is there now: then it is the loop's turn again.
         for _ in range(len(queue)):
             executor.run_one(queue.popleft())
-        if executor.exiting and not self._running:
+        if executor.exiting and (not self._running or executor.seat.leaving):
             self._loop.stop()
 
     def start(self, item: Item) -> None:

@@ -109,6 +109,8 @@ class ThreadEngine:
         return bool(self._open)
 
     def leave(self) -> None:
+        if self._executor.seat.leaving:
+            return
         deadline = time.monotonic() + _END_SECONDS
         for group in self._groups.values():
             for _ in group.threads:
