@@ -36,6 +36,8 @@ from noded.config import (
 )
 from noded.head.actors import ActorRecord, ActorTable
 from noded.head.jobs import JobTable
+from noded.head.placement_groups import TABLE as GROUPS
+from noded.head.placement_groups import GroupTable
 from noded.head.storage import Storage, StorageError
 from noded.http.gateway import Gateway
 from noded.lifecycle import LoopProbe, setup_logging, time_callbacks
@@ -53,6 +55,8 @@ from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.timeline import Timeline
 from noded.node.workers import Worker, WorkerPool
+from noded.policy import labels
+from noded.policy.where import refuse
 from noded.resources import UNIT, ResourceSet
 from noded.service import StartLock, notify_systemd, running_daemon
 from noded.shm import arena as shm
@@ -66,6 +70,8 @@ _GPU_SECONDS = (2.0, 15.0)
 """How long NVML is given to answer, at the first try and at the second."""
 _HOUSEKEEPING = 1.0
 _IDLE_WORKER_SECONDS = 2.0
+_BACK_BY = 10.0
+"""Seconds in which a process that lives has attached again."""
 _SLAB = 4 << 20
 
 
@@ -100,6 +106,7 @@ class Daemon:
         self.pool: WorkerPool
         self.storage: Storage
         self.actors: ActorTable
+        self.groups: GroupTable
         self.jobs: JobTable
         self.view: View
         self.host: NodeActorHost
@@ -113,6 +120,8 @@ class Daemon:
         self._stop = asyncio.Event()
         self._exit_code = 0
         self._recovered = False
+        self._started = 0.0
+        self.labels: dict[str, str] = {}
         self._leaving = False
         self._housekeeper: asyncio.Task[None] | None = None
         self._gpu_finder: asyncio.Task[None] | None = None
@@ -147,6 +156,7 @@ class Daemon:
         self._make_directories()
         self.token = load_or_create_token(self.config.home)
         await self._open_storage()
+        groups = await self.storage.load(GROUPS)  # now: from the spawner's word on nothing may wait
         self.spawner = SpawnerLink(
             self.run_dir,
             self.tag,
@@ -163,11 +173,13 @@ class Daemon:
         self._open_memory()
         self._open_sockets()
         self._build()
+        self.groups.restore(groups)  # before the leases, which may be in them
         if self._recovered:
             await self._restore(welcome)
         else:
             await self.jobs.restore()
             await self.actors.restore()
+            self.groups.resume()
             self.actors.place_unhosted(set())
         await self.environments.start()
         self.timeline.sweep(set(self.pool.workers))
@@ -180,6 +192,7 @@ class Daemon:
         self.listener.start(self.loop)
         self.probe.start(self.loop, self.listener.beat)
         self._watch_owner()
+        self._started = self.loop.time()
         self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
 
     async def _undo_start(self) -> None:
@@ -272,6 +285,7 @@ class Daemon:
         total[f"node:{self.node_ip}"] = 1.0
         total["node:__internal_head__"] = 1.0
         capacity = Capacity(ResourceSet.from_floats(total).to_dict(), ids)
+        self.labels = {**self._own_labels(), labels.NODE_ID: self.node_id, labels.RAY_NODE_ID: self.node_id}
         self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
         base = Path(self.run_dir) if config.private else cluster_dir(config)
         self.timeline = Timeline(self.log_dir, self.node_ip)
@@ -305,6 +319,15 @@ class Daemon:
             on_gone=lambda id_, death: self.actors.gone(id_, death),
         )
         self.actors.host = self.host
+        self.groups = GroupTable(
+            self.storage,
+            self.leases,
+            lambda prefix, message: self._notify(prefix, message),
+            may_create=self._may_create,
+            outlives=lambda id_: self._is_detached(id_) and self.actors.records[id_].state != "dead",
+            node_labels=lambda: [self.labels],
+        )
+        self.leases.group_gone = self.groups.gone
         identity = Identity(
             cluster=config.cluster,
             node=config.node_name,
@@ -314,6 +337,7 @@ class Daemon:
             run_dir=self.run_dir,
             epoch=self.epoch,
             storage=config.storage,
+            labels=self.labels,
         )
         self.view = View(
             identity,
@@ -321,6 +345,7 @@ class Daemon:
             self.leases,
             self.pool,
             self.actors,
+            self.groups,
             self.clients,
             self.spawner,
             self.probe,
@@ -334,6 +359,7 @@ class Daemon:
             self.leases,
             self.pool,
             self.actors,
+            self.groups,
             arena_fd=self.arena.fd,
             welcome=self._welcome,
             on_driver=self._admit_driver,
@@ -351,7 +377,7 @@ class Daemon:
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
 
     async def _restore(self, welcome: Any) -> None:
-        """Take over from the daemon before us: see docs/architecture.md, section 7."""
+        """Take over from the daemon before us: see docs/architecture.md, section 8."""
         alive = {w["wid"]: w["pid"] for w in welcome.workers}
         ended: list[str] = []
         """Jobs whose drivers have ended meanwhile."""
@@ -383,6 +409,7 @@ class Daemon:
         for worker in workers:
             if worker.record.actor:
                 self.host.reserve(worker)
+                self.leases.end_if_homeless(worker)
             else:
                 self.leases.restore(worker, self.clients.get(worker.record.client))
         self.leases.capacity.restore_devices()
@@ -392,6 +419,7 @@ class Daemon:
             record = self.actors.records.get(worker.record.actor)
             if record is not None and worker.id in alive:
                 self._adopt_actor(worker, record.spec, False)
+        self.groups.resume()
         self.actors.place_unhosted(set(self.host.hosted))
         for packet in welcome.exits:
             self.pool.on_packet(packet)
@@ -493,6 +521,7 @@ class Daemon:
         self.listener.stop()
         await self.gateway.stop()
         await self.actors.stop(end_detached=True)
+        await self.groups.stop(end=True)
         await self.jobs.stop()
         for worker in list(self.pool.workers):
             self.output.catch_up(worker)
@@ -543,7 +572,7 @@ class Daemon:
             self.config.daemon_grace,
         )
 
-    def _notify(self, prefix: bytes, message: m.ActorAt, payload: bytes) -> None:
+    def _notify(self, prefix: bytes, message: m.ActorAt | m.GroupAt, payload: bytes = b"") -> None:
         client = self.clients.get(prefix)
         if client is not None:
             client.send(message, payload)
@@ -569,9 +598,30 @@ class Daemon:
 
     def _refuse_place(self, where: m.Place) -> str:
         """Why nothing may run there on this node."""
-        if where.node and where.node != self.node_id and not where.soft:
-            return f"it is for the node {where.node} only, which is not in this cluster: see NodeID in noded.nodes()"
-        return ""
+        return refuse(where, self.node_id, self.labels)
+
+    def _own_labels(self) -> dict[str, str]:
+        """As configured. Raises ConfigError."""
+        try:
+            labels.check_own(self.config.labels)
+        except ValueError as error:
+            raise ConfigError(f"labels: {error}") from None
+        return dict(self.config.labels)
+
+    # ------------------------------------------------------------ placement groups
+
+    def _may_create(self, prefix: bytes) -> bool:
+        """This client has not told yet what it had asked the daemon before us."""
+        client = self.clients.get(prefix)
+        return client is not None and not client.told
+
+    def _sweep_groups(self) -> None:
+        """A driver that lives is back by then, also when the node has started over."""
+        if self._recovered or self.loop.time() - self._started > _BACK_BY:
+            self.groups.sweep(self._present_jobs())
+
+    def _present_jobs(self) -> set[str]:
+        return {client.job for client in self.clients.values() if client.kind == "driver" and not client.detached}
 
     # ------------------------------------------------------------ packages
 
@@ -604,6 +654,7 @@ class Daemon:
 
     def _end_job(self, job: str) -> None:
         self.actors.job_ended(job)
+        self.groups.job_ended(job)
         self.pool.end_job(job, lambda worker: self._is_detached(worker.record.actor))
         if not self.actors.has_detached(job):  # they may restart, and need its import path then
             self.jobs.over(job)
@@ -692,13 +743,14 @@ class Daemon:
             if not self.store.recovering:
                 self.host.end_unclaimed()
                 self.actors.forget_uncreated(self.clients)
+                self._sweep_groups()
                 self._forget_jobs()
             await self.store.trim()
             notify_systemd("WATCHDOG=1")
 
     def _forget_jobs(self) -> None:
         """Those whose driver has left and whose last detached actor has ended."""
-        present = {client.job for client in self.clients.values() if client.kind == "driver" and not client.detached}
+        present = self._present_jobs()
         if "" in present:  # one is being admitted: its record is there before its client knows
             return
         for job in self.jobs.known() - present:

@@ -20,8 +20,8 @@ Names are those of Ray's `ray.exceptions`, with the prefix dropped:
     ├── GetTimeoutError   SerializationError   also a TimeoutError, a TypeError
     ├── UnserializableException
     ├── OutOfMemoryError   OutOfDiskError   ObjectStoreFullError   PendingCallsLimitExceeded
-    ├── RuntimeEnvSetupError   AuthenticationError
-    └── NodeDiedError   LocalDaemonDiedError   NodedSystemError
+    ├── RuntimeEnvSetupError   AuthenticationError   PlacementGroupUnschedulableError
+    └── NodeDiedError   LocalDaemonDiedError   NodedSystemError (PlacementGroupAlreadyExistsError, also a ValueError)
 
 Every error can be pickled, whatever its constructor takes. Errors that never leave one module (a bad
 configuration, a broken frame) are defined in that module.
@@ -170,9 +170,9 @@ class TaskUnschedulableError(NodedError):
 class TaskPlacementGroupRemoved(NodedError):
     """The task's placement group was removed before it ran."""
 
-    def __init__(self, group_id: str = "") -> None:
+    def __init__(self, group_id: str = "", message: str = "") -> None:
         self.group_id = group_id
-        super().__init__(f"the placement group{named(group_id)} of this task was removed: submit it to another group")
+        super().__init__(message or f"the placement group{named(group_id)} of this task was removed: use another group")
 
 
 class WorkerCrashedError(NodedError):
@@ -374,6 +374,14 @@ class LocalDaemonDiedError(NodedError):
 
 class NodedSystemError(NodedError):
     """An error in noded itself; please report it with its text."""
+
+
+class PlacementGroupAlreadyExistsError(NodedSystemError, ValueError):
+    """The name is taken by another placement group of the namespace: choose another."""
+
+
+class PlacementGroupUnschedulableError(NodedError):
+    """No node can ever hold the placement group; the text says what it asks for and what there is."""
 
 
 class AuthenticationError(NodedError):

@@ -9,13 +9,14 @@ import base64
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from noded.head.actors import ActorTable
+from noded.head.placement_groups import GroupTable
 from noded.lifecycle import LoopProbe
 from noded.node.control import Question, Refusal
 from noded.node.leases import Leases
@@ -40,6 +41,7 @@ class Identity:
     run_dir: str
     epoch: int
     storage: str
+    labels: Mapping[str, str]
 
 
 class View:
@@ -50,6 +52,7 @@ class View:
         leases: Leases,
         pool: WorkerPool,
         actors: ActorTable,
+        groups: GroupTable,
         clients: dict[bytes, Client],
         spawner: SpawnerLink,
         probe: LoopProbe,
@@ -60,6 +63,7 @@ class View:
         self._leases = leases
         self._pool = pool
         self._actors = actors
+        self._groups = groups
         self._clients = clients
         self._spawner = spawner
         self._probe = probe
@@ -77,6 +81,9 @@ class View:
             "named_actors": self._ask_named_actors,
             "await_actor": self._ask_await_actor,
             "actor_info": self._ask_actor_info,
+            "placement_groups": self._ask_groups,
+            "get_placement_group": self._ask_get_group,
+            "await_placement_group": self._ask_await_group,
         }
 
     def request_stop(self) -> None:
@@ -127,7 +134,7 @@ class View:
                 "NodeName": self._identity.node,
                 "ObjectStoreSocketName": os.path.join(self._identity.run_dir, "control.sock"),
                 "Resources": {name: amount / UNIT for name, amount in self._leases.capacity.own()[0].items()},
-                "Labels": {},
+                "Labels": dict(self._identity.labels),
                 "alive": True,
             }
         ]
@@ -161,6 +168,26 @@ class View:
 
     async def _ask_await_actor(self, client: Client | None, args: dict[str, Any]) -> Any:
         return await self._actors.settled(bytes.fromhex(args["id"]))
+
+    async def _ask_groups(self, client: Client | None, args: dict[str, Any]) -> Any:
+        """All of them, or the one of this id; with the nodes of their bundles."""
+        found = self._groups.table(bytes.fromhex(args.get("id", "")))
+        for group in found.values():
+            node = self._identity.node_id if group["state"] != "PENDING" else ""
+            group["bundles_to_node_id"] = dict.fromkeys(group["bundles"], node)
+        return found
+
+    async def _ask_get_group(self, client: Client | None, args: dict[str, Any]) -> Any:
+        record = self._groups.by_name(args["name"], args["namespace"])
+        if record is None:
+            raise Refusal(
+                f"there is no placement group named {args['name']!r} in namespace {args['namespace']!r}; names are "
+                "only seen in their own namespace"
+            )
+        return record.spec.id.hex()
+
+    async def _ask_await_group(self, client: Client | None, args: dict[str, Any]) -> Any:
+        return await self._groups.settled(bytes.fromhex(args["id"]))
 
     async def _ask_actor_info(self, client: Client | None, args: dict[str, Any]) -> Any:
         record = self._actors.records.get(bytes.fromhex(args["id"]))

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "": {"client", "exceptions", "version"},
     "__main__": {"cli"},
     "cli": {"config", "daemon", "exceptions", "wire", "spawner.protocol", "version", "compat.environment"},
-    "daemon": {"node", "head", "http", "view", "service", "shm", "wire"} | LEAVES,
+    "daemon": {"node", "head", "http", "view", "service", "shm", "wire", "policy"} | LEAVES,
     "view": {"node", "head", "wire"} | LEAVES,
     "service": {"config"},
     # leaves
@@ -60,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "head": {"exceptions", "ids", "resources", "config", "lifecycle", "wire", "policy"},
     "http": {"config", "lifecycle", "exceptions"},
-    "client": {"runtime_env", "spawner.protocol"} | CLIENT_LEAVES,  # it ends the spawner of its private node
+    "client": {"runtime_env", "policy.labels", "spawner.protocol"} | CLIENT_LEAVES,  # it ends the spawner of its private node
     "worker": {"client", "runtime_env", "task_ring"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions"},

@@ -95,8 +95,8 @@ def init(
     ``address``: ``"local"`` forces a private one; ``"auto"`` a running one of this user; ``host:port`` or the
     name of a cluster that one; None takes ``NODED_ADDRESS``, else a running cluster of this user, else a
     private one. ``num_cpus``, ``num_gpus``, ``resources``, ``object_store_memory`` (bytes) are for a private
-    one. ``_memory`` (bytes) likewise. Raises ConnectionError when the asked-for cluster is not there,
-    RuntimeError when called twice (see ``ignore_reinit_error``).
+    one, and so are ``_memory`` (bytes) and the node's ``labels``. Raises ConnectionError when the asked-for
+    cluster is not there, RuntimeError when called twice (see ``ignore_reinit_error``).
     """
     # What only init needs is imported by it: workers and short scripts start without.
     from noded.client import discovery
@@ -137,6 +137,11 @@ def init(
             "memory": memory,
         }
         check_sizes(sizes)
+        if labels is not None:
+            from noded.policy.labels import check_own
+
+            check_own(labels)
+        sizes["labels"] = labels
         if node is None:
             _local = LocalCluster(sizes)
             _local.start()

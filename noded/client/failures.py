@@ -28,7 +28,8 @@ def unschedulable(task: Task, message: m.Unschedulable) -> ex.NodedError:
             f"the runtime environment of task {task.name} cannot be set up: {message.reason}"
         )
     if message.kind == "removed":
-        return ex.TaskPlacementGroupRemoved(f"task {task.name} cannot run: {message.reason}")
+        group = task.queue.where.group.hex() if task.queue is not None else ""
+        return ex.TaskPlacementGroupRemoved(group, f"task {task.name} cannot run: {message.reason}")
     return ex.TaskUnschedulableError(f"task {task.name} cannot be scheduled: {message.reason}")
 
 

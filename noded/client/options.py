@@ -61,6 +61,7 @@ class _Options(msgspec.Struct, frozen=True):
     runtime_env: Any = None
     scheduling_strategy: Any = None
     label_selector: Any = None
+    fallback_strategy: Any = None
     accelerator_type: str | None = None
 
     def changed(self: _O, options: dict[str, Any]) -> _O:
@@ -76,12 +77,9 @@ class _Options(msgspec.Struct, frozen=True):
                 clean[key] = _text(key, value)
             elif key == "runtime_env":
                 clean[key] = _environment(value)
-            elif key in ("scheduling_strategy", "label_selector"):
+            elif key in ("scheduling_strategy", "label_selector", "fallback_strategy"):
                 where.check(**{key: value})
                 clean[key] = value
-            elif key == "fallback_strategy":
-                if value:
-                    raise NotImplementedError("the option fallback_strategy is not supported by noded yet")
             elif key in self._own():
                 clean[self._field(key)] = self._check(key, value)
             elif key == "enable_task_events":  # there is nothing to switch off: the ring of events costs nothing
@@ -90,12 +88,8 @@ class _Options(msgspec.Struct, frozen=True):
             elif key not in _IGNORED and key not in _PLACEMENT:
                 known = sorted({"num_cpus", "num_gpus", "memory", "resources", "name", *_MORE, *self._own()})
                 raise ValueError(f"unknown option {key!r}; known are {', '.join(known)}")
-        if groups and groups.get("placement_group", "default") != "default":
-            clean["scheduling_strategy"] = where.of_group(
-                groups["placement_group"],
-                groups.get("placement_group_bundle_index", -1),
-                groups.get("placement_group_capture_child_tasks"),
-            )
+        if groups:
+            clean["scheduling_strategy"] = where.of_older_options(options.get("scheduling_strategy"), **groups)
         made = msgspec.structs.replace(self, **clean)
         made.resources()  # refuses what cannot be, here and now
         return made
@@ -122,9 +116,16 @@ class _Options(msgspec.Struct, frozen=True):
     def resources(self) -> dict[str, int]:
         return self._resources(1 if self.num_cpus is None else self.num_cpus)
 
+    def placement(self) -> dict[str, int]:
+        """What must be free to start it."""
+        return self.resources()
+
     def place(self, current: m.Place) -> m.Place:
         """Where it may run, submitted from code that runs at ``current``."""
-        return where.place_of(self.scheduling_strategy, self.label_selector, current)
+        place = where.place_of(self.scheduling_strategy, current, self.label_selector, self.fallback_strategy)
+        if place.group:
+            where.check_fit(place, self.scheduling_strategy, self.placement())
+        return place
 
 
 _MORE = ("runtime_env", "scheduling_strategy", "label_selector", "accelerator_type")

@@ -82,6 +82,12 @@ class Config:
         "More resources, as a JSON object.",
         Found("none"),
     )
+    labels: Mapping[str, str] = _option(
+        values.labels,
+        "labels such as zone=a,kind=big, or a JSON object; noded.io/… and ray.io/node-id are noded's own",
+        "Labels of this node, for what wants to run on nodes with certain labels.",
+        Found("none"),
+    )
     storage: str = _option(
         values.matching("sqlite|memory"),
         "sqlite or memory",
@@ -264,5 +270,6 @@ def _found_out(chosen: dict[str, Any]) -> dict[str, Any]:
         "memory": max(0, total - store) * 90 // 100,
         "object_store_memory": store,
         "resources": {},
+        "labels": {},
     }
     return chosen | {name: value for name, value in found.items() if chosen[name] is None}

@@ -87,6 +87,21 @@ def resources(value: Any) -> Mapping[str, float]:
     return {name: number(amount) for name, amount in amounts.items()}
 
 
+def labels(value: Any) -> Mapping[str, str]:
+    """From a=b,c=d, from JSON, or from a table. What names and values may look like is checked where they are used."""
+    if isinstance(value, str) and not value.lstrip().startswith("{"):
+        pairs = [each.split("=", 1) for each in value.split(",")]
+        found = {key.strip(): text.strip() for key, text in pairs}
+        if len(found) < len(pairs):
+            raise ValueError
+    else:
+        found = json.loads(value) if isinstance(value, str) else dict(value)
+    for key, text in found.items():
+        if not isinstance(text, str) or not key or key.startswith("noded.io/") or key == "ray.io/node-id":
+            raise ValueError
+    return found
+
+
 def hosts(value: Any) -> tuple[str, ...]:
     """Names from a list, each entry of which may be several with commas."""
     entries: Iterable[str] = [value] if isinstance(value, str) else value

@@ -73,6 +73,16 @@ class ActorRequests(Protocol):
     def creator_died(self, prefix: bytes) -> None: ...
 
 
+class GroupRequests(Protocol):
+    """What clients ask of the head's placement group table."""
+
+    def create(self, prefix: bytes, spec: m.GroupSpec) -> None: ...
+
+    def remove(self, prefix: bytes, id_: bytes) -> None: ...
+
+    def watch(self, prefix: bytes, id_: bytes) -> None: ...
+
+
 class ControlServer:
     """``welcome(client)`` makes the answer to an attach; ``on_driver(client)`` and ``on_driver_gone(client)``
     mark a job's begin and end.
@@ -87,6 +97,7 @@ class ControlServer:
         leases: Leases,
         pool: WorkerPool,
         actors: ActorRequests,
+        groups: GroupRequests,
         *,
         arena_fd: int,
         welcome: Callable[[Client], m.Welcome],
@@ -136,6 +147,9 @@ class ControlServer:
             ),
             m.KillActor: lambda c, msg, _: actors.kill(msg.id, msg.no_restart, msg.reason or "noded.kill() was called"),
             m.ActorUp: lambda c, msg, _: actors.up(msg.id),
+            m.CreateGroup: lambda c, msg, _: groups.create(c.prefix, msg.spec),
+            m.RemoveGroup: lambda c, msg, _: groups.remove(c.prefix, msg.id),
+            m.WatchGroup: lambda c, msg, _: groups.watch(c.prefix, msg.id),
             m.ActorFailed: lambda c, msg, payload: actors.constructor_failed(msg.id, bytes(payload)),
             m.ActorLeaves: lambda c, msg, _: actors.leaves(msg.id, msg.reason),
             m.CancelRef: self._on_cancel_ref,

@@ -141,6 +141,8 @@ class Leases:
         self.looking_for_gpus = False
         """What asks for GPUs is not refused yet: it is not known how many there are."""
         self._placed: set[ActorLease] = set()
+        self.group_gone: Callable[[bytes], bool] = lambda id_: False
+        """Asked of placement groups that are not here: nobody will create it any more."""
         self._closing: dict[bytes, Callable[[], None]] = {}
         """Placement groups that are removed, until what runs in them has ended."""
         self._gone_groups: dict[bytes, None] = {}
@@ -311,10 +313,9 @@ class Leases:
     def _refuse_hopeless(self, waiting: Waiting) -> None:
         """What can never run here is told so."""
         where = waiting.where
-        if where.group in self._gone_groups:
-            self._refuse(waiting, "its placement group was removed", "removed")
-            return
         if where.group and where.group not in self.capacity.groups:
+            if where.group in self._gone_groups or self.group_gone(where.group):
+                self._refuse(waiting, "its placement group was removed", "removed")
             return  # it waits with its group
         if reason := self._refuse_place(where):
             self._refuse(waiting, reason, "never")
@@ -580,6 +581,12 @@ class Leases:
         lease = Lease(record.lease, client, record.cls, where, share, worker, time.monotonic())
         self.leases[lease.id] = lease
         worker.assigned = lease
+        self.end_if_homeless(worker)
+
+    def end_if_homeless(self, worker: Worker) -> None:
+        """After a daemon restart: the group it runs in was removed, and the daemon before us did not get to it."""
+        if worker.record.group and worker.record.group not in self.capacity.groups:
+            self.pool.kill(worker, "its placement group was removed")
 
     def client_told(self, client: Client, claimed: list[tuple[int, str]]) -> None:
         """End the leases it does not claim; tell it of those that have died."""

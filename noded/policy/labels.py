@@ -13,6 +13,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
+NODE_ID, RAY_NODE_ID = "noded.io/node-id", "ray.io/node-id"
+"""What every node has. Programs written for Ray know the second."""
 IN, NOT_IN, EXISTS, ABSENT = "in", "not in", "exists", "absent"
 
 Condition = tuple[str, str, tuple[str, ...]]
@@ -105,6 +107,19 @@ def _condition(key: object, value: object) -> Condition:
                 f"where each value has {_FORM}"
             )
     return key, NOT_IN if negated else IN, values
+
+
+def check_own(labels: object) -> None:
+    """Whether these may be the labels of a node. Raises TypeError, ValueError."""
+    if not isinstance(labels, Mapping):
+        raise TypeError(f"the labels of a node are a dict of strings, not {labels!r}")
+    for key, value in labels.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"the labels of a node are strings, not {key!r}: {value!r}")
+        check_key(key)
+        check_value(key, value)
+        if key.startswith("noded.io/") or key == RAY_NODE_ID:
+            raise ValueError(f"the label {key} is given by noded itself: choose another name")
 
 
 def check_key(key: str) -> None:

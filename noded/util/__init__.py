@@ -4,6 +4,8 @@ Nothing is imported before it is asked for: ``noded.util.ActorPool``, and also `
 """
 
 import importlib
+import sys
+import types
 from typing import Any
 
 _NAMES = {
@@ -14,13 +16,18 @@ _NAMES = {
     "disable_log_once_globally": "debug",
     "disconnect": "client_connect",
     "enable_periodic_logging": "debug",
+    "get_current_placement_group": "placement_group",
     "get_node_instance_id": "where",
     "get_node_ip_address": "where",
+    "get_placement_group": "placement_group",
     "inspect_serializability": "check_serialize",
     "list_named_actors": "named_actors",
     "log_once": "debug",
     "map_unordered": "helpers",
+    "placement_group": "placement_group",
+    "placement_group_table": "placement_group",
     "register_serializer": "serialization",
+    "remove_placement_group": "placement_group",
 }
 """Name to the module it is in."""
 
@@ -51,6 +58,16 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Package(types.ModuleType):
+    """``placement_group`` is a function, also after the module of that name was imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, getattr(value, name) if name in _NAMES and type(value) is types.ModuleType else value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

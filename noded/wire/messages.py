@@ -73,7 +73,7 @@ class Place(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=
     soft: bool = False
     spread: bool = False
     labels: str = ""
-    """Label conditions as JSON: {"hard": {key: [operator, values]}, "soft": …}."""
+    """Conditions on the node's labels, see ``policy/labels.py``."""
 
 
 ANYWHERE = Place()
@@ -89,6 +89,10 @@ class GroupSpec(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     namespace: str = ""
     detached: bool = False
     job: str = ""
+    actor: bytes = b""
+    """The actor that made it: a detached one keeps its groups beyond its job."""
+    labels: list[str] = []
+    """For each bundle, conditions on its node's labels; none at all: any node."""
 
 
 class Method(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -320,7 +324,7 @@ class WorkerIdle(_Message, tag=24):
 
 
 class CreateGroup(_Message, tag=25):
-    """Repeating it is harmless; answered with GroupAt, now and at each change."""
+    """Repeating it is harmless; answered with GroupAt, and again at each change."""
 
     spec: GroupSpec
 

@@ -44,7 +44,8 @@ def test_defaults(env: dict[str, str]) -> None:
         "head",
         "127.0.0.1",
     )
-    assert config.num_cpus >= 1 and config.num_gpus == 0 and config.resources == {}
+    assert config.num_cpus >= 1 and config.num_gpus is None
+    assert config.resources == {} and config.labels == {}
     assert config.object_store_memory + config.memory <= total_memory()
     assert settings.node_dir(config) == Path(env["NODED_RUN_DIR"], "default", "head")
     assert settings.log_dir(config) == Path(env["NODED_HOME"], "clusters", "default", "logs")
@@ -92,6 +93,7 @@ def test_every_option_by_flag_variable_and_file(env: dict[str, str], toml: Path)
         "memory": ("2GB", 2 * GB),
         "object_store_memory": ("512MiB", 512 << 20),
         "resources": ('{"disk": 2}', {"disk": 2.0}),
+        "labels": ("zone=a, kind=", {"zone": "a", "kind": ""}),
         "storage": ("memory", "memory"),
         "daemon_grace": ("5", 5.0),
         "allowed_host": ("A.example, b.example", ("a.example", "b.example")),
@@ -144,6 +146,7 @@ def test_sizes(env: dict[str, str], text: str, size: int) -> None:
     + [("num_cpus", "inf"), ("num_cpus", "nan"), ("num_cpus", "-1"), ("num_cpus", [1])]
     + [("cluster", "A"), ("cluster", "a/b"), ("cluster", "x" * 41), ("cluster", 3), ("node_name", "..")]
     + [("resources", "["), ("resources", "[1]"), ("resources", '{"CPU": 1}'), ("resources", '{"a": "b"}')]
+    + [("labels", text) for text in ("zone", "=a", "a=b,a=c", '{"a": 1}', "noded.io/x=y", "ray.io/node-id=z", "{")]
     + [("resources", '{"": 1}'), ("storage", "redis"), ("allowed_host", "a,,b"), ("allowed_host", "http://a")]
     + [("head", "maybe"), ("log_level", "loud"), ("daemon_grace", "soon"), ("host", "a b")],
 )
