@@ -4,8 +4,6 @@ Nothing is imported before it is asked for: ``noded.util.ActorPool``, and also `
 """
 
 import importlib
-import sys
-import types
 from typing import Any
 
 _NAMES = {
@@ -58,16 +56,6 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-class _Package(types.ModuleType):
-    """``placement_group`` is a function, also after the module of that name was imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, getattr(value, name) if name in _NAMES and type(value) is types.ModuleType else value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:
