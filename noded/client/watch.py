@@ -25,6 +25,10 @@ class Watch:
     def closed(self) -> bool:
         return self._runtime.closed
 
+    @property
+    def of_driver(self) -> bool:
+        return self._runtime.kind == "driver"
+
     def when_done(self, ref: ObjectRef[Any], call: Callable[[], None]) -> None:
         """``call()`` once the ref has its value or error, at once if it has. Keep the ref until then.
 

@@ -292,9 +292,11 @@ def _chunks(iterables: tuple[Iterable[Any], ...], size: int) -> Iterator[list[tu
 
 @atexit.register
 def _finish() -> None:
-    """Calls that were submitted are done before the program ends, as with the standard library's executors."""
+    """Calls that were submitted are done before the program ends, as with the standard library's executors. A worker
+    ends when it is told to.
+    """
     for calls in list(_started):
-        if not calls.watch.closed:
+        if calls.watch.of_driver and not calls.watch.closed:
             calls.expect_no_more()
             try:
                 calls.wait()

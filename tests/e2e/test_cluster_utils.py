@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.gates import Notes
 from harness.wait import wait_for
 
 import noded
 from noded.cluster_utils import Cluster
+from noded.util.executor import NodedExecutor
+from noded.util.multiprocessing import Pool
+from noded.util.queue import Queue
 
 
 def left_behind() -> list[Path]:
@@ -69,6 +74,27 @@ def test_an_ungraceful_removal_and_a_killed_daemon() -> None:
     noded.shutdown()
     cluster.remove_node(node, allow_graceful=False)
     assert left_behind() == []
+
+
+def test_helpers_do_not_notice_that_the_daemon_is_killed(tmp_path: Path) -> None:
+    notes = Notes(tmp_path / "notes")
+
+    def work(number: int) -> int:
+        notes.add()
+        time.sleep(0.005)
+        return number
+
+    with Cluster(True, True, {"num_cpus": 2}) as cluster, Pool(2) as pool, NodedExecutor() as executor:
+        assert cluster.head_node is not None
+        shared = Queue()
+        mapped = pool.map_async(work, range(50), chunksize=1)
+        futures = [executor.submit(work, number) for number in range(50)]
+        taken = shared.actor.get.remote()
+        notes.wait(10)
+        os.kill(cluster.head_node.pid, signal.SIGKILL)
+        assert mapped.get(60) == [future.result(60) for future in futures] == list(range(50))
+        shared.put("after the kill")
+        assert noded.get(taken, timeout=60) == "after the kill"
 
 
 def test_wrong_arguments_are_refused() -> None:
