@@ -24,7 +24,7 @@ _BUNDLES_REMEMBERED = 1_000
 class Group:
     """What this process knows of one placement group."""
 
-    __slots__ = ("__weakref__", "id", "pruned", "ready", "reason", "spec", "state")
+    __slots__ = ("__weakref__", "id", "pruned", "ready", "reason", "spec", "state", "waiting")
 
     def __init__(self, id_: bytes, spec: m.GroupSpec | None = None):
         self.id = id_
@@ -36,6 +36,8 @@ class Group:
         self.ready: list[weakref.ref[Task]] = []
         """Of the refs that are to be ready when it is created."""
         self.pruned = _PRUNE_AT
+        self.waiting = 0
+        """Threads in wait()."""
 
     def error(self) -> ex.NodedError | None:
         """Why ``ready()`` fails now."""
@@ -138,7 +140,8 @@ class Groups:
             elif not task.over:
                 task.refs[0]._value, task.refs[0]._state = task.payload, INLINE
                 self.tasks._finish(task, None, 0)
-        self._notify()
+        if waiting or group.waiting:
+            self._notify()
 
     # ------------------------------------------------------------ from the daemon
 

@@ -126,7 +126,11 @@ class PlacementGroup:
         if group.state != "created":
             deadline = time.monotonic() + max(0.0, timeout_seconds)
             with rt.interrupts:
-                rt.objects.sleep(lambda: group.state not in ("pending", "infeasible"), deadline)
+                _count_waiting(rt, group, 1)
+                try:
+                    rt.objects.sleep(lambda: group.state not in ("pending", "infeasible"), deadline)
+                finally:
+                    _count_waiting(rt, group, -1)
             if group.state in ("removed", "removing"):
                 raise group.error()  # type: ignore[misc]
         return group.state == "created"
@@ -151,6 +155,11 @@ class PlacementGroup:
 
     def __reduce__(self) -> Any:
         return PlacementGroup, (self.id, self.bundle_cache)
+
+
+def _count_waiting(rt: Runtime, group: Group, change: int) -> None:
+    with rt.lock:
+        group.waiting += change
 
 
 def placement_group(

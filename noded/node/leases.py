@@ -27,6 +27,7 @@ _SLICE = 0.05
 _STARTS_PER_TURN = 16
 _ACTORS_LOOKED_AT = 128
 """A thousand actors that wait must not make each decision cost a thousand looks; they are served in order anyway."""
+_LOOKED_AT_ONCE = 32
 _GROUPS_REMEMBERED = 100_000
 _GIVE_UP = 1.0
 """What can never fit is refused after this many seconds."""
@@ -468,7 +469,19 @@ class Leases:
         if strategy == "STRICT_SPREAD" and len(bundles) > 1:
             group.infeasible = True
             on_infeasible(f"STRICT_SPREAD needs {len(bundles)} nodes, one for each bundle, and there is one")
+        elif not self._contended(group):
+            share = self.capacity.fit(group.resources, group.where)
+            if not self._lacking(group, share):  # no need to go through the queue
+                self._start(group, share, time.monotonic())
+                return
         self.kick()
+
+    def _contended(self, group: GroupLease) -> bool:
+        """Others wait for something that it wants, or too many wait to look at them all."""
+        if len(self.groups) + len(self.actors) + len(self.demands) > _LOOKED_AT_ONCE:
+            return True
+        others: list[Waiting] = [*self.groups, *self.actors, *self.demands.values()]
+        return any(not group.resources.keys().isdisjoint(w.resources) for w in others if w is not group)
 
     def release_group(self, id: bytes, on_released: Callable[[], None]) -> None:
         """End what runs in the group; ``on_released()`` when its resources are the node's again."""
