@@ -335,7 +335,7 @@ class GroupTable:
             record.written.set()
             if state == "removed":
                 self._release(record)
-            elif record.state == state:
+            elif state == record.state == "created":
                 self._tell(record)
 
     # ------------------------------------------------------------ restart of the head
