@@ -9,6 +9,7 @@ import sys as _sys
 import noded
 import noded.compat.ray.exceptions as _exceptions
 from noded import *  # noqa: F403
+from noded.client.placement_groups import PlacementGroupID
 from noded.client.refs import ObjectRef as ObjectID
 from noded.compat import finder as _finder
 from noded.compat.ray.client_builder import ClientBuilder, client
@@ -19,7 +20,6 @@ from noded.compat.ray.ids import (
     FunctionID,
     JobID,
     NodeID,
-    PlacementGroupID,
     TaskID,
     UniqueID,
     WorkerID,

@@ -1,8 +1,9 @@
 """`ray._raylet` is internal to Ray, but programs find the class of refs there."""
 
 from noded.client.generators import DynamicObjectRefGenerator, ObjectRefGenerator
+from noded.client.placement_groups import PlacementGroupID
 from noded.client.refs import ObjectRef
-from noded.compat.ray.ids import ActorID, JobID, NodeID, PlacementGroupID, TaskID, UniqueID, WorkerID
+from noded.compat.ray.ids import ActorID, JobID, NodeID, TaskID, UniqueID, WorkerID
 
 ObjectID = ObjectRef
 

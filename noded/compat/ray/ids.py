@@ -88,10 +88,6 @@ class ActorID(BaseID):
     __slots__ = ()
 
 
-class PlacementGroupID(BaseID):
-    __slots__ = ()
-
-
 class TaskID(BaseID):
     __slots__ = ()
 
