@@ -41,11 +41,7 @@ _REMEMBERED = 1000
 
 
 class RuntimeEnvError(Exception):
-    """An environment cannot be made ready; the text says why and what to do. ``missing``: the package it lacks."""
-
-    def __init__(self, reason: str, *, missing: str = "") -> None:
-        super().__init__(reason)
-        self.missing = missing
+    """An environment cannot be made ready; the text says why and what to do."""
 
 
 @dataclass(eq=False)
@@ -91,6 +87,8 @@ class RuntimeEnvs:
         self._uses: Counter[str] = Counter()
         self._idle: OrderedDict[str, None] = OrderedDict()
         self._threads: ThreadPoolExecutor | None = None
+        self._started = asyncio.Event()
+        """Who asks earlier waits: what is on the disk is not known yet."""
         self._evictor: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -110,6 +108,7 @@ class RuntimeEnvs:
         self._envs = found.envs
         self._noted = set(found.envs)
         self._idle = OrderedDict.fromkeys(env for env in found.envs if not self._uses[env])
+        self._started.set()
 
     async def stop(self) -> None:
         self._stopping = True
@@ -132,6 +131,7 @@ class RuntimeEnvs:
 
     async def store(self, uri: str, data: bytes | memoryview) -> None:
         """A package that a client has uploaded; storing it twice is harmless. Raises RuntimeEnvError."""
+        await self._started.wait()
         package = self._package(uri)
         async with package.lock.writer:
             await self._store(package, data)
@@ -139,6 +139,7 @@ class RuntimeEnvs:
 
     async def read(self, uri: str) -> bytes:
         """For another node that needs it. Raises LookupError."""
+        await self._started.wait()
         if uri not in self._packages:
             raise LookupError(uri)
         package = self._packages[uri]
@@ -185,6 +186,7 @@ class RuntimeEnvs:
 
     async def prepare(self, resolved: str) -> Prepared:
         """What a worker needs to enter the environment. Raises RuntimeEnvError."""
+        await self._started.wait()
         env = parse(resolved)
         uris = package_uris(env)
         packages = [self._package(uri) for uri in uris]
@@ -266,10 +268,10 @@ class RuntimeEnvs:
                 raise LookupError(uri)
             return await self._load(uri)
         except LookupError:
-            reason = "is not in this cluster (any more): submit again, so that it is uploaded again"
+            reason = "is not in this cluster (any more): connect again with init(), so that it is uploaded again"
         except Exception as error:
             reason = f"cannot be fetched: {type(error).__name__}: {error}; try again"
-        raise RuntimeEnvError(f"the package {uri} {reason}", missing=uri)
+        raise RuntimeEnvError(f"the package {uri} {reason}")
 
     # ------------------------------------------------------------ eviction
 
@@ -278,32 +280,34 @@ class RuntimeEnvs:
             return
         if len(self._idle) > _REMEMBERED or self._next_victim() is not None:
             self._evictor = asyncio.create_task(self._evict(), name="evict packages")
-            self._evictor.add_done_callback(self._evicted)
-
-    def _evicted(self, task: asyncio.Task[None]) -> None:
-        self._evictor = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("packages of runtime environments cannot be removed", exc_info=error)
 
     def _next_victim(self) -> Package | None:
         in_use = {uri for env in self._uses for uri in self._envs.get(env, ())}
         return pick_victim(self._packages.values(), in_use, self._limit, time.time())
 
     async def _evict(self) -> None:
-        while len(self._idle) > _REMEMBERED:
-            await self._forget(next(iter(self._idle)))
-        while not self._stopping and (victim := self._next_victim()) is not None:
-            async with victim.lock.writer:
-                if victim is not self._next_victim():  # it is in use now
-                    continue
-                if victim.extracted:
-                    log.info("removing the extracted package %s: nobody uses it, and there is little room", victim.uri)
-                    size, victim.extracted = victim.extracted, 0
-                    await self._run(self._files.remove_extracted, victim.hash, size)
-                else:
-                    log.info("removing the package %s: nobody uses it, and there is little room", victim.uri)
-                    victim.stored = 0
-                    await self._run(self._files.remove_package, victim.hash)
+        try:
+            while len(self._idle) > _REMEMBERED:
+                await self._forget(next(iter(self._idle)))
+            while not self._stopping and (victim := self._next_victim()) is not None:
+                async with victim.lock.writer:
+                    if victim is self._next_victim():  # it may be in use by now
+                        await self._remove(victim)
+        except OSError as error:
+            log.error("packages of runtime environments cannot be removed: %s", error)
+        finally:
+            # Not in a callback of the task: whoever comes before that would believe that somebody makes room.
+            self._evictor = None
+
+    async def _remove(self, victim: Package) -> None:
+        what = "extracted package" if victim.extracted else "package"
+        log.info("removing the %s %s: nobody uses it, and there is little room", what, victim.uri)
+        if victim.extracted:
+            size, victim.extracted = victim.extracted, 0
+            await self._run(self._files.remove_extracted, victim.hash, size)
+        else:
+            victim.stored = 0
+            await self._run(self._files.remove_package, victim.hash)
 
     async def _forget(self, env: str) -> None:
         del self._idle[env], self._envs[env]

@@ -65,11 +65,6 @@ class Resolver:
             resolved["worker_process_setup_hook"] = {PICKLED: _pickled(hook)}
         return canonical(resolved)
 
-    def forget(self, uri: str) -> None:
-        """The node has it no more: the next environment with it uploads it again."""
-        with self._lock:
-            self._uploaded.discard(uri)
-
     def _uri(self, field: str, source: str | ModuleType, excludes: tuple[str, ...]) -> str:
         if isinstance(source, str) and PACKAGE_URI.fullmatch(source):
             return source
