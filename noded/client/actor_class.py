@@ -28,7 +28,7 @@ class ActorClass:
     def __init__(self, cls: type, options: ActorOptions):
         self._cls = cls
         self._options = options
-        self._name = cls.__qualname__
+        self._name = cls.__name__
         self._runtime: Runtime | None = None
         self._packed: tuple[bytes, bytes, list[Any]]
         self._arity = Arity(cls)
@@ -155,10 +155,14 @@ class ActorClass:
         )
 
 
+_MAKERS = {"__new__", "__init__", "__del__", "__init_subclass__"}
+"""Called by Python itself; other dunder methods are callable if they are the user's own."""
+
+
 def _methods_of(cls: type, options: ActorOptions) -> dict[str, m.Method]:
     found: dict[str, m.Method] = {}
     for name, member in inspect.getmembers(cls, callable):
-        if name.startswith("__") and name != "__call__":
+        if name.startswith("__") and (name in _MAKERS or not inspect.isfunction(member)):
             continue
         static = inspect.getattr_static(cls, name)
         bound = not isinstance(static, (staticmethod, classmethod))

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from noded.config import NodeInfo, find_nodes
 
 
-def running(env: Mapping[str, str]) -> list[NodeInfo]:
-    """The nodes of this user that accept connections (also while their daemon is away), private ones left out."""
-    return [node for node in find_nodes(env) if not node.private and _accepts(node)]
+def running(env: Mapping[str, str], *, private: bool = False) -> list[NodeInfo]:
+    """The nodes of this user that accept connections, also while their daemon is away. ``private``: those as well."""
+    return [node for node in find_nodes(env) if (private or not node.private) and _accepts(node)]
 
 
 def _accepts(node: NodeInfo) -> bool:
@@ -52,7 +52,7 @@ def find(address: str | None, env: Mapping[str, str]) -> NodeInfo | None:
         raise ValueError(
             f"address must be 'local', 'auto', host:port, or the name of a cluster running here, not {address!r}"
         )
-    for node in nodes:
+    for node in running(env, private=True):  # who knows the address was told it by the program whose node it is
         if node.port == int(port) and host in (node.host, "localhost", "127.0.0.1", "[::1]", socket.gethostname()):
             return node
     raise ConnectionError(

@@ -246,6 +246,12 @@ def test_private_clusters_are_not_found_by_others(run_program: Callable[..., str
     assert found == "not found" and address != private["address"]
 
 
+def test_a_private_cluster_is_joined_by_its_address(run_program: Callable[..., str]) -> None:
+    private = noded.init("local", num_cpus=1)
+    output = run_program(f"import noded; print(noded.init({private['address']!r})['node_id'])")
+    assert output.split() == [private["node_id"]]
+
+
 def test_namespaces_separate_names_between_programs(node: Node, run_program: Callable[..., str]) -> None:
     noded.init(node.address, namespace="ours")
 
