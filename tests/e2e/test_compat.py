@@ -76,6 +76,17 @@ def test_names_are_noded_s_own(run_program: Program) -> None:
     """)
 
 
+def test_what_ray_imports_by_itself_is_there(run_program: Program) -> None:
+    run_program("""
+        import noded.compat.ray, ray
+        assert issubclass(ray.exceptions.RayTaskError, ray.exceptions.RayError)
+        assert ray.util.ActorPool and ray.util.placement_group and ray.actor.exit_actor
+        assert ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
+        assert ray.util.queue.Queue and ray.runtime_context.RuntimeContext and ray.cloudpickle.dumps
+        assert {"get", "util", "exceptions"} <= set(ray.__all__) and "ActorPool" in dir(ray.util)
+    """)
+
+
 def test_version_says_which_ray_and_that_it_is_not_ray(run_program: Program) -> None:
     said, installed = run_program("""
         import noded.compat.ray, ray
@@ -98,7 +109,8 @@ def test_every_module_of_the_table_is_there(run_program: Program) -> None:
             parent, _, child = name.rpartition(".")
             if parent and not callable(getattr(importlib.import_module(parent), child)):
                 assert getattr(importlib.import_module(parent), child) is module, name
-        assert callable(importlib.import_module("ray").util.placement_group)
+        import noded.util, ray
+        assert callable(ray.util.placement_group) and callable(noded.util.placement_group)
     """)
 
 
