@@ -123,8 +123,10 @@ def init(
             from noded.runtime_env import validate
 
             runtime_env = validate(runtime_env)
-        if namespace is not None and (not isinstance(namespace, str) or not namespace):
-            raise ValueError(f"namespace must be a non-empty string, not {namespace!r}")
+        if namespace is not None and not isinstance(namespace, str):
+            raise TypeError(f"namespace must be a string or None, not {namespace!r}")
+        if namespace == "":
+            raise ValueError("namespace must not be empty: leave it out for one of your own")
         if address is not None and not isinstance(address, str):
             raise TypeError(f"address must be a string or None, not {address!r}")
         wanted = address if address is not None else os.environ.get("NODED_ADDRESS") or None

@@ -304,8 +304,8 @@ def test_a_program_that_leaves_takes_its_work_along(node: Node) -> None:
     "arguments, kind, text",
     [
         ({"no_such_argument": 1}, TypeError, "unknown arguments: no_such_argument"),
-        ({"namespace": ""}, ValueError, "namespace must be a non-empty string"),
-        ({"namespace": 5}, ValueError, "namespace must be a non-empty string"),
+        ({"namespace": ""}, ValueError, "namespace must not be empty"),
+        ({"namespace": 5}, TypeError, "namespace must be a string"),
         ({"runtime_env": {"pip": ["x"]}}, NotImplementedError, "pip"),
         ({"local_mode": True}, NotImplementedError, "local_mode"),
         ({"address": 5}, TypeError, "address"),
