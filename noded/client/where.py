@@ -97,7 +97,9 @@ def place_of(strategy: Any, current: m.Place, label_selector: Any = None, fallba
     """Where it may run, submitted from code that runs at ``current``. Raises ValueError."""
     hard = _conditions("label_selector", label_selector) if label_selector else []
     if isinstance(strategy, NodeAffinitySchedulingStrategy):
-        return m.Place(node=strategy.node_id, soft=bool(strategy.soft), labels=_encode(hard, [], fallback_strategy))
+        return m.Place(
+            node=strategy.node_id.lower(), soft=bool(strategy.soft), labels=_encode(hard, [], fallback_strategy)
+        )
     if isinstance(strategy, NodeLabelSchedulingStrategy):
         hard += _matches(strategy.hard)
         return m.Place(labels=_encode(hard, _matches(strategy.soft), fallback_strategy))
