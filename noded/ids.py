@@ -72,5 +72,9 @@ def seq_of(id_: bytes) -> int:
     return int.from_bytes(id_[PREFIX_SIZE : PREFIX_SIZE + 5], "big")
 
 
+def index_of(id_: bytes) -> int:
+    return int.from_bytes(id_[PREFIX_SIZE + 5 :], "big")
+
+
 def is_actor_id(id_: bytes) -> bool:
     return id_.endswith(_ACTOR_SUFFIX)

@@ -12,7 +12,7 @@ from noded.client.refs import INLINE, PENDING, ObjectRef
 class Stream:
     """The items of one streaming task that have arrived and were not taken yet. Changes under the runtime's lock."""
 
-    __slots__ = ("arrived", "dropped", "items", "over", "taken", "task", "waiters", "window")
+    __slots__ = ("arrived", "dropped", "items", "lost", "over", "taken", "task", "waiters", "window")
 
     def __init__(self, task: Any, window: int):
         self.task = task
@@ -22,6 +22,8 @@ class Stream:
         self.taken = 0
         self.over = False
         self.dropped = False
+        self.lost = False
+        """A worker died of it."""
         self.waiters: list[Callable[[], None]] = []
         """Called once, when an item arrives or the stream ends."""
 
@@ -52,24 +54,28 @@ class ObjectRefGenerator:
     def _next_sync(self, timeout_s: float | None = None) -> ObjectRef[Any]:
         """The next ref. Raises StopIteration at the end, GetTimeoutError after ``timeout_s`` seconds."""
         stream = self._stream
-        if not stream.items:
-            self._runtime.streams.wait(stream, timeout_s)
-        ref: ObjectRef[Any] | None = self._runtime.streams.take(stream)
-        if ref is None:
-            raise StopIteration
-        return ref
+        while True:
+            over = stream.over
+            ref: ObjectRef[Any] | None = self._runtime.streams.take(stream)
+            if ref is not None:
+                return ref
+            if over:
+                raise StopIteration
+            self._runtime.streams.wait(stream, timeout_s)  # another thread may then have been faster
 
     def __aiter__(self) -> AsyncIterator[ObjectRef[Any]]:
         return self
 
     async def __anext__(self) -> ObjectRef[Any]:
         stream = self._stream
-        if not stream.items and not stream.over:
-            await self._runtime.awaiting.item(stream)
-        ref: ObjectRef[Any] | None = self._runtime.streams.take(stream)
-        if ref is None:
-            raise StopAsyncIteration
-        return ref
+        while True:
+            over = stream.over
+            ref: ObjectRef[Any] | None = self._runtime.streams.take(stream)
+            if ref is not None:
+                return ref
+            if over:
+                raise StopAsyncIteration
+            await self._runtime.awaiting.item(stream)  # another coroutine may then have been faster
 
     def completed(self) -> ObjectRef[Any]:
         """A ref that is ready when the task has ended."""

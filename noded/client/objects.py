@@ -241,7 +241,7 @@ class Objects:
 
     @staticmethod
     def _make_remote(id_: bytes, token: Token) -> ObjectRef[Any]:
-        return ObjectRef(ids.seq_of(id_), int.from_bytes(id_[12:], "big"), REMOTE, None, token, None, id_)
+        return ObjectRef(ids.seq_of(id_), ids.index_of(id_), REMOTE, None, token, None, id_)
 
     def load(self, ref: ObjectRef[Any]) -> Any:
         """The Python value of a ref that is ready; raises its error."""

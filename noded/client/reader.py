@@ -28,6 +28,12 @@ class Reader:
         self.last_read = 0.0
         self.wanted = 0
         """Threads that want the role while somebody has it."""
+        self.reserved_for = 0
+        """The only thread, beside the helper, that reads: of an actor with several threads or coroutines its main
+        thread, which is to start the calls that come.
+        """
+        self._claimed = False
+        """Who runs tasks wants the role back from a thread that waits."""
         self._sleepers: list[threading.Lock] = []
         self._guard = threading.Lock()
         self.add(self.wake_fd, self._on_wake)
@@ -87,6 +93,16 @@ class Reader:
         if self._sleepers:
             self.wake_sleepers()
 
+    def claim(self) -> None:
+        """Take the role, from whoever waits with it; for the thread that runs tasks."""
+        if not self.role.acquire(blocking=False):
+            self._claimed = True
+            self.wanted += 1
+            self.wake()
+            self.role.acquire()
+            self.wanted -= 1
+            self._claimed = False
+
     def notify(self) -> None:
         """Something changed outside of the data sockets (a message of the daemon): let all who wait look."""
         self.wake_sleepers()
@@ -97,25 +113,29 @@ class Reader:
         (interrupts).
         """
         role = self.role
+        barred = bool(self.reserved_for) and self.reserved_for != threading.get_ident()
         while not done():
             pause()
             timeout = None if deadline is None else deadline - time.monotonic()
             if timeout is not None and timeout <= 0:
                 self._look_once()
                 return bool(done())
-            if role.acquire(blocking=False):
+            if not barred and not self._claimed and role.acquire(blocking=False):
                 try:
                     # Whoever had the role until now may have read what we wait for: look before the first poll.
                     while not done():
+                        if self._claimed:
+                            break
                         self.poll(timeout)
                         if done():
-                            break
+                            return True
                         pause()
                         if deadline is not None:
                             timeout = deadline - time.monotonic()
                             if timeout <= 0:
                                 return bool(done())
-                    return True
+                    else:
+                        return True
                 finally:
                     self.release()
             else:
@@ -125,13 +145,14 @@ class Reader:
                     self._sleepers.append(sleeper)
                 if done():
                     return True
-                self.wanted += 1
+                self.wanted += not barred
                 try:
-                    self.wake()
+                    if not barred:
+                        self.wake()
                     # Bounded, so that a lost hand-over costs a moment and not for ever.
                     sleeper.acquire(timeout=0.1 if timeout is None else min(0.1, timeout))
                 finally:
-                    self.wanted -= 1
+                    self.wanted -= not barred
         return True
 
     def _look_once(self) -> None:

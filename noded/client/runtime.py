@@ -248,7 +248,7 @@ class Runtime:
                 self.pause,
                 self.interrupts,
             )
-            self.streams = Streams(self.lock, self.holds, self.objects)
+            self.streams = Streams(self.lock, self.objects, self.control.send)
             self.tasks = Tasks(
                 self.lock, self.holds, self.control, self.reader, self.objects, self.streams, self._hello, self.next_seq
             )
@@ -305,7 +305,8 @@ class Runtime:
             send(ask, payload)
         if self._detached:
             send(m.Detach())
-        send(m.Told(self.control.seq, self.tasks.leases(), self.tasks.pushed(), self.space.in_use(), self.blocked))
+        pushed, streams = self.tasks.pushed()
+        send(m.Told(self.control.seq, self.tasks.leases(), pushed, self.space.in_use(), self.blocked, streams))
         # Requests last: only after Told does the daemon know which leases and regions are still in use, and what it
         # grants before that it would take back.
         self.space.retell()

@@ -9,11 +9,9 @@ from typing import Any
 import msgspec
 
 from noded import exceptions as ex
-from noded import ids
-from noded.client import refs
 from noded.client.generators import Stream, dropped
 from noded.client.objects import Objects
-from noded.client.refs import FAILED, INLINE, STORED, HoldTable, ObjectRef
+from noded.client.refs import FAILED, INLINE, STORED, ObjectRef
 from noded.client.submission import Task, WorkerLink
 from noded.wire import messages as m
 
@@ -21,10 +19,11 @@ from noded.wire import messages as m
 class Streams:
     """Methods that end in ``_locked`` need the runtime's lock, the others take it."""
 
-    def __init__(self, lock: Any, holds: HoldTable, objects: Objects):
+    def __init__(self, lock: Any, objects: Objects, send: Callable[[Any], None]):
         self._lock = lock
-        self._holds = holds
         self._objects = objects
+        self._send = send
+        """To the daemon."""
         self.flush: Callable[[WorkerLink], None] = lambda link: None
         self.token_of: Callable[[ObjectRef[Any], bytes, WorkerLink, int], Any]
         """The hold on an object that a worker stored for us."""
@@ -35,7 +34,7 @@ class Streams:
             return
         ref: ObjectRef[Any] = ObjectRef(task.seq, message.index, INLINE, bytes(payload) if not message.id else None)
         if message.id:
-            ref._token = self.token_of(ref, message.id, worker, 0)
+            ref._token = self.token_of(ref, message.id, worker, message.hseq)
             ref._value, ref._state = (message.offset, message.size), STORED
         stream.arrived = message.index + 1
         if not stream.dropped:
@@ -51,12 +50,17 @@ class Streams:
         if end._state == FAILED and not stream.dropped:
             stream.items.append(ObjectRef(task.seq, stream.arrived, FAILED, end._value))
         stream.over = True
+        task.stream = None  # no cycle: items that nobody takes go with the generator
+        if stream.lost:
+            self._send(m.StreamOver(task.seq, stream.arrived))
         stream.tell()
 
     def worker_lost_locked(self, task: Task) -> None:
-        """It may have stored one item more than it told us of: the daemon counts us as its holder."""
+        """It may have stored items that it did not tell us of any more: the daemon counts us as their holder. They are
+        given up at the end, for until then the next run may make the same ones.
+        """
         if task.stream is not None:
-            self._holds.given.append((ids.object_id(refs.own_prefix, task.seq, task.stream.arrived), 0))
+            task.stream.lost = True
 
     # ------------------------------------------------------------ the generator's side
 

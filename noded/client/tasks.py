@@ -625,8 +625,10 @@ class Tasks:
     def leases(self) -> list[tuple[int, str]]:
         return [(worker.lease, worker.worker) for worker in self.links.values() if worker.lease]
 
-    def pushed(self) -> list[int]:
-        return [seq for worker in self.links.values() for seq in worker.inflight]
+    def pushed(self) -> tuple[list[int], list[tuple[int, int]]]:
+        """The numbers of tasks that workers have; and of those that stream, how many items have arrived."""
+        tasks = [task for worker in self.links.values() for task in worker.inflight.values()]
+        return [t.seq for t in tasks], [(t.seq, t.stream.arrived) for t in tasks if t.stream is not None]
 
     def abandon(self) -> None:
         """In a forked child: close our copies only."""

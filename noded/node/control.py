@@ -153,6 +153,7 @@ class ControlServer:
             m.ActorFailed: lambda c, msg, payload: actors.constructor_failed(msg.id, bytes(payload)),
             m.ActorLeaves: lambda c, msg, _: actors.leaves(msg.id, msg.reason),
             m.CancelRef: self._on_cancel_ref,
+            m.StreamOver: lambda c, msg, _: store.on_stream_over(c, msg),
             m.Package: lambda c, msg, payload: on_package(msg.uri, bytes(payload)),
             m.JobReady: self._on_job_ready,
             m.KillTask: lambda c, msg, _: leases.kill_task(c, msg),

@@ -316,6 +316,12 @@ class ObjectStore:
         self._makers_until = time.monotonic() + MAKERS_SECONDS
         asyncio.get_running_loop().call_later(MAKERS_SECONDS + 0.01, self._recovered)
 
+    def on_stream_over(self, client: Client, message: m.StreamOver) -> None:
+        """Give up what its holder was never told of."""
+        for id_ in [i for i, generation in client.held.items() if not generation and ids.prefix_of(i) == client.prefix]:
+            if ids.seq_of(id_) == message.seq and message.count <= ids.index_of(id_) < ids.STREAM_END:
+                self._release(client, id_, 0)
+
     # ------------------------------------------------------------ regions
 
     def _region_at(self, offset: int) -> Region | None:
@@ -528,11 +534,13 @@ class ObjectStore:
 
     def client_told(self, client: Client, snapshot: set[bytes], message: m.Told) -> None:
         """Its holds are exactly ``snapshot``, and the results of tasks it still waits for."""
-        pending, regions = set(message.pending), set(message.regions)
+        pending, regions, arrived = set(message.pending), set(message.regions), dict(message.streams)
         own = client.prefix
         for id_ in [i for i in client.held if i not in snapshot]:
-            if ids.prefix_of(id_) == own and ids.seq_of(id_) in pending and not ids.is_actor_id(id_):
-                continue
+            seq = ids.seq_of(id_)
+            if ids.prefix_of(id_) == own and seq in pending and not ids.is_actor_id(id_):
+                if ids.index_of(id_) >= arrived.get(seq, 0):  # else it has arrived, and was dropped
+                    continue
             generation = client.held[id_]
             self._release(client, id_, generation)
         for region in [r for r in self._regions.values() if r.prefix == own]:

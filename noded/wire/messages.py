@@ -184,6 +184,8 @@ class Told(_Message, tag=2):
     regions: list[int]
     """Offsets of the regions this client still allocates in or writes to; its others are retired."""
     blocked: bool = False
+    streams: list[tuple[int, int]] = []
+    """Of pending tasks that stream: so many of its items have arrived."""
 
 
 class ClassDef(_Message, tag=3):
@@ -359,6 +361,13 @@ class ActorLeaves(_Message, tag=30):
 
 
 # ---------------------------------------------------------------- control: daemon -> client
+
+class StreamOver(_Message, tag=31):
+    """A stream that a worker died of has ended: what that worker had stored from item ``count`` on is not wanted."""
+
+    seq: int
+    count: int
+
 
 
 class Welcome(_Message, tag=40):
@@ -638,6 +647,8 @@ class Item(_Message, tag=95):
     id: bytes = b""
 
 
+    hseq: int = 0
+    """Of a stored one: the worker's control seq behind which the daemon knows of it."""
 ToDaemon = (
     Attach
     | Told
@@ -671,6 +682,7 @@ ToDaemon = (
     | ActorLeaves
 )
 ToClient = (
+    | StreamOver
     Welcome
     | Refused
     | Grant

@@ -130,10 +130,9 @@ class Answers:
         if one.size > INLINE_LIMIT or one.refs:
             id_ = ids.object_id(inbound.prefix, message.seq, index)
             offset, size = runtime.objects.write(id_, one)
+            hseq = runtime.flush_refs_numbered()
             with runtime.lock:
-                # At once: of what was written and not told when the worker dies, the caller can give up one only.
-                inbound.link.send(m.Item(message.seq, index, size, offset, id_))
-                inbound.flush_locked()
+                inbound.link.send(m.Item(message.seq, index, size, offset, id_, hseq))
             return
         with runtime.lock:
             inbound.link.send(m.Item(message.seq, index), one.as_bytes())

@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import inspect
 import selectors
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -77,6 +78,7 @@ class EventLoopEngine:
         runtime = executor.runtime
         runtime.tasks.current = call_now.get
         runtime.awaiting.own_loop = loop
+        runtime.reader.reserved_for = threading.get_ident()
         runtime.reader.add(self._selector.fileno(), self._selector.on_event)
         asyncio.set_event_loop(loop)
         loop.call_soon(construct)

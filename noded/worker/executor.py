@@ -125,9 +125,7 @@ class Executor:
         would have no reader.
         """
         self.inbound.remove(inbound)
-        for (whose, _), stream in list(self.streaming.open.items()):
-            if whose is inbound:
-                stream.progressed(-1)
+        self.streaming.on_closed(inbound)
 
     def on_drained(self, inbound: Inbound) -> None:
         """The caller has read its answers: what was held back for it is its turn again, in order."""
@@ -170,11 +168,7 @@ class Executor:
     def poll(self, timeout: float | None) -> None:
         """Read the sockets, unless there is something to do; only for the main thread."""
         reader = self.runtime.reader
-        if not reader.role.acquire(blocking=False):
-            reader.wanted += 1
-            reader.wake()
-            reader.role.acquire()
-            reader.wanted -= 1
+        reader.claim()
         try:
             if not self.queue and not self.exiting:
                 reader.poll(timeout)
@@ -197,6 +191,9 @@ class Executor:
             # This caller does not keep up with its answers: its calls wait until it does, the others' do not.
             inbound.held.append(item)
             return
+        control = self.runtime.control
+        if control._sleeping:
+            control.wake()
         if self.engine is not None:
             self.engine.start(item)
             return
@@ -204,9 +201,6 @@ class Executor:
         self._started = started = time.monotonic()
         self._blocked_before = 0.0
         self._count += 1
-        control = self.runtime.control
-        if control._sleeping:
-            control.wake()
         try:
             self.execute(execution, payload, started)
         except KeyboardInterrupt:  # a cancel that struck between user code and its answer

@@ -16,6 +16,7 @@ from noded.worker.execution import Execution
 from noded.worker.inbound import Inbound
 
 _FLUSH_SECONDS = 0.001
+_UNWANTED = 1000
 
 
 class OutStream:
@@ -52,17 +53,35 @@ class Streaming:
         self._flush = flush
         self._last_flush = 0.0
         self.open: dict[tuple[Inbound, int], OutStream] = {}
+        self._unwanted: dict[tuple[Inbound, int], None] = {}
+        """Dropped by their callers before they began here, or after they had ended."""
 
     def on_taken(self, inbound: Inbound, message: m.Taken) -> None:
-        stream = self.open.get((inbound, message.seq))
+        key = inbound, message.seq
+        if message.count < 0:
+            # Noted before it is looked up: it may begin right now, in another thread.
+            self._unwanted[key] = None
+            if len(self._unwanted) > _UNWANTED:
+                del self._unwanted[next(iter(self._unwanted))]
+        stream = self.open.get(key)
         if stream is not None:
             stream.progressed(message.count)
+
+    def on_closed(self, inbound: Inbound) -> None:
+        """Nobody will read the items."""
+        for (whose, _), stream in list(self.open.items()):
+            if whose is inbound:
+                stream.progressed(-1)
+        for key in [key for key in self._unwanted if key[0] is inbound]:
+            del self._unwanted[key]
 
     def _start(self, execution: Execution) -> tuple[OutStream, int]:
         extra = execution.message.extra or m.Extra()
         stream = OutStream(extra.window)
         stream.sent = stream.taken = extra.skip
-        self.open[execution.inbound, execution.message.seq] = stream
+        key = execution.inbound, execution.message.seq
+        self.open[key] = stream
+        stream.dropped = key in self._unwanted or execution.inbound.link.closed
         return stream, extra.skip
 
     def _end(self, execution: Execution) -> None:
@@ -100,7 +119,10 @@ class Streaming:
         room = asyncio.Event()
 
         def wake() -> None:
-            loop.call_soon_threadsafe(room.set)
+            try:
+                loop.call_soon_threadsafe(room.set)
+            except RuntimeError:  # the loop is closed: the actor has ended
+                pass
 
         stream.on_progress(wake)
         index = 0

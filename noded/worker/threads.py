@@ -47,6 +47,7 @@ class ThreadEngine:
         """Handed over and not answered yet."""
         self._last_flush = 0.0
         executor.runtime.tasks.current = call_now.get
+        executor.runtime.reader.reserved_for = threading.get_ident()
 
     def run(self, construct: Callable[[], None]) -> None:
         construct()
