@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import math
 import os
 import signal
 import socket
@@ -41,10 +40,10 @@ from noded.head.placement_groups import GroupTable
 from noded.head.storage import Storage, StorageError
 from noded.http.gateway import Gateway
 from noded.lifecycle import LoopProbe, setup_logging, time_callbacks
-from noded.node import gpu_detector, gpu_ids
 from noded.node.actor_host import NodeActorHost
 from noded.node.capacity import Capacity
 from noded.node.control import ClientRecord, ControlServer, Refusal, start_time
+from noded.node.gpu_finder import GpuFinder
 from noded.node.leases import Leases
 from noded.node.ledger import Ledger, LedgerError
 from noded.node.listener import Listener, ListenError, bind
@@ -66,8 +65,6 @@ from noded.wire import messages as m
 
 log = logging.getLogger("noded.daemon")
 
-_GPU_SECONDS = (2.0, 15.0)
-"""How long NVML is given to answer, at the first try and at the second."""
 _HOUSEKEEPING = 1.0
 _IDLE_WORKER_SECONDS = 2.0
 _BACK_BY = 10.0
@@ -124,7 +121,7 @@ class Daemon:
         self.labels: dict[str, str] = {}
         self._leaving = False
         self._housekeeper: asyncio.Task[None] | None = None
-        self._gpu_finder: asyncio.Task[None] | None = None
+        self.gpus: GpuFinder
         self._storing: dict[str, asyncio.Task[None]] = {}
         """Packages on their way to the disk."""
         self._owner_fd = -1
@@ -179,13 +176,12 @@ class Daemon:
         else:
             await self.jobs.restore()
             await self.actors.restore()
+            self.leases.capacity.restore_devices()
             self.groups.resume()
             self.actors.place_unhosted(set())
         await self.environments.start()
         self.timeline.sweep(set(self.pool.workers))
-        if config.num_gpus is None:
-            self.leases.looking_for_gpus = True
-            self._gpu_finder = self.loop.create_task(self._find_gpus(), name="find GPUs")
+        self.gpus.start(self.loop, self.leases)
         self.output.start()
         self.pool.prepare()
         self.control.start(self._control_socket)
@@ -273,13 +269,12 @@ class Daemon:
             "object_store_memory": self.arena.size,
             **config.resources,
         }
-        ids: list[str] = []
-        if config.num_gpus:
-            total["GPU"] = config.num_gpus
-            try:
-                ids = gpu_ids.ids_for(os.environ, math.ceil(config.num_gpus))
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
+        self.gpus = GpuFinder(self.ledger, os.environ, config.num_gpus)
+        try:
+            gpus, ids = self.gpus.at_start()
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        total.update(gpus)
         host = self.address.rpartition(":")[0].strip("[]")
         self.node_ip = "127.0.0.1" if host in ("0.0.0.0", "::", "::1") else host
         total[f"node:{self.node_ip}"] = 1.0
@@ -494,7 +489,7 @@ class Daemon:
         if self._housekeeper is not None:
             self._housekeeper.cancel()
             await asyncio.wait([self._housekeeper])
-        await self._stop_finding()
+        await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()
         await self.gateway.stop()
@@ -504,11 +499,6 @@ class Daemon:
         self.spawner.close()
         await self.storage.close()
 
-    async def _stop_finding(self) -> None:
-        if self._gpu_finder is not None:
-            self._gpu_finder.cancel()
-            await asyncio.wait([self._gpu_finder])
-
     async def stop(self) -> None:
         """Staged, in reverse order of start: no new work, end the workers, close."""
         notify_systemd("STOPPING=1")
@@ -516,7 +506,7 @@ class Daemon:
         if self._housekeeper is not None:
             self._housekeeper.cancel()
             await asyncio.wait([self._housekeeper])
-        await self._stop_finding()
+        await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()
         await self.gateway.stop()
@@ -578,23 +568,6 @@ class Daemon:
             client.send(message, payload)
 
     # ------------------------------------------------------------ resources
-
-    async def _find_gpus(self) -> None:
-        """NVML may take long, or hang: the node does not wait for it, only what asks for GPUs does."""
-        try:
-            for seconds in _GPU_SECONDS:
-                found = await gpu_detector.detect_async(os.environ, seconds)
-                if found.state != "unknown":
-                    break
-                log.warning("it is not known which GPUs this node has: %s", found.reason)
-            kinds = {gpu_detector.accelerator_type(gpu.name) for gpu in found.devices if gpu.name}
-            if found.devices:
-                more = {f"accelerator_type:{kind}": UNIT for kind in kinds}
-                self.leases.capacity.add_gpus([gpu.visible_id for gpu in found.devices], more)
-                log.info("found %d GPUs (%s)", len(found.devices), ", ".join(sorted(kinds)) or "of unknown kind")
-        finally:
-            self.leases.looking_for_gpus = False
-            self.leases.kick()
 
     def _refuse_place(self, where: m.Place) -> str:
         """Why nothing may run there on this node."""

@@ -12,10 +12,17 @@ import math
 from collections.abc import Iterator, Mapping
 
 UNIT = 10_000
+BUNDLE_MARK = "@pg:"
+"""Follows the name of what belongs to one bundle of a placement group ("CPU@pg:<group>:0")."""
 MAX_UNITS = 2**63 - 1
 
 # Devices are handed out by index: half of one can be shared, one and a half cannot be pointed at.
 _WHOLE_ABOVE_ONE = frozenset({"GPU"})
+
+
+def base_name(name: str) -> str:
+    """The resource's name without the bundle it belongs to."""
+    return name.partition(BUNDLE_MARK)[0]
 
 
 class ResourceSet(Mapping[str, int]):

@@ -105,6 +105,7 @@ class View:
             "uptime_s": time.time() - self._started,
             "state": "RECOVERING" if figures["recovering"] else "READY",
             "resources": {"total": total, "used": used},
+            "gpus": {"ids": self._leases.capacity.ids, "unknown": self._leases.gpus_unknown},
             "nodes": 1,
             "workers": len(self._pool.workers),
             "actors": sum(1 for r in self._actors.records.values() if r.state != "dead"),

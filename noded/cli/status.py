@@ -106,6 +106,8 @@ def _facts(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in _COUNTS:
         if name in status:
             yield name, str(status[name])
+    if (gpus := status.get("gpus")) and gpus.get("unknown"):
+        yield "GPUs", f"unknown: {gpus['unknown']}"
     if store := status.get("store"):
         yield (
             "object store",

@@ -9,6 +9,7 @@ from typing import Any
 
 from noded import ids
 from noded.client.runtime import Runtime
+from noded.resources import base_name
 from noded.wire import messages as m
 
 
@@ -80,7 +81,7 @@ class RuntimeContext:
         return (running.actor_name or "") if running.actor_id else None
 
     def get_assigned_resources(self) -> dict[str, float]:
-        return {name.partition("@")[0]: units / 10_000 for name, units in running.resources.items()}
+        return {base_name(name): units / 10_000 for name, units in running.resources.items()}
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         return {"GPU": gpu_ids()}
@@ -118,9 +119,13 @@ class RuntimeContext:
         return found
 
     def is_canceled(self) -> bool:
-        """Whether the running call was cancelled; for code that cannot be interrupted."""
+        """Whether the running call was cancelled. An actor's method that asks is not interrupted any more."""
         call = current_call()
-        return call is not None and call.cancelled
+        if call is None:
+            return False
+        call.asked = True
+        found: bool = call.cancelled
+        return found
 
     @property
     def namespace(self) -> str:

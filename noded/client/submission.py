@@ -94,6 +94,8 @@ class WorkerLink:
         """A task that runs long or blocks: nothing is pushed behind it."""
         self.recalled = False
         """The lease ends as soon as nothing is in flight."""
+        self.retiring = False
+        """It takes no more tasks, of nobody."""
         self.wanted = False
         """The lease ends as soon as there is nothing to push."""
         self.idle_since = 0.0

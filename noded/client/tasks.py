@@ -348,7 +348,7 @@ class Tasks:
             if message.running in worker.inflight:
                 worker.running = message.running
             if message.retiring:
-                worker.recalled = True
+                worker.recalled = worker.retiring = True
             return
         if kind is m.Item:
             task = worker.inflight.get(message.seq)
@@ -383,6 +383,9 @@ class Tasks:
                 else:
                     ref._value, ref._state = bytes(payload[at : at + size]), INLINE
                     at += size
+        if task.cancelled and task.method:  # it may have ended before it heard of it, or have ended as if nothing was
+            for ref in task.refs:
+                ref._value, ref._state = cancelled(task), FAILED
         self._finish(task, worker, message.hseq)
 
     def _retry(self, task: Task, worker: WorkerLink) -> None:
@@ -503,7 +506,7 @@ class Tasks:
         assert worker.queue is not None
         queue, worker.queue = worker.queue, None
         queue.leases.remove(worker)
-        self.control.send(m.LeaseDone(worker.lease))
+        self.control.send(m.LeaseDone(worker.lease, worker.retiring))
         worker.lease = 0
         if queue.ready and not queue.leases:
             queue.declared = 0

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from noded.node.capacity import Share
+from noded.node.capacity import Share, bundle_of
 from noded.node.leases import ActorLease, Leases
 from noded.node.workers import Worker, WorkerPool
 from noded.wire import messages as m
@@ -123,7 +123,7 @@ class NodeActorHost:
         record = worker.record
         where = m.Place(group=record.group) if record.group else m.ANYWHERE
         lease = worker.assigned = ActorLease(record.actor, record.job, {}, {}, "", _nothing, _nothing, where)
-        lease.share, lease.worker = Share(record.resources, record.devices), worker
+        lease.share, lease.worker = Share(record.resources, record.devices, bundle_of(record.resources)), worker
         self._leases.adopt_actor(lease)
         self._reserved[record.actor] = worker
 

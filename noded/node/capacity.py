@@ -1,8 +1,8 @@
 """What this node has and what of it is free: amounts, single GPUs, and the bundles of placement groups.
 
 A bundle is a part of the node that only its group may use. Its amounts stand beside the node's own under names that
-carry the bundle ("CPU@<group>:0"), so that taking, giving and the ledger need not know of bundles. Which GPUs a share
-has is decided in ``policy/devices.py``.
+carry the bundle ("CPU@pg:<group>:0"), so that taking, giving and the ledger need not know of bundles. Which GPUs a
+share has is decided in ``policy/devices.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from noded.policy import devices
-from noded.resources import UNIT
+from noded.resources import BUNDLE_MARK, UNIT, base_name
 from noded.wire import messages as m
 
 GPU = "GPU"
@@ -34,28 +34,38 @@ class Group:
     bundles: list[dict[str, int]]
     shares: list[dict[int, int]]
     """GPUs of each bundle."""
-    closing: bool = False
-
-
-def base(name: str) -> str:
-    """The resource's name without the bundle."""
-    return name.partition("@")[0]
 
 
 def cpus_of(resources: Mapping[str, int]) -> dict[str, int]:
     """What of a share a blocked worker lends."""
-    return {name: amount for name, amount in resources.items() if base(name) == "CPU"}
+    return {name: amount for name, amount in resources.items() if base_name(name) == "CPU"}
 
 
 def _suffix(group: bytes, bundle: int) -> str:
-    return f"@{group[:12].hex()}:{bundle}"
+    return f"{BUNDLE_MARK}{group[:12].hex()}:{bundle}"
 
 
 def _suffix_in(resources: Mapping[str, int]) -> str:
     for name in resources:
-        if "@" in name:
-            return "@" + name.partition("@")[2]
+        if BUNDLE_MARK in name:
+            return name[len(base_name(name)) :]
     return ""
+
+
+def _assign(free: Mapping[int, int], amount: int) -> dict[int, int] | None:
+    """Also None for what can never be: one and a half devices."""
+    return None if _odd(GPU, amount) else devices.assign(free, amount)
+
+
+def _odd(name: str, amount: int) -> bool:
+    """Of GPUs, one and a half and the like."""
+    return name == GPU and amount > UNIT and amount % UNIT > 0
+
+
+def bundle_of(resources: Mapping[str, int]) -> int:
+    """The index of the bundle that a share is in, -1: none."""
+    index = _suffix_in(resources).rpartition(":")[2]
+    return int(index) if index.isdecimal() else -1
 
 
 class Capacity:
@@ -77,30 +87,38 @@ class Capacity:
         """They were found after the start."""
         first = len(self.ids)
         self.ids = [*self.ids, *ids]
+        free = self._free[""]
         for index in range(first, len(self.ids)):
-            self._free[""][index] = UNIT
-        for name, amount in {GPU: len(ids) * UNIT, **more}.items():
+            # What was taken over from the daemon before us is in use already.
+            free[index] = free.get(index, 0) + UNIT
+        for name, amount in {**({GPU: len(ids) * UNIT} if ids else {}), **more}.items():
             self.total[name] = self.total.get(name, 0) + amount
             self.available[name] = self.available.get(name, 0) + amount
+        self.restore_devices()
 
     def names_of(self, share: Mapping[int, int]) -> list[str]:
         """What CUDA_VISIBLE_DEVICES is to hold."""
-        return [self.ids[index] for index in sorted(share)]
+        # A daemon that was restarted with fewer GPUs may still have leases of those beyond.
+        return [self.ids[index] if index < len(self.ids) else str(index) for index in sorted(share)]
 
     def own(self) -> tuple[dict[str, int], dict[str, int]]:
         """(total, available) without the bundles."""
-        total = {name: amount for name, amount in self.total.items() if "@" not in name}
+        total = {name: amount for name, amount in self.total.items() if BUNDLE_MARK not in name}
         return total, {name: self.available.get(name, 0) for name in total}
 
     # ------------------------------------------------------------ shares
 
     def fit(self, resources: Mapping[str, int], where: m.Place) -> Share:
-        """What a request would take, whether or not it is free: in a group, of the first bundle that has it all."""
+        """What a request would take, whether or not it is free: in a group, of the first bundle that has it all now,
+        else of the first that could ever have it.
+        """
         group = self.groups.get(where.group)
         if group is None:
             return Share(dict(resources))
-        choices = [where.bundle] if where.bundle >= 0 else range(len(group.bundles))
-        shares = [self._named(resources, _suffix(where.group, index), index) for index in choices]
+        if where.bundle >= 0:
+            return self._named(resources, _suffix(where.group, where.bundle), where.bundle)
+        able = [i for i, bundle in enumerate(group.bundles) if all(bundle.get(n, 0) >= a for n, a in resources.items())]
+        shares = [self._named(resources, _suffix(where.group, index), index) for index in able or [0]]
         return next((share for share in shares if not self.lacking(share)), shares[0])
 
     @staticmethod
@@ -112,7 +130,7 @@ class Capacity:
         found = [name for name, amount in share.resources.items() if self.available.get(name, 0) < amount]
         suffix = _suffix_in(share.resources)
         gpus = share.resources.get(GPU + suffix, 0)
-        if gpus and not found and devices.assign(self._free.get(suffix, {}), gpus) is None:
+        if gpus and not found and _assign(self._free.get(suffix, {}), gpus) is None:
             found.append(GPU + suffix)  # enough in sum, but in pieces on several
         return found
 
@@ -122,10 +140,10 @@ class Capacity:
             self.available[name] = self.available.get(name, 0) - amount
         suffix = _suffix_in(share.resources)
         free = self._free.get(suffix, {})
-        given = share.devices or devices.assign(free, share.resources.get(GPU + suffix, 0)) or {}
+        given = share.devices or _assign(free, share.resources.get(GPU + suffix, 0)) or {}
         for index, units in given.items():
             free[index] = free.get(index, 0) - units
-        return Share(share.resources, given, share.bundle)
+        return Share(share.resources, dict(given), share.bundle)
 
     def give(self, share: Share) -> None:
         for name, amount in share.resources.items():
@@ -145,11 +163,16 @@ class Capacity:
         """What can never be satisfied: name -> (asked, there is); of a group, by its largest bundle."""
         group = self.groups.get(where.group)
         if group is None:
-            return {n: (a, self.total.get(n, 0)) for n, a in resources.items() if a > self.total.get(n, 0)}
+            return {
+                n: (a, self.total.get(n, 0)) for n, a in resources.items() if a > self.total.get(n, 0) or _odd(n, a)
+            }
         if where.bundle >= len(group.bundles):
             return {"bundle index": (where.bundle * UNIT, (len(group.bundles) - 1) * UNIT)}
         bundles = [group.bundles[where.bundle]] if where.bundle >= 0 else group.bundles
-        if any(all(amount <= bundle.get(name, 0) for name, amount in resources.items()) for bundle in bundles):
+        if any(
+            all(amount <= bundle.get(name, 0) and not _odd(name, amount) for name, amount in resources.items())
+            for bundle in bundles
+        ):
             return {}
         most = {name: max(bundle.get(name, 0) for bundle in bundles) for name in resources}
         lacking = {name: (amount, most[name]) for name, amount in resources.items() if amount > most[name]}
@@ -157,24 +180,38 @@ class Capacity:
 
     # ------------------------------------------------------------ placement groups
 
-    def lacking_gpus(self, bundles: list[dict[str, int]]) -> list[str]:
-        """Free in sum, but not as the bundles of a group need them."""
-        return [GPU] if self._gpus_for(bundles) is None else []
+    def lacking_for_group(self, bundles: list[dict[str, int]], sum_: Mapping[str, int]) -> list[str]:
+        """The names of what is not free now: in sum, or, of GPUs, as the bundles need them."""
+        found = [name for name, amount in sum_.items() if self.available.get(name, 0) < amount]
+        if not found and sum_.get(GPU, 0) and self._gpus_for(bundles, self._free[""]) is None:
+            found.append(GPU)
+        return found
 
-    def _gpus_for(self, bundles: list[dict[str, int]]) -> list[dict[int, int]] | None:
-        shares: list[dict[int, int]] = []
-        free = self._free[""]
-        for bundle in bundles:
-            share = devices.assign(free, bundle.get(GPU, 0))
+    def never_for_group(self, bundles: list[dict[str, int]], sum_: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """What can never be satisfied: name -> (asked, there is)."""
+        found = {n: (a, self.total.get(n, 0)) for n, a in sum_.items() if a > self.total.get(n, 0)}
+        if not found and sum_.get(GPU, 0):
+            total = self.total.get(GPU, 0)
+            if self._gpus_for(bundles, self._rooms(total, len(self.ids))) is None:
+                found[GPU + " in pieces of one device each"] = (sum_[GPU], total)
+        return found
+
+    @staticmethod
+    def _gpus_for(bundles: list[dict[str, int]], free: Mapping[int, int]) -> list[dict[int, int]] | None:
+        shares: list[dict[int, int]] = [{} for _ in bundles]
+        # The largest first, or small ones would break up devices that a large one needs whole.
+        for index in sorted(range(len(bundles)), key=lambda i: -bundles[i].get(GPU, 0)):
+            share = _assign(free, bundles[index].get(GPU, 0))
             if share is None:
                 return None
             free = devices.take(free, share)
-            shares.append(share)
+            shares[index] = share
         return shares
 
     def open_group(self, id_: bytes, bundles: list[dict[str, int]]) -> None:
         """Take a group's resources, which must be free."""
-        shares = self._gpus_for(bundles) or [{} for _ in bundles]
+        needs = any(GPU in bundle for bundle in bundles)
+        shares = (self._gpus_for(bundles, self._free[""]) if needs else None) or [{} for _ in bundles]
         self._add_group(id_, bundles, shares)
         for share in shares:
             for device, units in share.items():
@@ -195,21 +232,29 @@ class Capacity:
 
     def restore_devices(self) -> None:
         """All leases of the ledger are taken: bundles get the GPUs that their leases have, then others."""
-        for group in self.groups.values():
-            for index, bundle in enumerate(group.bundles):
-                amount = bundle.get(GPU, 0)
-                if not amount or group.shares[index]:
-                    continue
-                room = self._free[_suffix(group.id, index)]
-                used = {device: -units for device, units in room.items() if units < 0}
-                share = {device: min(UNIT, amount) for device in used}
-                missing = amount - sum(share.values())
-                if missing > 0:
-                    share |= devices.assign({d: u for d, u in self._free[""].items() if d not in share}, missing) or {}
-                for device, units in share.items():
-                    self._free[""][device] -= units
-                    room[device] = room.get(device, 0) + units
-                group.shares[index] = share
+        bundles = [
+            (group, index, bundle[GPU])
+            for group in self.groups.values()
+            for index, bundle in enumerate(group.bundles)
+            if bundle.get(GPU, 0)
+        ]
+        for group, index, amount in bundles:
+            room = self._free[_suffix(group.id, index)]
+            self._hold(group, index, {device: min(UNIT, amount) for device, units in room.items() if units < 0})
+        # Only now: what those have, nobody else may get.
+        for group, index, amount in sorted(bundles, key=lambda b: -b[2]):
+            held = group.shares[index]
+            missing = amount - sum(held.values())
+            if missing > 0:
+                self._hold(group, index, _assign(self._free[""], missing) or {})
+
+    def _hold(self, group: Group, index: int, share: dict[int, int]) -> None:
+        """These GPUs are the bundle's."""
+        room = self._free[_suffix(group.id, index)]
+        for device, units in share.items():
+            self._free[""][device] = self._free[""].get(device, 0) - units
+            room[device] = room.get(device, 0) + units
+            group.shares[index][device] = group.shares[index].get(device, 0) + units
 
     def close_group(self, id_: bytes) -> None:
         """Its resources are the node's again."""
@@ -220,5 +265,5 @@ class Capacity:
                 self.available[name] += amount
                 del self.total[name + suffix], self.available[name + suffix]
             for device, units in group.shares[index].items():
-                self._free[""][device] += units
+                self._free[""][device] = self._free[""].get(device, 0) + units
             del self._free[suffix]

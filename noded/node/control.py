@@ -132,7 +132,7 @@ class ControlServer:
             m.Told: self._on_told,
             m.ClassDef: lambda c, msg, _: leases.on_class(c, msg),
             m.Demand: lambda c, msg, _: leases.on_demand(c, msg),
-            m.LeaseDone: lambda c, msg, _: leases.on_lease_done(c, msg.lease),
+            m.LeaseDone: lambda c, msg, _: leases.on_lease_done(c, msg.lease, msg.retiring),
             m.Blocked: lambda c, msg, _: self._on_blocked(c, True),
             m.Unblocked: lambda c, msg, _: self._on_blocked(c, False),
             m.Refs: self._on_refs,

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from noded.node.capacity import Capacity, Share
+from noded.node.capacity import Capacity, Share, bundle_of
 from noded.node.session import Client
 from noded.node.workers import Worker, WorkerPool
 from noded.policy import fairness
@@ -68,7 +68,13 @@ class Lease:
     wanted: bool = False
     recalled: bool = False
     blocked: bool = False
+    ended: bool = False
+    """Its client is done with it; what it has is free when its worker has ended."""
     over: bool = False
+
+    @property
+    def gpus(self) -> list[int]:
+        return sorted(self.share.devices)
 
 
 @dataclass(eq=False)
@@ -95,6 +101,10 @@ class ActorLease:
     @property
     def resources(self) -> dict[str, int]:
         return self.placement
+
+    @property
+    def gpus(self) -> list[int]:
+        return sorted(self.share.devices)
 
 
 @dataclass(eq=False)
@@ -139,8 +149,10 @@ class Leases:
         """Actors that wait for resources."""
         self.groups: list[GroupLease] = []
         """Placement groups that wait for resources."""
-        self.looking_for_gpus = False
-        """What asks for GPUs is not refused yet: it is not known how many there are."""
+        self.not_known_yet: tuple[str, ...] = ()
+        """Resources whose names begin so may still be found: what asks for them is not refused yet."""
+        self.gpus_unknown = ""
+        """Why it is not known which GPUs there are."""
         self._placed: set[ActorLease] = set()
         self.group_gone: Callable[[bytes], bool] = lambda id_: False
         """Asked of placement groups that are not here: nobody will create it any more."""
@@ -223,10 +235,9 @@ class Leases:
             return ["placement group"]
         if self._refuse_place(where):
             return ["another node"]
-        found = self.capacity.lacking(share)
-        if not found and isinstance(waiting, GroupLease):
-            return self.capacity.lacking_gpus(waiting.bundles)
-        return found
+        if isinstance(waiting, GroupLease):
+            return self.capacity.lacking_for_group(waiting.bundles, waiting.resources)
+        return self.capacity.lacking(share)
 
     def _may_grow(self, demand: Demand) -> bool:
         """Tasks that need no CPU are not bounded by resources; they are by this."""
@@ -302,9 +313,9 @@ class Leases:
     @staticmethod
     def _others_wait(waiting: list[Waiting], shares: list[Share], lease: Lease) -> bool:
         """Somebody else waits for something that it has."""
-        mine = lease.share.resources.keys()
+        mine, group = lease.share.resources.keys(), lease.where.group
         return any(
-            not mine.isdisjoint(share.resources) or not mine
+            not mine.isdisjoint(share.resources) or not mine or (group == w.where.group != b"" and w.where.bundle < 0)
             for w, share in zip(waiting, shares, strict=True)
             if not isinstance(w, Demand) or w.client is not lease.client or w.cls != lease.cls
         )
@@ -321,14 +332,19 @@ class Leases:
         if reason := self._refuse_place(where):
             self._refuse(waiting, reason, "never")
             return
-        never = self.capacity.never(waiting.resources, where)
-        if self.looking_for_gpus and "GPU" in waiting.resources:
+        if isinstance(waiting, GroupLease):
+            never = self.capacity.never_for_group(waiting.bundles, waiting.resources)
+        else:
+            never = self.capacity.never(waiting.resources, where)
+        if any(name.startswith(self.not_known_yet) for name in never):
             return
         if never:
             parts = ", ".join(
                 f"{name}: asks {asked / UNIT:g}, {'its group' if where.group else 'the node'} has {there / UNIT:g}"
                 for name, (asked, there) in never.items()
             )
+            if self.gpus_unknown and any(name.startswith(("GPU", "accelerator_type:")) for name in never):
+                parts += f"; its GPUs are unknown, as {self.gpus_unknown}: say how many it has with --num-gpus"
             whom = "no bundle of its placement group" if where.group else "no node"
             self._refuse(
                 waiting, f"{whom} can ever satisfy it ({parts}); ask for less, or start a node that has it", "never"
@@ -425,13 +441,20 @@ class Leases:
             self._close_if_empty(held.where.group)
         self.kick()
 
-    def on_lease_done(self, client: Client, lease_id: int) -> None:
+    def on_lease_done(self, client: Client, lease_id: int, retiring: bool = False) -> None:
+        """``retiring``: its worker takes no more tasks."""
         lease = self.leases.get(lease_id)
-        if lease is not None and lease.client is client:
-            self._drop(lease)
-            if lease.worker is not None:
-                lease.worker.blocked = False
-                self.pool.release(lease.worker)
+        if lease is None or lease.client is not client:
+            return
+        if retiring and lease.worker is not None and lease.share.devices:
+            # As long as the process lives, so does what it has in the memory of its GPUs.
+            lease.ended = lease.recalled = True
+            self.pool.end(lease.worker, "it takes no more tasks, and it had GPUs")
+            return
+        self._drop(lease)
+        if lease.worker is not None:
+            lease.worker.blocked = False
+            self.pool.release(lease.worker)
 
     def on_blocked(self, worker: Worker, blocked: bool) -> None:
         """A worker that waits lends its CPUs; it takes them back even if that over-commits."""
@@ -548,6 +571,8 @@ class Leases:
         held = worker.assigned
         if isinstance(held, Lease) and not held.over:
             self._drop(held)
+            if held.ended:
+                return
             if held.granted:
                 held.client.send(m.WorkerDied(held.id, death))
             else:
@@ -586,12 +611,14 @@ class Leases:
         record = worker.record
         if not record.lease:
             return
+        ended = client is None
         if client is None:
             self.pool.kill(worker, "the process that submitted its task has ended")
-            return
+            client = Client(record.client, "worker", 0, 0, record.job, detached=True)
         where = m.Place(group=record.group) if record.group else m.ANYWHERE
-        share = self.capacity.take(Share(record.resources, record.devices))
+        share = self.capacity.take(Share(record.resources, record.devices, bundle_of(record.resources)))
         lease = Lease(record.lease, client, record.cls, where, share, worker, time.monotonic())
+        lease.ended = lease.recalled = ended
         self.leases[lease.id] = lease
         worker.assigned = lease
         self.end_if_homeless(worker)
@@ -607,7 +634,7 @@ class Leases:
         for lease in [
             x for x in self.leases.values() if x.client is client and x.id not in told and x.worker is not None
         ]:
-            self.on_lease_done(client, lease.id)
+            self.on_lease_done(client, lease.id, retiring=True)
         for lease_id, wid in claimed:
             if lease_id not in self.leases:
                 client.send(m.WorkerDied(lease_id, m.Death(wid, reason="it ended while the daemon was away")))

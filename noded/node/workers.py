@@ -51,6 +51,8 @@ class WorkerRecord(msgspec.Struct, array_like=True, omit_defaults=True):
     group: bytes = b""
     env: str = ""
     """The id of its runtime environment."""
+    gpus: list[int] | None = None
+    """Those it was given at first; None: nothing has run in it yet."""
 
 
 @dataclass(eq=False)
@@ -72,6 +74,14 @@ class Worker:
     @property
     def prefix(self) -> bytes:
         return bytes.fromhex(self.id)[: ids.PREFIX_SIZE]
+
+
+class Assignee(Protocol):
+    """A lease or an actor that needs a worker."""
+
+    @property
+    def gpus(self) -> list[int]:
+        """The indices of its GPUs, in order."""
 
 
 class Environments(Protocol):
@@ -121,12 +131,12 @@ class WorkerPool:
         self._prepared: dict[tuple[str, str], bytes] = {}
         """Runtime environments that are ready on this node, by job and id."""
         self._preparing: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._waiting_for_env: list[tuple[Any, str, str]] = []
+        self._waiting_for_env: list[tuple[Assignee, str, str]] = []
         """(assignee, job, environment)"""
         self._on_output_end = on_output_end
         self._idle: deque[Worker] = deque()
         """Attached, unassigned; the most recently used at the right."""
-        self._waiting: deque[tuple[Any, str, str]] = deque()
+        self._waiting: deque[tuple[Assignee, str, str]] = deque()
         """(assignee, job, environment) without a worker yet."""
         self._starting = 0
         self._template = False
@@ -137,8 +147,8 @@ class WorkerPool:
 
     # ------------------------------------------------------------ demand
 
-    def assign(self, assignee: Any, job: str, env: str) -> None:
-        """Give ``assignee`` (a lease or actor) a worker of this job and environment: an idle one, or a new one."""
+    def assign(self, assignee: Assignee, job: str, env: str) -> None:
+        """Give ``assignee`` a worker of this job and environment: an idle one, or a new one."""
         if env and (key := (job, env_id(env))) not in self._prepared:
             self._waiting_for_env.append((assignee, job, env))
             if key not in self._preparing:
@@ -146,7 +156,7 @@ class WorkerPool:
                 self._environments.acquire(key[1])
                 self._preparing[key] = asyncio.get_running_loop().create_task(self._prepare(key, env), name="prepare")
             return
-        worker = self._take_idle(job, env)
+        worker = self._take_idle(assignee, job, env)
         if worker is None:
             self._waiting.append((assignee, job, env))
             self._fork_missing()
@@ -176,11 +186,17 @@ class WorkerPool:
         self._waiting = deque(w for w in self._waiting if w[0] is not assignee)
         self._waiting_for_env = [w for w in self._waiting_for_env if w[0] is not assignee]
 
-    def _take_idle(self, job: str, env: str) -> Worker | None:
+    @staticmethod
+    def _suits(worker: Worker, job: str, env_id: str, gpus: list[int]) -> bool:
+        """CUDA looks at a process's GPUs once: one that has run anything keeps those that it had then, or none."""
+        record = worker.record
+        return record.job == job and record.env == env_id and (record.gpus is None or record.gpus == gpus)
+
+    def _take_idle(self, assignee: Assignee, job: str, env: str) -> Worker | None:
         generic: Worker | None = None
-        id_ = env_id(env)
+        id_, gpus = env_id(env), assignee.gpus
         for worker in reversed(self._idle):
-            if worker.record.job == job and worker.record.env == id_:
+            if self._suits(worker, job, id_, gpus):
                 self._idle.remove(worker)
                 return worker
             if not worker.record.job:
@@ -191,8 +207,9 @@ class WorkerPool:
             asyncio.get_running_loop().call_soon(self._fork_missing)
         return generic
 
-    def _enter(self, worker: Worker, assignee: Any, job: str, env: str) -> None:
+    def _enter(self, worker: Worker, assignee: Assignee, job: str, env: str) -> None:
         worker.assigned = assignee
+        worker.record.gpus = assignee.gpus
         if worker.record.job == job:
             self._on_ready(worker)
             return
@@ -236,7 +253,7 @@ class WorkerPool:
             self.end(worker, worker.reason)
             return
         for index, (assignee, job, env) in enumerate(self._waiting):
-            if job == record.job and env_id(env) == record.env:
+            if self._suits(worker, job, env_id(env), assignee.gpus):
                 del self._waiting[index]
                 self._enter(worker, assignee, job, env)
                 return
@@ -289,7 +306,7 @@ class WorkerPool:
             # The daemon before us may have died between writing the job down and telling it.
             worker.record.job = client.job = job
             if not job:
-                worker.record.env = ""
+                worker.record.env, worker.record.gpus = "", None
         if not worker.record.pid:
             worker.record.pid = client.pid
         if first and worker.assigned is None and not worker.record.lease and not worker.record.actor:

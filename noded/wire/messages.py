@@ -205,6 +205,8 @@ class Demand(_Message, tag=4):
 
 class LeaseDone(_Message, tag=5):
     lease: int
+    retiring: bool = False
+    """Its worker takes no more tasks."""
 
 
 class Blocked(_Message, tag=6):
@@ -360,14 +362,14 @@ class ActorLeaves(_Message, tag=30):
     reason: str
 
 
-# ---------------------------------------------------------------- control: daemon -> client
-
 class StreamOver(_Message, tag=31):
     """A stream that a worker died of has ended: what that worker had stored from item ``count`` on is not wanted."""
 
     seq: int
     count: int
 
+
+# ---------------------------------------------------------------- control: daemon -> client
 
 
 class Welcome(_Message, tag=40):
@@ -645,10 +647,10 @@ class Item(_Message, tag=95):
     size: int = 0
     offset: int = 0
     id: bytes = b""
-
-
     hseq: int = 0
     """Of a stored one: the worker's control seq behind which the daemon knows of it."""
+
+
 ToDaemon = (
     Attach
     | Told
@@ -680,9 +682,9 @@ ToDaemon = (
     | CancelRef
     | Package
     | ActorLeaves
+    | StreamOver
 )
 ToClient = (
-    | StreamOver
     Welcome
     | Refused
     | Grant

@@ -33,11 +33,12 @@ int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     const char *mood = option("STANDIN_NVML_MOOD");
     const char *file = option("STANDIN_NVML_CALLS");
+    int first = 1;
     if (*file) {  /* for tests that count how often it was asked */
         FILE *calls = fopen(file, "a");
-        if (calls) { fprintf(calls, "%d\n", (int)getpid()); fclose(calls); }
+        if (calls) { first = ftell(calls) == 0; fprintf(calls, "%d\n", (int)getpid()); fclose(calls); }
     }
-    if (!strcmp(mood, "hang")) for (;;) pause();
+    if (!strcmp(mood, "hang") || (first && !strcmp(mood, "hang at first"))) for (;;) pause();
     if (!strcmp(mood, "crash")) *(volatile int *)0 = 1;
     if (!strcmp(mood, "abort")) abort();
     if (!strcmp(mood, "exit")) exit(3);
@@ -114,8 +115,9 @@ class StandIn:
     ) -> dict[str, str]:
         """What to add to the environment of a process, so that it finds `count` GPUs of these names.
 
-        `mood`: "hang", "crash" (SIGSEGV), "abort", "exit", "chatter" (prints to stdout). `error`: nvmlInit's return
-        code. `lost`: the index of a GPU that fails. `calls`: a file that gets a line per nvmlInit.
+        `mood`: "hang", "hang at first" (needs `calls`), "crash" (SIGSEGV), "abort", "exit", "chatter" (prints to
+        stdout). `error`: nvmlInit's return code. `lost`: the index of a GPU that fails. `calls`: a file that gets a
+        line per nvmlInit.
         """
         settings: Mapping[str, object] = {
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(self.directory), os.environ.get("LD_LIBRARY_PATH")])),

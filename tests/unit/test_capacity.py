@@ -1,0 +1,332 @@
+"""What a node has: no unit or device is lost, invented or given twice, whatever is taken, lent and restored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from noded.node.capacity import Capacity, Share, bundle_of
+from noded.resources import UNIT, base_name
+from noded.wire import messages as m
+
+GPUS = st.sampled_from([1800, 2500, 5000, 6000, UNIT, 2 * UNIT])
+REQUESTS = st.fixed_dictionaries({}, optional={"CPU": st.sampled_from([5000, UNIT, 2 * UNIT]), "GPU": GPUS})
+BUNDLES = st.lists(REQUESTS, min_size=1, max_size=4)
+
+
+def node(cpus: float = 4, gpus: float = 2) -> Capacity:
+    total = {"CPU": round(cpus * UNIT), "GPU": round(gpus * UNIT), "tape": UNIT}
+    return Capacity(total, [str(i) for i in range(-(-round(gpus * UNIT) // UNIT))])
+
+
+def sum_of(bundles: list[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(b.get(name, 0) for b in bundles) for name in {n for b in bundles for n in b}}
+
+
+def grant(capacity: Capacity, amounts: Mapping[str, int], where: m.Place = m.ANYWHERE) -> Share | None:
+    """As leases do it."""
+    share = capacity.fit(amounts, where)
+    return None if capacity.lacking(share) else capacity.take(share)
+
+
+def open_group(capacity: Capacity, id_: bytes, bundles: list[dict[str, int]]) -> bool:
+    if capacity.lacking_for_group(bundles, sum_of(bundles)):
+        return False
+    capacity.open_group(id_, bundles)
+    return True
+
+
+def gpu(amount: float) -> dict[str, int]:
+    return {"GPU": round(amount * UNIT)}
+
+
+class Books(RuleBasedStateMachine):
+    """Leases and groups come, lend, end, and are taken over by a new daemon, which knows their shares alone."""
+
+    @initialize(cpus=st.integers(1, 4), gpus=st.sampled_from([0, 1, 1.5, 2, 3]))
+    def start(self, cpus: int, gpus: float) -> None:
+        self.shape = cpus, gpus
+        self.capacity = node(*self.shape)
+        self.leases: list[tuple[Share, bytes]] = []
+        self.lent: list[Share] = []
+        self.groups: dict[bytes, list[dict[str, int]]] = {}
+        self.made = 0
+
+    @rule(amounts=REQUESTS)
+    def lease(self, amounts: dict[str, int]) -> None:
+        share = grant(self.capacity, amounts)
+        if share is not None:
+            self.leases.append((share, b""))
+
+    @precondition(lambda self: self.groups)
+    @rule(data=st.data(), amounts=REQUESTS)
+    def lease_in_a_group(self, data: st.DataObject, amounts: dict[str, int]) -> None:
+        id_ = data.draw(st.sampled_from(sorted(self.groups)))
+        bundle = data.draw(st.integers(-1, len(self.groups[id_]) - 1))
+        where = m.Place(group=id_, bundle=bundle)
+        share = grant(self.capacity, amounts, where)
+        if share is not None:
+            assert not self.capacity.never(amounts, where)
+            assert bundle in (-1, share.bundle) and (not amounts or bundle_of(share.resources) == share.bundle)
+            self.leases.append((share, id_))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        share, _ = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
+        if any(share is one for one in self.lent):
+            self.lent = [one for one in self.lent if one is not share]
+            self.capacity.lend(share, False)
+        self.capacity.give(share)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def lend(self, data: st.DataObject) -> None:
+        share, _ = data.draw(st.sampled_from(self.leases))
+        lent = not any(share is one for one in self.lent)
+        self.capacity.lend(share, lent)
+        self.lent = [*self.lent, share] if lent else [one for one in self.lent if one is not share]
+
+    @rule(bundles=BUNDLES)
+    def open(self, bundles: list[dict[str, int]]) -> None:
+        self.made += 1
+        id_ = self.made.to_bytes(16, "big")[::-1]
+        if open_group(self.capacity, id_, bundles):
+            assert not self.capacity.never_for_group(bundles, sum_of(bundles))
+            self.groups[id_] = bundles
+
+    @precondition(lambda self: self.groups)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        id_ = data.draw(st.sampled_from(sorted(self.groups)))
+        for share, _ in [one for one in self.leases if one[1] == id_]:
+            if any(share is one for one in self.lent):
+                self.capacity.lend(share, False)
+            self.capacity.give(share)
+        self.leases = [one for one in self.leases if one[1] != id_]
+        self.lent = [one for one in self.lent if any(one is share for share, _ in self.leases)]
+        del self.groups[id_]
+        self.capacity.close_group(id_)
+
+    @rule(found_later=st.booleans())
+    def restart(self, found_later: bool) -> None:
+        """Another daemon: it has the shares from the ledger, the groups from storage; it may find its GPUs later."""
+        cpus, gpus = self.shape
+        found_later = found_later and gpus == int(gpus)
+        before = {name: amount for name, amount in self.capacity.available.items() if name.startswith("GPU")}
+        self.capacity = node(cpus, 0 if found_later else gpus)
+        for id_, bundles in self.groups.items():
+            self.capacity.restore_group(id_, bundles)
+        restored: list[tuple[Share, bytes]] = []
+        for share, id_ in self.leases:
+            taken = self.capacity.take(Share(share.resources, share.devices, bundle_of(share.resources)))
+            assert taken.devices == share.devices
+            restored.append((taken, id_))
+            if any(share is one for one in self.lent):
+                self.capacity.lend(taken, True)
+                self.lent = [taken if one is share else one for one in self.lent]
+        self.leases = restored
+        self.capacity.restore_devices()
+        if found_later:
+            self.capacity.add_gpus([str(i) for i in range(int(gpus))], {})
+        after = {name: amount for name, amount in self.capacity.available.items() if name.startswith("GPU")}
+        assert {n: a for n, a in after.items() if a} == {n: a for n, a in before.items() if a}
+
+    @invariant()
+    def amounts_add_up(self) -> None:
+        total, available = self.capacity.own()
+        in_groups = sum_of([b for bundles in self.groups.values() for b in bundles])
+        for name in total:
+            out = sum(share.resources.get(name, 0) for share, _ in self.leases) + in_groups.get(name, 0)
+            back = sum(share.resources.get(name, 0) for share in self.lent) if name == "CPU" else 0
+            assert available[name] == total[name] - out + back, name
+
+    @invariant()
+    def nobody_shares_more_than_a_device(self) -> None:
+        """Among those who run now: leases outside of groups, and bundles; and within each bundle, its leases."""
+        rooms = {i: min(UNIT, round(self.shape[1] * UNIT) - i * UNIT) for i in range(len(self.capacity.ids))}
+        outer = [share.devices for share, _ in self.leases if share.bundle < 0]
+        for id_, bundles in self.groups.items():
+            shares = self.capacity.groups[id_].shares
+            for index, (bundle, devices) in enumerate(zip(bundles, shares, strict=True)):
+                assert sum(devices.values()) <= bundle.get("GPU", 0)
+                inner = [s.devices for s, whose in self.leases if whose == id_ and s.bundle == index]
+                self._within(inner, devices)
+            outer += shares
+        self._within(outer, rooms)
+        for share, _ in self.leases:
+            asked = sum(amount for name, amount in share.resources.items() if base_name(name) == "GPU")
+            assert sum(share.devices.values()) == asked
+            assert len(share.devices) == (-(-asked // UNIT))
+
+    @staticmethod
+    def _within(shares: list[dict[int, int]], rooms: Mapping[int, int]) -> None:
+        used: dict[int, int] = {}
+        for share in shares:
+            for device, units in share.items():
+                used[device] = used.get(device, 0) + units
+        assert all(units <= rooms.get(device, 0) for device, units in used.items()), (used, rooms)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "capacity"):
+            return
+        for share in self.lent:
+            self.capacity.lend(share, False)
+        for share, _ in self.leases:
+            self.capacity.give(share)
+        for id_ in self.groups:
+            self.capacity.close_group(id_)
+        assert self.capacity.available == self.capacity.total == node(*self.shape).total
+        # All of its GPUs can be had again, each by its own name.
+        whole = int(self.shape[1])
+        if whole:
+            share = grant(self.capacity, gpu(whole))
+            assert share is not None and self.capacity.names_of(share.devices) == [str(i) for i in range(whole)]
+
+
+Books.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestBooks = Books.TestCase
+
+
+@given(amounts=REQUESTS, gpus=st.sampled_from([0, 1, 2]))
+def test_never_is_what_an_idle_node_lacks(amounts: dict[str, int], gpus: int) -> None:
+    capacity = node(2, gpus)
+    never = capacity.never(amounts, m.ANYWHERE)
+    assert bool(never) == bool(capacity.lacking(capacity.fit(amounts, m.ANYWHERE)))
+    for name, (asked, there) in never.items():
+        assert asked == amounts[name] > there == capacity.total[name]
+
+
+@given(bundles=BUNDLES, gpus=st.sampled_from([0, 1, 2]))
+def test_a_group_is_never_possible_when_an_idle_node_cannot_have_it(bundles: list[dict[str, int]], gpus: int) -> None:
+    capacity = node(4, gpus)
+    never = capacity.never_for_group(bundles, sum_of(bundles))
+    assert bool(never) == bool(capacity.lacking_for_group(bundles, sum_of(bundles)))
+
+
+def test_what_never_fits_is_told() -> None:
+    capacity = node(2, 1)
+    assert capacity.never({"CPU": 3 * UNIT, "x": 1}, m.ANYWHERE) == {"CPU": (3 * UNIT, 2 * UNIT), "x": (1, 0)}
+    assert capacity.never({"CPU": 2 * UNIT, "GPU": UNIT}, m.ANYWHERE) == {}
+    # The sum is there, but no device has room for the third.
+    pieces = [gpu(0.6), gpu(0.6), gpu(0.6)]
+    [(name, numbers)] = node(2, 2).never_for_group(pieces, gpu(1.8)).items()
+    assert name.startswith("GPU") and numbers == (18000, 20000)
+
+
+def test_what_never_fits_a_group_is_told_by_its_largest_bundle() -> None:
+    capacity = node(4, 2)
+    capacity.open_group(b"g" * 16, [{"CPU": UNIT}, {"CPU": 2 * UNIT, "GPU": UNIT}])
+
+    def anywhere(bundle: int = -1) -> m.Place:
+        return m.Place(group=b"g" * 16, bundle=bundle)
+
+    assert capacity.never({"CPU": 2 * UNIT}, anywhere()) == {}
+    assert capacity.never({"CPU": 2 * UNIT}, anywhere(0)) == {"CPU": (2 * UNIT, UNIT)}
+    assert capacity.never({"CPU": 3 * UNIT, "GPU": UNIT}, anywhere()) == {"CPU": (3 * UNIT, 2 * UNIT)}
+    assert capacity.never({"CPU": UNIT}, anywhere(2)) == {"bundle index": (2 * UNIT, UNIT)}
+
+
+@pytest.mark.parametrize("group", [b"", b"g" * 16])
+def test_one_and_a_half_devices_are_refused_and_harm_nobody(group: bytes) -> None:
+    """No client of ours asks for them, but it must not be what stops a node."""
+    capacity = node(4, 2)
+    capacity.open_group(b"g" * 16, [gpu(2)]) if group else None
+    where = m.Place(group=group)
+    assert capacity.never(gpu(1.5), where) and capacity.lacking(capacity.fit(gpu(1.5), where))
+    assert capacity.never_for_group([gpu(1.5)], gpu(1.5))
+
+
+def test_ten_times_six_tenths_run_two_at_once_one_on_each() -> None:
+    capacity = node(0, 2)
+    shares = [grant(capacity, gpu(0.6)) for _ in range(10)]
+    assert [share.devices for share in shares if share] == [{0: 6000}, {1: 6000}]
+    assert capacity.lacking(capacity.fit(gpu(0.8), m.ANYWHERE)) == ["GPU"]
+
+
+def test_eighty_times_eighteen_hundredths_run_five_on_each_device() -> None:
+    capacity = node(0, 16)
+    shares = [grant(capacity, gpu(0.18)) for _ in range(81)]
+    assert [share.devices for share in shares if share] == [{n // 5: 1800} for n in range(80)]
+    assert shares[80] is None
+
+
+def test_small_pieces_leave_room_for_large_ones() -> None:
+    """In the order of the bundles, the half would go beside nothing and leave no whole device."""
+    capacity = node(0, 2)
+    half = grant(capacity, gpu(0.5))
+    assert half is not None and half.devices == {0: 5000}
+    assert open_group(capacity, b"g" * 16, [gpu(0.4), gpu(0.1), gpu(1)])
+    assert capacity.groups[b"g" * 16].shares == [{0: 4000}, {0: 1000}, {1: UNIT}]
+    other = node(0, 2)
+    other.take(Share(gpu(0.4), {1: 4000}))
+    assert open_group(other, b"h" * 16, [gpu(0.4), gpu(0.6), gpu(0.6)])
+
+
+def test_a_bundle_gives_its_own_devices_only() -> None:
+    capacity = node(2, 3)
+    outside = grant(capacity, gpu(1))
+    capacity.open_group(b"g" * 16, [gpu(1), gpu(0.5)])
+    first, second = (grant(capacity, gpu(0.5), m.Place(group=b"g" * 16, bundle=i)) for i in (0, 1))
+    assert outside and first and second
+    assert (outside.devices, first.devices, second.devices) == ({0: UNIT}, {1: 5000}, {2: 5000})
+    assert grant(capacity, gpu(1), m.Place(group=b"g" * 16)) is None
+    rest = grant(capacity, gpu(0.5))
+    assert rest and rest.devices == {2: 5000}
+    assert grant(capacity, gpu(0.1)) is None
+
+
+def test_a_bundle_is_chosen_that_could_have_it() -> None:
+    """So that its waiting asks the right leases back."""
+    capacity = node(4, 1)
+    capacity.open_group(b"g" * 16, [{"CPU": UNIT}, {"CPU": UNIT, "GPU": UNIT}])
+    where = m.Place(group=b"g" * 16)
+    assert capacity.fit({"CPU": UNIT, "GPU": UNIT}, where).bundle == 1
+    assert grant(capacity, {"CPU": UNIT, "GPU": UNIT}, where)
+    assert capacity.fit({"CPU": UNIT, "GPU": UNIT}, where).bundle == 1
+
+
+def test_after_a_restart_an_idle_bundle_gets_nothing_that_another_has() -> None:
+    """The idle group is restored first; what runs in the busy one has device 0."""
+    capacity = node(4, 2)
+    capacity.restore_group(b"idle" * 4, [gpu(1)])
+    capacity.restore_group(b"busy" * 4, [gpu(1)])
+    name = next(n for n in capacity.total if n.startswith("GPU@") and b"busy".hex() in n)
+    capacity.take(Share({name: 5000}, {0: 5000}, 0))
+    capacity.restore_devices()
+    assert capacity.groups[b"idle" * 4].shares == [{1: UNIT}]
+    assert capacity.groups[b"busy" * 4].shares == [{0: UNIT}]
+
+
+def test_gpus_found_late_count_what_is_in_use_already() -> None:
+    capacity = node(4, 0)
+    capacity.take(Share(gpu(1), {0: UNIT}))
+    capacity.restore_group(b"g" * 16, [gpu(1)])
+    capacity.restore_devices()
+    capacity.add_gpus(["GPU-a", "GPU-b", "GPU-c"], {"accelerator_type:T4": UNIT})
+    assert capacity.groups[b"g" * 16].shares == [{1: UNIT}]
+    assert capacity.own()[1]["GPU"] == UNIT and capacity.total["accelerator_type:T4"] == UNIT
+    share = grant(capacity, gpu(1))
+    assert share and capacity.names_of(share.devices) == ["GPU-c"]
+
+
+def test_a_resource_of_the_user_may_have_any_name() -> None:
+    capacity = Capacity({"tape@home": UNIT, "x:1": UNIT}, [])
+    share = grant(capacity, {"tape@home": UNIT, "x:1": 5000})
+    assert share and bundle_of(share.resources) == -1
+    assert capacity.own() == ({"tape@home": UNIT, "x:1": UNIT}, {"tape@home": 0, "x:1": 5000})
+
+
+def test_lending_is_of_cpus_only() -> None:
+    capacity = node(2, 1)
+    share = grant(capacity, {"CPU": 2 * UNIT, "GPU": UNIT})
+    assert share
+    capacity.lend(share, True)
+    assert capacity.own()[1] == {"CPU": 2 * UNIT, "GPU": 0, "tape": UNIT}
+    assert grant(capacity, {"CPU": UNIT})
+    capacity.lend(share, False)  # it goes on, whatever is free
+    assert capacity.available["CPU"] == -UNIT and capacity.lacking(capacity.fit({"CPU": 1}, m.ANYWHERE)) == ["CPU"]
