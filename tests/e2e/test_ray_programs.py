@@ -33,8 +33,9 @@ def run(program: Path, command: list[str], directory: Path, timeout: float) -> N
         text=True,
         timeout=timeout,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == prints(program), done.stderr
+    story = f"it ended with {done.returncode} and printed\n{done.stdout}\nto stderr it wrote\n{done.stderr}"
+    assert done.returncode == 0, story
+    assert done.stdout == prints(program), story
 
 
 def prints(program: Path) -> str:
