@@ -48,6 +48,7 @@ class Strategy(FedAvg):
 def server(context):
     strategy = Strategy(
         fraction_evaluate=0,
+        min_fit_clients=CLIENTS,
         min_available_clients=CLIENTS,
         initial_parameters=ndarrays_to_parameters([np.zeros(()), np.zeros(())]),
     )
