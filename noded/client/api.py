@@ -338,8 +338,9 @@ def cancel(object_ref: ObjectRef[Any] | ObjectRefGenerator, *, force: bool = Fal
     (``force``). Then get() raises TaskCancelledError.
 
     ``recursive``: also the tasks it submitted. A finished task is left alone. Of actor calls, queued ones and async
-    ones are cancelled; a running plain method gets KeyboardInterrupt, unless its actor has several threads: then it can
-    only look at ``get_runtime_context().is_canceled()``. Any process that has the ref can cancel.
+    ones are cancelled; a running plain method gets KeyboardInterrupt, unless it has looked at
+    ``get_runtime_context().is_canceled()`` or its actor has several threads: then that is how it learns. Any process
+    that has the ref can cancel.
     """
     ref = object_ref.completed() if isinstance(object_ref, ObjectRefGenerator) else object_ref
     if type(ref) is not ObjectRef:

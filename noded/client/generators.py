@@ -78,7 +78,9 @@ class ObjectRefGenerator:
             await self._runtime.awaiting.item(stream)  # another coroutine may then have been faster
 
     def completed(self) -> ObjectRef[Any]:
-        """A ref that is ready when the task has ended."""
+        """A ref that is ready when the task has ended. Its value is None, or the error of a worker that died or of a
+        cancel; an error of the task's own code is the last item only.
+        """
         return self._end
 
     def next_ready(self) -> bool:

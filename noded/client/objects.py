@@ -88,6 +88,12 @@ class Objects:
                 self.store(ref, packed)
         return ref
 
+    def put_error(self, packed: codec.Packed) -> ObjectRef[Any]:
+        """A ref that raises this packed error."""
+        ref: ObjectRef[Any] = ObjectRef(self._next_seq())
+        self.store(ref, packed)
+        return ref
+
     def store(self, ref: ObjectRef[Any], packed: codec.Packed) -> None:
         """Write a packed value into the arena as ``ref``'s, waiting for room."""
         with self.guard:

@@ -49,6 +49,8 @@ class Streams:
         end = task.refs[0]
         if end._state == FAILED and not stream.dropped:
             stream.items.append(ObjectRef(task.seq, stream.arrived, FAILED, end._value))
+            if not isinstance(end._value, BaseException):  # the task's own error is told by that item alone
+                end._value, end._state = b"", INLINE
         stream.over = True
         task.stream = None  # no cycle: items that nobody takes go with the generator
         if stream.lost:

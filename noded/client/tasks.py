@@ -325,7 +325,15 @@ class Tasks:
                     ref = task.refs[0]
                     ref._value = payload
                     ref._state = INLINE
-                    if message.hseq or task.waiters or ref._token is not None or task.stream is not None:
+                    if (
+                        message.hseq
+                        or task.waiters
+                        or ref._token is not None
+                        or task.stream is not None
+                        or task.cancelled
+                    ):
+                        if task.cancelled and task.method:
+                            ref._value, ref._state = cancelled(task), FAILED
                         self._finish(task, worker, message.hseq)
                     else:
                         ref._task = None
@@ -383,7 +391,7 @@ class Tasks:
                 else:
                     ref._value, ref._state = bytes(payload[at : at + size]), INLINE
                     at += size
-        if task.cancelled and task.method:  # it may have ended before it heard of it, or have ended as if nothing was
+        if task.cancelled and task.method:  # it may not have heard of it, and one that has may end as if nothing was
             for ref in task.refs:
                 ref._value, ref._state = cancelled(task), FAILED
         self._finish(task, worker, message.hseq)

@@ -12,6 +12,7 @@ from noded import ids
 from noded.client import codec
 from noded.client.generators import DynamicObjectRefGenerator
 from noded.client.objects import INLINE_LIMIT, to_raise
+from noded.client.refs import ObjectRef
 from noded.client.runtime import Runtime
 from noded.wire import messages as m
 from noded.worker.execution import Execution
@@ -80,7 +81,7 @@ class Answers:
         name = execution.name
         try:
             if returns == m.DYNAMIC:
-                result, returns = self._dynamic(result, name), 1
+                result, returns = self._dynamic(execution, result), 1
             if returns == 1:
                 values: Any = (result,)
             elif returns == 0:
@@ -113,15 +114,24 @@ class Answers:
         with runtime.lock:
             inbound.link.send(m.DoneMany(message.seq, us, hseq, outs), b"".join(pieces))
 
-    def _dynamic(self, result: Any, name: str) -> DynamicObjectRefGenerator:
-        """Each item becomes an object of this worker's; the refs to them are the value."""
+    def _dynamic(self, execution: Execution, result: Any) -> DynamicObjectRefGenerator:
+        """Each item becomes an object of this worker's; the refs to them are the value. An error is the last item."""
+        objects, name = self._runtime.objects, execution.name
         try:
             items = iter(result)
         except TypeError:
             raise TypeError(
                 f"{name} has num_returns='dynamic': it must return an iterable, not {result!r:.100}"
             ) from None
-        return DynamicObjectRefGenerator([self._runtime.objects.put(item) for item in items])
+        refs: list[ObjectRef[Any]] = []
+        try:
+            for item in items:
+                refs.append(objects.put(item))
+        except Exception as error:
+            if wants_retry(execution, error):
+                raise
+            refs.append(objects.put_error(pack_error(self._runtime, error, name)))
+        return DynamicObjectRefGenerator(refs)
 
     def item(self, execution: Execution, index: int, value: Any) -> None:
         """One item of a stream."""
@@ -139,8 +149,7 @@ class Answers:
 
     def error(self, execution: Execution, error: BaseException, started: float) -> None:
         runtime, message, inbound = self._runtime, execution.message, execution.inbound
-        extra = message.extra
-        retry = extra is not None and bool(extra.retry) and would_retry(error, extra.retry)
+        retry = wants_retry(execution, error)
         packed = pack_error(runtime, error, execution.name)
         us = int((time.monotonic() - started) * 1e6)
         with runtime.lock:
@@ -169,8 +178,12 @@ def pack_error(runtime: Runtime, error: BaseException, name: str) -> codec.Packe
     return packed
 
 
-def would_retry(error: BaseException, retry: bytes) -> bool:
+def wants_retry(execution: Execution, error: BaseException) -> bool:
     """Whether the caller has asked for this exception to be retried."""
+    extra = execution.message.extra
+    retry = extra.retry if extra is not None else b""
+    if not retry:
+        return False
     if retry == ANY_EXCEPTION:
         return isinstance(error, Exception)
     try:

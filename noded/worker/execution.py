@@ -18,6 +18,7 @@ class Execution:
     """``message`` is the Push or Call; its identity marks what the call submits."""
 
     __slots__ = (
+        "asked",
         "borrowed",
         "cancelled",
         "failed",
@@ -40,6 +41,8 @@ class Execution:
         self.borrowed = False
         """Its arguments held refs: the answer must say which holds the worker took."""
         self.cancelled = False
+        self.asked = False
+        """It has looked whether it was cancelled: a method that does so ends by itself."""
         self.failed = False
         self.user_code = False
         """The user's code runs right now: the only place where a soft cancel may raise."""

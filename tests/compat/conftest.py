@@ -22,17 +22,21 @@ import pytest
 if TYPE_CHECKING:
     from harness.leaks import LeakCheck, Snapshot
 
+HERE = Path(__file__).parent
 ON_RAY = os.environ.get("COMPAT_PEER", "noded") == "ray"
 if ON_RAY:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # Ray's workers do not get the driver's sys.path as pytest made it, and tasks use tests/harness.
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
-    )
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
 else:
+    from noded.client.api import job_env
+
+    _outside = os.environ.get("PYTHONPATH")
     import noded.compat.ray  # noqa: F401  from here on `import ray` is noded
+
+    _inside = os.environ["PYTHONPATH"]
 
 import ray  # noqa: E402
 from harness.gates import Gate, GateMaker, Notes  # noqa: E402
@@ -40,7 +44,43 @@ from harness.wait import wait_for  # noqa: E402
 
 NUM_CPUS = 4
 _FAILED = pytest.StashKey[bool]()
-_before: Snapshot | None = None  # taken before the shared cluster was started
+_shared: tuple[LeakCheck, Snapshot] | None = None
+"""Of the shared cluster: what was there before it."""
+
+
+def _take_noded_for_ray(do: bool) -> None:
+    """Also in what is started from here; but not in other tests of this session."""
+    if ON_RAY:
+        return
+    from noded.compat.environment import PATH
+
+    if do:
+        os.environ["PYTHONPATH"] = job_env["PYTHONPATH"] = _inside
+        sys.path.insert(1, PATH)
+        return
+    job_env.pop("PYTHONPATH", None)
+    os.environ.pop("PYTHONPATH", None)
+    if _outside is not None:
+        os.environ["PYTHONPATH"] = _outside
+    sys.path[:] = [entry for entry in sys.path if entry != PATH]
+
+
+_take_noded_for_ray(False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    _take_noded_for_ray(True)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # last, so that output is captured still: the leak check sees that
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Any:
+    try:
+        return (yield)
+    finally:
+        _take_noded_for_ray(False)
+        if nextitem is None or not nextitem.path.is_relative_to(HERE):
+            _shut_down()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,10 +102,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest) -> None:
     """A private cluster with 4 CPUs and the namespace "compat", shared with the tests before and after."""
-    global _before
+    global _shared
     if not ray.is_initialized():
         if not ON_RAY:
-            _before = request.getfixturevalue("leak_check").take()
+            leak_check = request.getfixturevalue("leak_check")
+            _shared = leak_check, leak_check.take()
         ray.init(
             "local",
             num_cpus=NUM_CPUS,
@@ -78,9 +119,9 @@ def cluster(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def alone(request: pytest.FixtureRequest) -> Iterator[None]:
+def alone() -> Iterator[None]:
     """No cluster at first; what the test starts is ended after it."""
-    _shut_down(request)
+    _shut_down()
     yield
     ray.shutdown()
 
@@ -98,14 +139,6 @@ def gate(gates: GateMaker) -> Gate:
 @pytest.fixture
 def notes(tmp_path: Path) -> Notes:
     return Notes(tmp_path / "notes")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _end_of_session(request: pytest.FixtureRequest) -> Iterator[None]:
-    if not ON_RAY:
-        request.getfixturevalue("leak_check")  # to outlive it
-    yield
-    _shut_down(request)
 
 
 @pytest.fixture(autouse=True)
@@ -134,12 +167,12 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     _fail_if_left(leak_check, before, "the test")
 
 
-def _shut_down(request: pytest.FixtureRequest) -> None:
-    global _before
+def _shut_down() -> None:
+    global _shared
     ray.shutdown()
-    if _before is not None:
-        before, _before = _before, None
-        _fail_if_left(request.getfixturevalue("leak_check"), before, "the shared cluster")
+    if _shared is not None:
+        (leak_check, before), _shared = _shared, None
+        _fail_if_left(leak_check, before, "the shared cluster")
 
 
 def _fail_if_left(leak_check: LeakCheck, before: Snapshot, who: str) -> None:

@@ -402,6 +402,7 @@ def test_a_running_call_of_a_sync_actor_can_ask(gate: Gate) -> None:
             self.saw = False
 
         def loop(self, started: Any) -> None:
+            assert not ray.get_runtime_context().is_canceled()
             started.open()
             while not ray.get_runtime_context().is_canceled():
                 time.sleep(0.01)
