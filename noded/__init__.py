@@ -23,6 +23,7 @@ from noded.client.api import (
 from noded.client.actor_class import ActorClass, get_actor, method
 from noded.client.actor_handle import ActorHandle
 from noded.client.context import RuntimeContext
+from noded.client.exits import exit_actor
 from noded.client.generators import DynamicObjectRefGenerator, ObjectRefGenerator
 from noded.client.refs import ObjectRef
 from noded.client.remote import RemoteFunction, remote
@@ -42,6 +43,7 @@ __all__ = [
     "cancel",
     "cluster_resources",
     "exceptions",
+    "exit_actor",
     "get",
     "get_actor",
     "get_gpu_ids",
