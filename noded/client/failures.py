@@ -29,7 +29,7 @@ def unschedulable(task: Task, message: m.Unschedulable) -> ex.NodedError:
         )
     if message.kind == "removed":
         group = task.queue.where.group.hex() if task.queue is not None else ""
-        return ex.TaskPlacementGroupRemoved(group, f"task {task.name} cannot run: {message.reason}")
+        return ex.TaskPlacementGroupRemoved(group, f"task {task.name} cannot run: {message.reason} ({group})")
     return ex.TaskUnschedulableError(f"task {task.name} cannot be scheduled: {message.reason}")
 
 
