@@ -29,6 +29,9 @@ _ACTORS_LOOKED_AT = 128
 """A thousand actors that wait must not make each decision cost a thousand looks; they are served in order anyway."""
 _LOOKED_AT_ONCE = 32
 _GROUPS_REMEMBERED = 100_000
+_BUNDLE_SIZE = 40
+_NAMES_SIZE = 1400
+"""Bytes of names of resources, with those of their bundles, that have room in a worker's record."""
 _GIVE_UP = 1.0
 """What can never fit is refused after this many seconds."""
 
@@ -131,6 +134,14 @@ class GroupLease:
 Waiting = Demand | ActorLease | GroupLease
 
 
+def _too_long(resources: dict[str, int]) -> str:
+    """Why the ledger could not hold a lease of these."""
+    size = sum(len(name.encode()) + _BUNDLE_SIZE for name in resources)
+    if size <= _NAMES_SIZE:
+        return ""
+    return f"the names of the {len(resources)} resources that it asks for are too long together: use fewer"
+
+
 class Leases:
     """Needs ``pool`` set before use. ``refuse_place(place)`` says why nothing may run there on this node, or ""."""
 
@@ -186,6 +197,9 @@ class Leases:
                     "client %s demands leases of class %s, which it has not defined", client.prefix.hex(), message.cls
                 )
                 return
+            if reason := _too_long(known.resources):
+                client.send(m.Unschedulable(message.cls, reason))
+                return
             demand = self.demands[key] = Demand(client, message.cls, known)
         if message.count and not demand.count:
             demand.since = time.monotonic()
@@ -195,6 +209,10 @@ class Leases:
         self.kick()
 
     def request_actor(self, actor: ActorLease) -> None:
+        if reason := _too_long(actor.wants):
+            actor.over = True
+            actor.on_never(reason, "never")
+            return
         self.actors.append(actor)
         self.kick()
 

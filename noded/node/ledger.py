@@ -26,7 +26,7 @@ _PAGE = 4096
 # magic, layout, unused, incarnation, epoch; the epoch is aligned, so that one store sets it.
 _HEADER = struct.Struct("<8sII16sQ")
 _EPOCH_WORD = 32 // 8
-_TABLES = (("clients", 4096, 256), ("workers", 8192, 512), ("regions", 65536, 64), ("node", 16, 8192))
+_TABLES = (("clients", 4096, 256), ("workers", 8192, 2048), ("regions", 65536, 64), ("node", 16, 8192))
 _SIZE = _PAGE + sum(slots * slot_size for _, slots, slot_size in _TABLES)
 
 # A slot: state u32, checksum u32 | generation u64, kind u8, key length u8, payload length u16 | key, payload.

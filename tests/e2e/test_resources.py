@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +218,31 @@ def test_an_ended_driver_gives_everything_back() -> None:
 
     assert done.stdout == "1.0\n", done.stderr
     assert noded.cluster_resources()["CPU"] == 3
+
+
+def test_many_long_names_of_resources(run_program: Callable[..., str]) -> None:
+    """They are part of what the daemon writes down of a lease, which has a size."""
+    source = """
+        import noded
+
+        names = {f"{number:02d}" + "x" * 60: 1.0 for number in range(30)}
+        noded.init("local", num_cpus=1, resources=names)
+        some, task = dict(list(names.items())[:12]), noded.remote(lambda: "ran")
+        print(noded.get(task.options(resources=some).remote(), timeout=20))
+
+        @noded.remote
+        class Actor:
+            def say(self):
+                return "lives"
+
+        print(noded.get(Actor.options(resources=some).remote().say.remote(), timeout=20))
+        for what in (lambda: task.options(resources=names).remote(),
+                     lambda: Actor.options(resources=names).remote().say.remote()):
+            try:
+                noded.get(what(), timeout=20)
+            except noded.exceptions.NodedError as error:
+                print(type(error).__name__, "too long together" in str(error))
+        print(noded.get(task.remote(), timeout=20))
+    """
+    said = run_program(source).splitlines()
+    assert said == ["ran", "lives", "TaskUnschedulableError True", "ActorUnschedulableError True", "ran"]

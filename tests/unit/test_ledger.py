@@ -25,7 +25,7 @@ from noded.node import ledger as ledger_module
 from noded.node.ledger import LAYOUT_VERSION, MAX_KEY, Ledger, LedgerError, LedgerFull, Table
 
 INCARNATION = bytes(range(16))
-CLIENTS_AT, REGIONS_AT = 4096, 4096 + 4096 * 256 + 8192 * 512
+CLIENTS_AT, REGIONS_AT = 4096, 4096 + 4096 * 256 + 8192 * 2048
 
 
 @pytest.fixture
