@@ -62,7 +62,17 @@ class ActorRecord:
         return bool(self.spec.name or self.spec.detached or self.spec.max_restarts)
 
     def at(self) -> m.ActorAt:
-        return m.ActorAt(self.spec.id, self.state, self.worker, self.path, self.pid, self.death, self.reason, self.kind)
+        return m.ActorAt(
+            id=self.spec.id,
+            state=self.state,
+            worker=self.worker,
+            path=self.path,
+            pid=self.pid,
+            death=self.death,
+            reason=self.reason,
+            kind=self.kind,
+            unordered=self.spec.unordered,
+        )
 
 
 class ActorHost(Protocol):

@@ -15,15 +15,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
 from noded import ids
+from noded.head.group_records import GroupRecord, Stored, describe, malformed
 from noded.head.storage import Delete, Op, Put, Storage
 from noded.policy import labels
-from noded.resources import UNIT
 from noded.wire import messages as m
 
 log = logging.getLogger("noded.groups")
@@ -34,37 +33,6 @@ _SHOWN_REMOVED = 1_000
 """So many removed groups stay in the table, for people to look at."""
 _REMEMBERED = 20_000
 """Of so many more it is known that they were removed."""
-
-
-class Stored(msgspec.Struct, array_like=True):
-    """A group's durable record, version 1."""
-
-    version: int
-    spec: m.GroupSpec
-    created: bool
-
-
-@dataclass(eq=False)
-class GroupRecord:
-    spec: m.GroupSpec
-    state: str = "pending"
-    reason: str = ""
-    """Why no node can hold it, or why it was removed."""
-    infeasible: bool = False
-    """Told so."""
-    stored: str = ""
-    """The state that the storage has; empty: nothing."""
-    released: bool = False
-    """It was removed, and the resources it had are free."""
-    watchers: set[bytes] = field(default_factory=set)
-    written: asyncio.Event = field(default_factory=asyncio.Event)
-    since: float = field(default_factory=time.monotonic)
-    waited: float = 0.0
-    """Seconds until it was created."""
-
-    def at(self) -> m.GroupAt:
-        state = "infeasible" if self.infeasible and self.state == "pending" else self.state
-        return m.GroupAt(self.spec.id, state, self.reason)
 
 
 class GroupHost(Protocol):
@@ -137,24 +105,28 @@ class GroupTable:
         if spec.id in self._removed:
             self._notify(prefix, m.GroupAt(spec.id, "removed"))
             return
-        if spec.name and not self._take_name(prefix, spec):
+        reason = malformed(spec) or (spec.name and self._take_name(spec))
+        if reason:
+            self.rejected[spec.id] = reason
+            if len(self.rejected) > _SHOWN_REMOVED:
+                del self.rejected[next(iter(self.rejected))]
+            self._notify(prefix, m.GroupAt(spec.id, "removed", reason))
             return
         record = self.records[spec.id] = GroupRecord(spec)
         record.watchers = self._watchers.pop(spec.id, set()) | {prefix}
         self._write(record)
         self._reserve(record)
 
-    def _take_name(self, prefix: bytes, spec: m.GroupSpec) -> bool:
+    def _take_name(self, spec: m.GroupSpec) -> str:
+        """Why it cannot have it."""
         key = spec.namespace, spec.name
         if key in self.names:
-            self.rejected[spec.id] = (
+            return (
                 f"the name {spec.name!r} is taken in namespace {spec.namespace!r} by another placement group: "
                 "use get_placement_group(), or choose another name"
             )
-            self._notify(prefix, m.GroupAt(spec.id, "removed", self.rejected[spec.id]))
-            return False
         self.names[key] = spec.id
-        return True
+        return ""
 
     def _reserve(self, record: GroupRecord) -> None:
         spec = record.spec
@@ -225,12 +197,12 @@ class GroupTable:
         record = self.records.get(id_)
         if record is not None:
             await record.written.wait()
-        return self.rejected.pop(id_, "")
+        return self.rejected.get(id_, "")
 
     def table(self, id_: bytes = b"") -> dict[str, dict[str, Any]]:
         """All groups, or one, as people look at them: by their ids in hex."""
         found = self.records.values() if not id_ else filter(None, [self.records.get(id_)])
-        return {record.spec.id.hex(): _describe(record) for record in found}
+        return {record.spec.id.hex(): describe(record) for record in found}
 
     # ------------------------------------------------------------ removal
 
@@ -366,28 +338,3 @@ class GroupTable:
             ops: list[Op] = [Delete(TABLE, r.spec.id.hex()) for r in self.records.values() if r.stored]
             if ops:
                 await self._storage.write(ops)
-
-
-def _describe(record: GroupRecord) -> dict[str, Any]:
-    """In Ray's words."""
-    spec = record.spec
-    waited = record.waited * 1000
-    finished = {"created": "FINISHED", "removed": "REMOVED"}
-    return {
-        "placement_group_id": spec.id.hex(),
-        "name": spec.name,
-        "bundles": {index: _floats(bundle) for index, bundle in enumerate(spec.bundles)},
-        "strategy": spec.strategy,
-        "state": record.state.upper(),
-        "stats": {
-            "end_to_end_creation_latency_ms": waited,
-            "scheduling_latency_ms": waited,
-            "scheduling_attempt": 1,
-            "highest_retry_delay_ms": 0.0,
-            "scheduling_state": finished.get(record.state, "INFEASIBLE" if record.reason else "QUEUED"),
-        },
-    }
-
-
-def _floats(bundle: Mapping[str, int]) -> dict[str, float]:
-    return {name: amount / UNIT for name, amount in bundle.items()}

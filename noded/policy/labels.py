@@ -42,7 +42,10 @@ def refuse(text: str, labels: Labels) -> str:
     """Why a node with these labels must not be taken; empty when it may."""
     if not text:
         return ""
-    hard, _, otherwise = _decode(text)
+    try:
+        hard, _, otherwise = _decode(text)
+    except (ValueError, TypeError, AttributeError):
+        return f"its conditions on labels cannot be read: {text[:200]!r}"
     failed = [condition for condition in hard if not holds(condition, labels)]
     if not failed or any(all(holds(c, labels) for c in conditions) for conditions in otherwise):
         return ""

@@ -324,6 +324,33 @@ def test_names_are_taken_once_in_a_namespace_and_free_again_after_removal() -> N
     run(body)
 
 
+def test_requests_that_are_none_are_refused_and_not_kept() -> None:
+    async def body() -> None:
+        head = await Head().start()
+        for seq, bad in enumerate(
+            [
+                spec(1, 0),
+                spec(2, -1),
+                m.GroupSpec(spec(3).id, []),
+                m.GroupSpec(spec(4).id, [{}]),
+                spec(5, strategy="SOMEHOW"),
+                spec(6, labels=["", ""]),
+            ],
+            1,
+        ):
+            head.table.create(MAKER, bad)
+            assert head.states() == ["removed"], seq
+            assert "no placement group" in await head.table.settled(bad.id)
+        head.table.create(MAKER, spec(7, labels=["{"]))
+        await head.quiet()
+        assert head.table.records.keys() == {spec(7).id} and head.host.free == 10
+        again = Head(head.data)
+        await again.start()  # also not what no later head could read
+        assert "cannot be read" in again.table.records[spec(7).id].reason
+
+    run(body)
+
+
 def test_who_watches_before_it_is_created_is_told() -> None:
     async def body() -> None:
         head = await Head().start()

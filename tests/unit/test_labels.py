@@ -79,6 +79,11 @@ def test_types() -> None:
     assert parse_selector({"ray.io/node-id": "ab"}) == [("ray.io/node-id", IN, ("ab",))]
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "5", '{"hard": [["a"]]}', '{"hard": 5}', '{"else": [5], "hard": []}'])
+def test_what_cannot_be_read_refuses(text: str) -> None:
+    assert "cannot be read" in refuse(text, HERE)
+
+
 def test_all_hard_conditions_count_and_the_reason_names_those_that_fail() -> None:
     text = encode([("zone", IN, ("a",)), ("tier", NOT_IN, ("gold",)), ("gpu", EXISTS, ())])
     assert refuse(text, HERE) == ("it wants a label gpu and tier not in (gold), the node has no label gpu, tier=gold")
