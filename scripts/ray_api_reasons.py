@@ -48,7 +48,6 @@ MISSING: dict[str, str] = {
     "ray.util.serialization.StandaloneSerializationContext": _INTERNAL,
     "ray.util.annotations.*": _INTERNAL,
     "options.task.object_store_memory": "results take what they need; Ray refuses it too, at the call",
-    "options.actor.allow_out_of_order_execution": "True is refused: calls keep the order of each caller",
 }
 
 DIFFERS: dict[str, str] = {

@@ -36,6 +36,15 @@ class ActorClass:
             inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f)
             for _, f in inspect.getmembers(cls, callable)
         )
+        overlaps = self._is_async or (options.max_concurrency or 1) > 1
+        self._unordered = (
+            overlaps if options.allow_out_of_order_execution is None else bool(options.allow_out_of_order_execution)
+        )
+        if overlaps and not self._unordered:
+            raise ValueError(
+                f"calls to {self._name} overlap (it is async, or max_concurrency is above 1), so they have no order to "
+                "keep: leave allow_out_of_order_execution=False away"
+            )
         groups = dict(options.concurrency_groups)
         self._methods = _methods_of(cls, options)
         for name, method in self._methods.items():
@@ -71,6 +80,8 @@ class ActorClass:
 
     def options(self, **options: Any) -> ActorClass:
         """The same class with other options for the actors made through the result."""
+        if "concurrency_groups" in options:
+            raise ValueError("concurrency_groups belong to the class: give them to remote(), not to options()")
         other = ActorClass(self._cls, self._options.changed(options))
         if self._runtime is not None:
             other._runtime, other._packed = self._runtime, self._packed
@@ -152,6 +163,7 @@ class ActorClass:
             max_pending_calls=options.max_pending_calls,
             env=rt.environments.resolve(options.runtime_env),
             where=options.place(where_now()),
+            unordered=self._unordered,
         )
 
 

@@ -1,7 +1,8 @@
 """Actors from the caller's side: where they are, and the ordered queue of calls to each.
 
 A call waits in its actor's queue until the actor has an address, the call's arguments have values, and all
-earlier calls are on their way; then it is pushed straight to the actor's worker. State comes from the daemon
+earlier calls are on their way; then it is pushed straight to the actor's worker. Calls to an async or threaded actor do
+not wait for the arguments of earlier ones. State comes from the daemon
 (``ActorAt``); a broken connection alone changes nothing.
 """
 
@@ -27,7 +28,7 @@ _UNSENT_LIMIT = 4 << 20
 class Actor:
     """What this process knows of one actor."""
 
-    __slots__ = ("class_name", "creation", "dead", "id", "killing", "link", "queue", "state")
+    __slots__ = ("class_name", "creation", "dead", "id", "killing", "link", "parked", "queue", "state", "unordered")
 
     def __init__(self, id_: bytes):
         self.id = id_
@@ -35,6 +36,9 @@ class Actor:
         self.state = "pending"
         self.link: WorkerLink | None = None
         self.queue: deque[Task] = deque()
+        self.unordered = False
+        """Told with its address, see ``ActorSpec``. Then ``parked`` has the calls that wait for their arguments."""
+        self.parked: set[Task] = set()
         self.dead: ex.NodedError | None = None
         self.creation: tuple[m.CreateActor, bytes, list[Any]] | None = None
         """While it may have to be repeated: the request, its payload, and the refs its arguments hold."""
@@ -86,7 +90,7 @@ class Actors:
         actor = self.actors.get(id_)
         if actor is None:
             return 0
-        return len(actor.queue) + (len(actor.link.inflight) if actor.link is not None else 0)
+        return len(actor.queue) + len(actor.parked) + (len(actor.link.inflight) if actor.link is not None else 0)
 
     def call(self, id_: bytes, class_name: str, task: Task, token: Any) -> None:
         lock = self.lock
@@ -112,11 +116,19 @@ class Actors:
                     self.control.wake()
                     return
             actor.queue.append(task)
-            if task.deps is None or self.tasks.resolve_locked(task, lambda _: self.advance_locked(actor)):
+            if task.deps is None or self.tasks.resolve_locked(task, lambda task: self._resolved_locked(actor, task)):
+                self.advance_locked(actor)
+            elif actor.unordered:
                 self.advance_locked(actor)
             self.control.wake()
         finally:
             lock.release()
+
+    def _resolved_locked(self, actor: Actor, task: Task) -> None:
+        if task in actor.parked:
+            actor.parked.discard(task)
+            actor.queue.append(task)
+        self.advance_locked(actor)
 
     def advance_locked(self, actor: Actor) -> None:
         """Push calls in order up to the first that cannot go."""
@@ -126,6 +138,9 @@ class Actors:
         while queue:
             task = queue[0]
             if not task.over:
+                if task.unresolved and actor.unordered:
+                    actor.parked.add(queue.popleft())
+                    continue
                 if task.unresolved or len(link.inflight) >= _INFLIGHT or link.link.unsent_bytes > _UNSENT_LIMIT:
                     return
                 filled = self.tasks.fill_locked(task)
@@ -168,6 +183,7 @@ class Actors:
         self._notify()
 
     def _reached(self, actor: Actor, message: m.ActorAt) -> None:
+        actor.unordered = message.unordered
         if message.state == "alive":
             actor.creation = None
         if actor.link is None or actor.link.worker != message.worker:
@@ -201,7 +217,9 @@ class Actors:
         actor.dead = self._error(actor, message, payload)
         actor.creation = None
         self._unlink(actor, message, payload)
-        tasks, actor.queue = actor.queue, deque()
+        tasks = [*actor.queue, *actor.parked]
+        actor.queue.clear()
+        actor.parked.clear()
         for task in tasks:
             self.tasks.fail_locked(task, actor.dead)
 
@@ -245,7 +263,7 @@ class Actors:
     def forget_unheld_locked(self) -> None:
         """Actors that nothing here refers to any more; a handle that comes back later finds them anew."""
         for id_, actor in list(self.actors.items()):
-            idle = not actor.queue and actor.creation is None and id_ not in self._kills
+            idle = not actor.queue and not actor.parked and actor.creation is None and id_ not in self._kills
             if idle and id_ not in self.holds.holds and not (actor.link is not None and actor.link.inflight):
                 del self.actors[id_]
                 if actor.link is not None:
@@ -256,7 +274,9 @@ class Actors:
 
     def busy(self) -> bool:
         for actor in self.actors.values():
-            if actor.queue or actor.creation is not None or (actor.link is not None and actor.link.inflight):
+            if actor.queue or actor.parked or actor.creation is not None:
+                return True
+            if actor.link is not None and actor.link.inflight:
                 return True
         return False
 

@@ -243,6 +243,7 @@ class ActorOptions(_Options, frozen=True):
     concurrency_groups: tuple[tuple[str, int], ...] = ()
     get_if_exists: bool = False
     window: int = 0
+    allow_out_of_order_execution: bool | None = None
 
     def _own(self) -> tuple[str, ...]:
         return (
@@ -261,13 +262,6 @@ class ActorOptions(_Options, frozen=True):
     def _field(self, key: str) -> str:
         return {"_actor_generator_backpressure_num_objects": "window"}.get(key, key)
 
-    def changed(self: _O, options: dict[str, Any]) -> _O:
-        if options.get("allow_out_of_order_execution"):
-            raise NotImplementedError(
-                "allow_out_of_order_execution=True is not supported: calls keep each caller's order"
-            )
-        return super().changed({k: v for k, v in options.items() if k != "allow_out_of_order_execution"})
-
     def _check(self, key: str, value: Any) -> Any:
         if key in ("max_restarts", "max_task_retries"):
             return 0 if value is None else _number(key, value, whole=True, least=-1)
@@ -281,9 +275,9 @@ class ActorOptions(_Options, frozen=True):
             return _groups(value)
         if key == "_actor_generator_backpressure_num_objects":
             return window_of(value)
-        if key == "get_if_exists":
-            if not isinstance(value, bool):
-                raise TypeError(f"the option get_if_exists must be True or False, not {value!r}")
+        if key in ("get_if_exists", "allow_out_of_order_execution"):
+            if not isinstance(value, bool) and (value is not None or key == "get_if_exists"):
+                raise TypeError(f"the option {key} must be True or False, not {value!r}")
             return value
         if key == "lifetime" and value not in (None, "detached", "non_detached"):
             raise ValueError(f"the option lifetime must be 'detached', 'non_detached' or None, not {value!r}")

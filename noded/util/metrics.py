@@ -6,12 +6,15 @@ them nowhere, but programs that record them run. See also ``noded/client/metrics
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from noded.client import metrics
 
 _M = TypeVar("_M", bound="Metric")
+_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 
 
 class Metric:
@@ -29,7 +32,13 @@ class Metric:
         if not isinstance(name, str):
             raise TypeError(f"a metric's name must be a string, not {name!r}")
         if not name:
-            raise ValueError("Empty name is not allowed. Please provide a metric name.")
+            raise ValueError("a metric needs a name")
+        if not _NAME.fullmatch(name):
+            warnings.warn(
+                f"{name!r} cannot be exported as a metric's name: use letters, digits, _ and :, and no digit at first",
+                UserWarning,
+                stacklevel=3,
+            )
         if not isinstance(description, str):
             raise TypeError(f"a metric's description must be a string, not {description!r}")
         tag_keys = tag_keys or ()
@@ -48,7 +57,9 @@ class Metric:
         """Tags that apply where a value comes without them. Returns the metric."""
         for key, value in default_tags.items():
             if key not in self._tag_keys:
-                raise ValueError(f"Unrecognized tag key {key}: {self._name} has {', '.join(self._tag_keys) or 'none'}")
+                raise ValueError(
+                    f"{self._name} has no tag key {key!r}; its keys are {', '.join(self._tag_keys) or 'none'}"
+                )
             _check_tag(key, value)
         self._default_tags = dict(default_tags)
         return self

@@ -146,6 +146,8 @@ class ActorSpec(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     env: str = ""
     """The resolved runtime environment, as canonical JSON."""
     where: Place = ANYWHERE
+    unordered: bool = False
+    """A call that waits for its arguments does not hold back the later ones of its caller."""
 
 
 # ---------------------------------------------------------------- control: client -> daemon
@@ -462,6 +464,8 @@ class ActorAt(_Message, tag=50):
     reason: str = ""
     kind: str = ""
     """Of a reason: ``never`` (fits nowhere), ``env`` (its runtime environment), ``removed`` (its placement group)."""
+    unordered: bool = False
+    """See ``ActorSpec``."""
 
 
 class SetJob(_Message, tag=51):

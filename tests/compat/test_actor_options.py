@@ -70,7 +70,7 @@ def test_wrong_value_of_an_option_is_a_value_error(option: dict[str, Any]) -> No
 )
 def test_wrong_type_of_an_option_is_a_type_error(option: dict[str, Any]) -> None:
     with pytest.raises(TypeError):
-        ray.remote(Plain).options(**option).remote()
+        ray.remote(**option)(Plain).remote()
 
 
 def test_remote_takes_only_keywords_as_options() -> None:
