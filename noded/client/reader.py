@@ -103,6 +103,9 @@ class Reader:
             self.wanted -= 1
             self._claimed = False
 
+    def _gives_way(self) -> bool:
+        return self._claimed
+
     def notify(self) -> None:
         """Something changed outside of the data sockets (a message of the daemon): let all who wait look."""
         self.wake_sleepers()
@@ -120,11 +123,11 @@ class Reader:
             if timeout is not None and timeout <= 0:
                 self._look_once()
                 return bool(done())
-            if not barred and not self._claimed and role.acquire(blocking=False):
+            if not barred and not self._gives_way() and role.acquire(blocking=False):
                 try:
                     # Whoever had the role until now may have read what we wait for: look before the first poll.
                     while not done():
-                        if self._claimed:
+                        if self._gives_way():
                             break
                         self.poll(timeout)
                         if done():

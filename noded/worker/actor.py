@@ -6,6 +6,7 @@ loop (``event_loop.py``), one with ``max_concurrency`` or concurrency groups thr
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,8 +32,14 @@ class Engine(Protocol):
     def start(self, item: Item) -> None:
         """Take a call over; on the main thread."""
 
-    def cancel(self, inbound: Inbound, seq: int, recursive: bool) -> None:
-        """Under the runtime's lock."""
+    def cancel(self, inbound: Inbound, seq: int, recursive: bool) -> bool:
+        """False when it does not run; under the runtime's lock."""
+
+    def runs(self, inbound: Inbound, seq: int) -> bool:
+        """Whether this call was taken over and is not answered."""
+
+    def waiting(self) -> list[deque[Item] | list[Item]]:
+        """Calls that wait in here and may be withdrawn."""
 
     def busy(self) -> bool:
         """Any call runs or waits in here."""

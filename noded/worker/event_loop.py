@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import select
 import selectors
 import threading
 import time
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from noded.client.context import call_now
+from noded.client.refs import ObjectRef
 from noded.wire import messages as m
 from noded.worker.execution import Execution
 from noded.worker.inbound import Inbound
@@ -42,11 +44,15 @@ class WorkerSelector(selectors.EpollSelector):
         self.hot = True
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self._turn(timeout if timeout is None else max(0.0, timeout))
-        if self.hot:
-            self.hot = False
-            return super().select(0)
-        return []
+        self._turn(0.0 if self.hot else timeout if timeout is None else max(0.0, timeout))
+        if not self.hot:
+            return []
+        # Said once when something becomes ready (see ``run``), so it is looked again until nothing is left.
+        self.hot = False
+        found = super().select(0)
+        if found:
+            self.hot = True
+        return found
 
 
 class Group:
@@ -72,6 +78,7 @@ class EventLoopEngine:
         self._selector = WorkerSelector(self._turn)
         self._loop = asyncio.SelectorEventLoop(self._selector)
         self._step: Callable[[], None] | None = None
+        self._ending = False
 
     def run(self, construct: Callable[[], None]) -> None:
         executor, loop = self._executor, self._loop
@@ -79,7 +86,8 @@ class EventLoopEngine:
         runtime.tasks.current = call_now.get
         runtime.awaiting.own_loop = loop
         runtime.reader.reserved_for = threading.get_ident()
-        runtime.reader.add(self._selector.fileno(), self._selector.on_event)
+        # Only changes: else the steward would not rest while something is ready that a busy loop does not look at.
+        runtime.reader.add(self._selector.fileno(), self._selector.on_event, select.EPOLLIN | select.EPOLLET)
         asyncio.set_event_loop(loop)
         loop.call_soon(construct)
         try:
@@ -96,14 +104,23 @@ class EventLoopEngine:
     def _turn(self, timeout: float | None) -> None:
         executor = self._executor
         queue = executor.queue
+        if executor.exiting:
+            over = not self._ending and (not self._running or bool(executor.seat.leaving))
+            executor.flush()
+            executor.poll(0.0 if over else timeout, also_exiting=True)
+            if over:
+                self._loop.stop()
+            return
         if not queue:
             executor.flush()
             executor.poll(timeout)
         # No more than is there now: then it is the loop's turn again.
         for _ in range(len(queue)):
-            executor.run_one(queue.popleft())
-        if executor.exiting and (not self._running or executor.seat.leaving):
-            self._loop.stop()
+            try:
+                item = queue.popleft()
+            except IndexError:  # one was cancelled meanwhile
+                break
+            executor.run_one(item)
 
     def start(self, item: Item) -> None:
         inbound, message, payload = item
@@ -112,11 +129,16 @@ class EventLoopEngine:
         if group.running >= group.limit:
             group.waiting.append(item)
             return
-        group.running += 1
         executor = self._executor
         execution = Execution(executor.runtime, inbound, message)
-        context = contextvars.copy_context()
         self._running[inbound, message.seq] = execution
+        executor.work_began()
+        if executor.cancels.take(inbound, message.seq):
+            del self._running[inbound, message.seq]
+            executor.answers.cancelled(execution, time.monotonic())
+            return
+        group.running += 1
+        context = contextvars.copy_context()
         coroutine = self._call(execution, payload, group)
         loop = self._loop
         # A new task asks its loop to make the first step soon. We make it now instead.
@@ -153,7 +175,7 @@ class EventLoopEngine:
                 del args, kwargs
             else:
                 result = method()
-            if inspect.isawaitable(result):
+            if inspect.isawaitable(result) and type(result) is not ObjectRef:  # a ref is a value like others
                 result = await result
             if message.returns == m.STREAMING:
                 await executor.streaming.run_async(execution, result)
@@ -162,7 +184,9 @@ class EventLoopEngine:
                 result = [item async for item in result]
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
-                answers.cancelled(execution, started)
+                if execution.cancelled or not self._ending:
+                    answers.cancelled(execution, started)
+                # else the actor ends: its daemon says so.
             else:
                 executor.answer_error(execution, error, started)
         else:
@@ -176,21 +200,28 @@ class EventLoopEngine:
 
     # ------------------------------------------------------------ cancel, end
 
-    def cancel(self, inbound: Inbound, seq: int, recursive: bool) -> None:
+    def cancel(self, inbound: Inbound, seq: int, recursive: bool) -> bool:
         execution = self._running.get((inbound, seq))
-        if execution is not None:
-            execution.cancelled = True
-            if recursive:
-                self._executor.runtime.tasks.cancel_children_locked(execution)
-            self._loop.call_soon_threadsafe(execution.task.cancel)
-            return
-        for group in self._groups.values():
-            for item in group.waiting:
-                if item[0] is inbound and item[1].seq == seq:
-                    group.waiting.remove(item)
-                    inbound.link.send(m.Failed(seq, 0, 0, True))
-                    inbound.flush_locked()
-                    return
+        if execution is None:
+            return False
+        execution.cancelled = True
+        if recursive:
+            self._executor.runtime.tasks.cancel_children_locked(execution)
+        try:
+            self._loop.call_soon_threadsafe(self._cancel_now, execution)
+        except RuntimeError:  # the loop is closed: the actor has ended
+            pass
+        return True
+
+    def _cancel_now(self, execution: Execution) -> None:
+        """On the loop, where a call that has begun has its task."""
+        execution.task.cancel()
+
+    def runs(self, inbound: Inbound, seq: int) -> bool:
+        return (inbound, seq) in self._running
+
+    def waiting(self) -> list[deque[Item] | list[Item]]:
+        return [group.waiting for group in self._groups.values()]
 
     def busy(self) -> bool:
         return bool(self._running)
@@ -200,7 +231,7 @@ class EventLoopEngine:
 
     def _end(self) -> None:
         """The user's background tasks end with the actor."""
-        loop = self._loop
+        self._ending, loop = True, self._loop
         left = asyncio.all_tasks(loop)
         for task in left:
             task.cancel()

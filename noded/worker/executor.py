@@ -8,7 +8,6 @@ blocked worker gives its CPUs back, finished replies go out. Actors that run sev
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from noded.wire import messages as m
 from noded.worker import streams
 from noded.worker.actor import ActorSeat, Engine
 from noded.worker.answers import Answers
+from noded.worker.cancels import Cancels
 from noded.worker.execution import Execution
 from noded.worker.inbound import Inbound, RemoteCode
 from noded.worker.lent import LentNow
@@ -74,11 +74,12 @@ class Executor:
         self.engine: Engine | None = None
         """Of an actor that runs several calls at once."""
         self.exiting = ""
+        self.cancels = Cancels(self, self._where_calls_wait)
 
     def bind(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.answers = Answers(runtime)
-        runtime.interrupts.install_for(self._on_cancel_signal)
+        runtime.interrupts.install_for(self.cancels.on_signal)
 
     def after_attach(self) -> None:
         runtime = self.runtime
@@ -112,7 +113,7 @@ class Executor:
         elif kind is m.Taken:
             self.streaming.on_taken(inbound, message)
         elif kind is m.Cancel:
-            self._cancel_task(inbound, message)
+            self.cancels.on_cancel(inbound, message)
         elif kind is m.GiveBack:
             self._return_unstarted_locked()
         elif kind is m.Hello:
@@ -126,6 +127,7 @@ class Executor:
         """
         self.inbound.remove(inbound)
         self.streaming.on_closed(inbound)
+        self.cancels.forget(inbound)
 
     def on_drained(self, inbound: Inbound) -> None:
         """The caller has read its answers: what was held back for it is its turn again, in order."""
@@ -165,12 +167,12 @@ class Executor:
             self.engine.leave()
         self.flush()
 
-    def poll(self, timeout: float | None) -> None:
+    def poll(self, timeout: float | None, *, also_exiting: bool = False) -> None:
         """Read the sockets, unless there is something to do; only for the main thread."""
         reader = self.runtime.reader
         reader.claim()
         try:
-            if not self.queue and not self.exiting:
+            if also_exiting or not (self.queue or self.exiting):
                 reader.poll(timeout)
         finally:
             reader.release()
@@ -184,23 +186,23 @@ class Executor:
             else:
                 self.seat.instantiate(message, payload)
             return
-        if kind is m.Call and not self.seat.alive:
+        if kind is m.Call and (not self.seat.alive or self.seat.leaving):
             self._early.append(item)
             return
         if inbound.slow():
             # This caller does not keep up with its answers: its calls wait until it does, the others' do not.
             inbound.held.append(item)
             return
-        control = self.runtime.control
-        if control._sleeping:
-            control.wake()
         if self.engine is not None:
             self.engine.start(item)
             return
         execution = self.current = running.call = Execution(self.runtime, inbound, message)
+        if self.cancels.take(inbound, message.seq):
+            execution.cancelled = True
         self._started = started = time.monotonic()
         self._blocked_before = 0.0
         self._count += 1
+        self.work_began()
         try:
             self.execute(execution, payload, started)
         except KeyboardInterrupt:  # a cancel that struck between user code and its answer
@@ -212,6 +214,12 @@ class Executor:
         link = inbound.link
         if not self.queue or link.unsent >= _FLUSH_AT or time.monotonic() - self._last_flush > _FLUSH_SECONDS:
             self.flush()
+
+    def work_began(self) -> None:
+        """The steward must look: call it once ``tick`` can see the work."""
+        control = self.runtime.control
+        if control._sleeping:
+            control.wake()
 
     def execute(self, execution: Execution, payload: Any, started: float) -> None:
         """Run one call in this thread and queue its answer."""
@@ -281,6 +289,7 @@ class Executor:
                 return
             if isinstance(error, SystemExit):
                 self.exiting = f"SystemExit({error.code!r}) in {execution.name}"
+                self.runtime.reader.wake()
         self.answers.error(execution, error, started)
 
     def flush(self) -> None:
@@ -419,29 +428,6 @@ class Executor:
             self._count_at_tick = self._count
         return busy or (self.engine is not None and self.engine.busy())
 
-    # ------------------------------------------------------------ cancel
-
-    def _cancel_task(self, inbound: Inbound, message: m.Cancel) -> None:
-        current = self.current
-        if current is not None and current.inbound is inbound and current.message.seq == message.seq:
-            current.cancelled = True
-            if message.recursive:
-                self.runtime.tasks.cancel_children_locked(current)
-            signal.pthread_kill(self._main, signal.SIGINT)
-            return
-        for item in [*self.queue, *self._early]:
-            if item[0] is inbound and item[1].seq == message.seq:
-                try:
-                    (self.queue if item in self.queue else self._early).remove(item)
-                except ValueError:  # it starts right now: too late for a queued one, the next cancel would reach it
-                    return
-                inbound.link.send(m.Failed(message.seq, 0, 0, True))
-                inbound.flush_locked()
-                return
-        if self.engine is not None:
-            self.engine.cancel(inbound, message.seq, message.recursive)
-
-    def _on_cancel_signal(self, number: int, frame: Any) -> None:
-        current = self.current
-        if current is not None and current.user_code and current.cancelled:
-            raise KeyboardInterrupt
+    def _where_calls_wait(self) -> list[deque[Item] | list[Item]]:
+        groups = self.engine.waiting() if self.engine is not None else []
+        return [self.queue, self._early, *groups, *(inbound.held for inbound in self.inbound)]

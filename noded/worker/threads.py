@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -61,6 +62,9 @@ class ThreadEngine:
             name = known.group
         group = self._groups.get(name) or self._groups[""]
         self._open[inbound, message.seq] = Execution(self._executor.runtime, inbound, message)
+        self._executor.work_began()
+        if self._executor.cancels.take(inbound, message.seq):
+            self._open[inbound, message.seq].cancelled = True
         group.queue.put(item)
         with self._lock:
             group.idle -= 1
@@ -98,13 +102,21 @@ class ThreadEngine:
             with executor.runtime.lock:
                 inbound.flush_locked()
 
-    def cancel(self, inbound: Inbound, seq: int, recursive: bool) -> None:
+    def cancel(self, inbound: Inbound, seq: int, recursive: bool) -> bool:
         """One that waits never runs; one that runs can only look (``is_canceled``): threads are not interrupted."""
         execution = self._open.get((inbound, seq))
-        if execution is not None:
-            execution.cancelled = True
-            if recursive:
-                self._executor.runtime.tasks.cancel_children_locked(execution)
+        if execution is None:
+            return False
+        execution.cancelled = True
+        if recursive:
+            self._executor.runtime.tasks.cancel_children_locked(execution)
+        return True
+
+    def runs(self, inbound: Inbound, seq: int) -> bool:
+        return (inbound, seq) in self._open
+
+    def waiting(self) -> list[deque[Item] | list[Item]]:
+        return []
 
     def busy(self) -> bool:
         return bool(self._open)
