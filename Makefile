@@ -69,8 +69,8 @@ test-slow: venv packages
 compat: venv
 	@[ -x $(RAY_VENV)/bin/ray ] || { echo "installing Ray into $(RAY_VENV)"; \
 	    bench/setup_ray.sh "$(abspath $(BIN))/python" "$(abspath $(RAY_VENV))"; }
-	@$(RAY_VENV)/bin/python -c 'import numpy, pytest, pytest_timeout' 2>/dev/null \
-	    || $(RAY_VENV)/bin/python -m pip install -qq --disable-pip-version-check numpy pytest pytest-timeout
+	@$(RAY_VENV)/bin/python -c 'import joblib, numpy, pytest, pytest_timeout' 2>/dev/null \
+	    || $(RAY_VENV)/bin/python -m pip install -qq --disable-pip-version-check joblib numpy pytest pytest-timeout
 	COMPAT_PEER=ray $(RAY_VENV)/bin/python -m pytest -c tests/compat/ray.toml tests/compat $(PYTEST)
 
 bench: venv
