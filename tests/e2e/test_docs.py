@@ -81,7 +81,9 @@ def test_the_settings_of_a_page_exist(page: Path) -> None:
         "--version",
         "--as-ray",
     }
-    others = {"NODED_" + name for name in "ADDRESS CONFIG HOME MARK RUN_DIR TOKEN TOKEN_FILE".split()}
+    others = {
+        "NODED_" + name for name in "ADDRESS CONFIG GPUS_WITHOUT_ASKING HOME MARK RUN_DIR TOKEN TOKEN_FILE".split()
+    }
     for line in "\n".join(blocks(page, "sh")).splitlines():
         if line.startswith("noded "):
             unknown = set(re.findall(r" (--[a-z-]+)", line.partition("#")[0])) - flags
