@@ -19,6 +19,7 @@ from noded.client.local_cluster import LocalCluster
 from noded.client.options import check_sizes
 from noded.client.runtime import current
 from noded.config import home, node_in
+from noded.policy.labels import check_own
 
 _DEFAULTS: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 150 << 20}
 _SIZES = ("num_cpus", "num_gpus", "memory", "resources", "object_store_memory")
@@ -79,7 +80,7 @@ class Cluster:
 
     gcs_address = address
 
-    def add_node(self, wait: bool = True, **node_args: Any) -> Node:
+    def add_node(self, wait: bool = True, labels: dict[str, str] | None = None, **node_args: Any) -> Node:
         """Start the node. Raises NotImplementedError for a second one."""
         if self.head_node is not None:
             raise NotImplementedError(
@@ -91,7 +92,9 @@ class Cluster:
             raise TypeError(f"add_node() does not know {', '.join(sorted(unknown))}; known are {', '.join(_SIZES)}")
         sizes = {**_DEFAULTS, **{key: value for key, value in node_args.items() if key in _SIZES}}
         check_sizes(sizes)
-        process = LocalCluster({**sizes, "log_level": "warning"}, private=False)
+        if labels is not None:
+            check_own(labels)
+        process = LocalCluster({**sizes, "labels": labels, "log_level": "warning"}, private=False)
         process.start()
         self.head_node = Node(process)
         if wait:

@@ -64,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"client", "runtime_env", "task_ring"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions"},
-    "cluster_utils": {"client", "config"},
+    "cluster_utils": {"client", "config", "policy.labels"},
     "compat": {"", "client", "exceptions", "util"},
 }
 

@@ -29,7 +29,9 @@ def test_a_node_is_added_used_and_removed() -> None:
     with pytest.raises(RuntimeError, match="uninitialized"):
         cluster.connect()
 
-    node = cluster.add_node(num_cpus=3, resources={"disk": 2}, include_dashboard=False)
+    with pytest.raises(ValueError, match="kind of"):
+        cluster.add_node(labels={"kind of": "big"})
+    node = cluster.add_node(num_cpus=3, resources={"disk": 2}, labels={"kind": "big"}, include_dashboard=False)
     cluster.wait_for_nodes()
     assert cluster.list_all_nodes() == [node] and cluster.remaining_processes_alive()
     assert cluster.address == node.address == cluster.gcs_address
@@ -37,7 +39,7 @@ def test_a_node_is_added_used_and_removed() -> None:
     assert noded.get_runtime_context().namespace == "mine"
     assert noded.get_runtime_context().get_node_id() == node.node_id
     found = noded.cluster_resources()
-    assert (found["CPU"], found["disk"]) == (3, 2)
+    assert (found["CPU"], found["disk"]) == (3, 2) and noded.nodes()[0]["Labels"]["kind"] == "big"
     with pytest.raises(RuntimeError, match="connected already"):
         cluster.connect()
     with pytest.raises(NotImplementedError, match="several nodes"):
