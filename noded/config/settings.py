@@ -24,7 +24,9 @@ LARGEST_STORE = 64 * 10**9
 
 _A_SIZE = "a number of bytes, such as 2GB, 512MiB or 1e9"
 # Variables with our prefix that are no options.
-_OTHER_VARIABLES = frozenset("NODED_" + name for name in "ADDRESS CONFIG HOME MARK RUN_DIR TOKEN TOKEN_FILE".split())
+_OTHER_VARIABLES = frozenset(
+    "NODED_" + name for name in "ADDRESS CONFIG GPUS_WITHOUT_ASKING HOME MARK RUN_DIR TOKEN TOKEN_FILE".split()
+)
 
 
 @dataclass(frozen=True)
