@@ -85,8 +85,8 @@ def _summary(table: list[Line]) -> str:
         for line in table
         if (ratio := line.times_better("noded", "ray")) is not None
     }
-    calls = {name: ratio for name, (group, ratio) in compared.items() if group in ("call", "later")}
-    with_bytes = [ratio for group, ratio in compared.values() if group in ("call", "later", "bytes")]
+    calls = {name: ratio for name, (group, ratio) in compared.items() if group == "call"}
+    with_bytes = [ratio for group, ratio in compared.values() if group in ("call", "bytes")]
     if not calls:
         return ""
     lowest = min(calls, key=lambda name: calls[name])

@@ -1,22 +1,22 @@
 """The table of rows: name, group, unit, and the code that measures it on each system.
 
-Groups: `call` and `later` are the rows of the geometric mean (`later` needs threaded and asyncio actors),
-`bytes` are held against memcpy, `scale` is all else. A row whose `cluster` is false brings its own head or
-needs none.
+Groups: `call` are the rows of the geometric mean, `placement` is the one of placement groups, `bytes` are held
+against memcpy; those are the rows of Ray's microbenchmark. `scale` is all else. A row whose `cluster` is false brings
+its own head or needs none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from bench import actors, calls, gigabytes, node, pool, scale
+from bench import actors, calls, gigabytes, node, placement, pool, scale
 from bench.systems import CLUSTERS, Context
 from bench.timing import Measurement
 
-GROUPS = ("call", "later", "bytes", "scale")
-DEFAULT_GROUPS = ("call", "bytes")
+GROUPS = ("call", "placement", "bytes", "scale")
+DEFAULT_GROUPS = ("call", "placement", "bytes")
 
 Run = Callable[[Context], Measurement]
 
@@ -29,6 +29,8 @@ class Row:
     runs: dict[str, Run]
     higher_is_better: bool = True
     cluster: bool = True
+    resources: dict[str, float] = field(default_factory=dict)
+    """What the cluster has beside CPUs."""
 
 
 def _row(name: str, group: str, unit: str, run: Run, lower: bool = False, cluster: bool = True, **others: Run) -> Row:
@@ -55,12 +57,19 @@ _CALLS = (
     _row("1:n actor calls async", "call", "1/s", actors.one_to_n_async),
     _row("n:n actor calls async", "call", "1/s", actors.n_to_n_async),
     _row("n:n actor calls with arg async", "call", "1/s", actors.n_to_n_with_arg_async),
-    _row("1:1 actor calls concurrent", "later", "1/s", actors.one_to_one_concurrent),
-    _row("1:1 async-actor calls sync", "later", "1/s", _async(actors.one_to_one_sync)),
-    _row("1:1 async-actor calls async", "later", "1/s", _async(actors.one_to_one_async)),
-    _row("1:1 async-actor with args async", "later", "1/s", actors.one_to_one_with_args_async),
-    _row("1:n async-actor calls async", "later", "1/s", _async(actors.one_to_n_async)),
-    _row("n:n async-actor calls async", "later", "1/s", _async(actors.n_to_n_async)),
+    _row("1:1 actor calls concurrent", "call", "1/s", actors.one_to_one_concurrent),
+    _row("1:1 async-actor calls sync", "call", "1/s", _async(actors.one_to_one_sync)),
+    _row("1:1 async-actor calls async", "call", "1/s", _async(actors.one_to_one_async)),
+    _row("1:1 async-actor with args async", "call", "1/s", actors.one_to_one_with_args_async),
+    _row("1:n async-actor calls async", "call", "1/s", _async(actors.one_to_n_async)),
+    _row("n:n async-actor calls async", "call", "1/s", _async(actors.n_to_n_async)),
+)
+
+_PLACEMENT = (
+    replace(
+        _row("placement group create/removal", "placement", "1/s", placement.create_and_remove),
+        resources=placement.RESOURCES,
+    ),
 )
 
 _BYTES = (
@@ -89,4 +98,4 @@ _SCALE = (
     _row("import", "scale", "ms", node.import_time, lower=True, cluster=False, futures=node.import_time),
 )
 
-ROWS = {row.name: row for row in (*_CALLS, *_BYTES, *_SCALE)}
+ROWS = {row.name: row for row in (*_CALLS, *_PLACEMENT, *_BYTES, *_SCALE)}

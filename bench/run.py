@@ -1,6 +1,6 @@
 """Measures noded and its peers side by side, writes bench/results/<time>.json and .md, prints the table.
 
-    python bench/run.py                          the call and gigabyte rows, three rounds
+    python bench/run.py                          the rows of Ray's microbenchmark, three rounds
     python bench/run.py --only "tasks*,put calls" --rounds 1
     python bench/run.py --groups all --systems noded,ray
 

@@ -46,7 +46,7 @@ def _measure(row: Row, args: argparse.Namespace, home: Path, result: TextIO) -> 
     context = systems.Context(args.system, systems.load(args.system), timing, os.cpu_count() or 1, home)
     start = time.perf_counter()
     if row.cluster and context.api:
-        context.api.init(num_cpus=context.cores)
+        context.api.init(num_cpus=context.cores, resources=row.resources or None)
     ready = time.perf_counter() - start
     if not row.cluster:
         proctree.adopt_orphans()
