@@ -279,7 +279,7 @@ class Daemon:
         self.node_ip = "127.0.0.1" if host in ("0.0.0.0", "::", "::1") else host
         total[f"node:{self.node_ip}"] = 1.0
         total["node:__internal_head__"] = 1.0
-        capacity = Capacity(ResourceSet.from_floats(total).to_dict(), ids)
+        capacity = Capacity(ResourceSet.from_floats(total).to_dict(), ids, self.ledger.bundles)
         self.labels = {**self._own_labels(), labels.NODE_ID: self.node_id, labels.RAY_NODE_ID: self.node_id}
         self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
         base = Path(self.run_dir) if config.private else cluster_dir(config)

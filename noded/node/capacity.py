@@ -7,12 +7,19 @@ share has is decided in ``policy/devices.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
+import msgspec
+
+from noded.node.ledger import LedgerError
 from noded.policy import devices
 from noded.resources import BUNDLE_MARK, UNIT, base_name
 from noded.wire import messages as m
+
+log = logging.getLogger("noded.capacity")
 
 GPU = "GPU"
 
@@ -34,6 +41,18 @@ class Group:
     bundles: list[dict[str, int]]
     shares: list[dict[int, int]]
     """GPUs of each bundle."""
+
+
+class Kept(Protocol):
+    """What the next daemon finds: a table of the ledger."""
+
+    def put(self, key: bytes, payload: bytes) -> None: ...
+
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def delete(self, key: bytes) -> bool: ...
+
+    def items(self) -> Iterable[tuple[bytes | int, bytes]]: ...
 
 
 def cpus_of(resources: Mapping[str, int]) -> dict[str, int]:
@@ -69,13 +88,16 @@ def bundle_of(resources: Mapping[str, int]) -> int:
 
 
 class Capacity:
-    """``total`` and ``available`` in fixed-point units, bundles among them; ``ids``: the GPUs' names by index."""
+    """``total`` and ``available`` in fixed-point units, bundles among them; ``ids``: the GPUs' names by index;
+    ``kept``: which GPUs the bundles have.
+    """
 
-    def __init__(self, total: dict[str, int], ids: list[str]):
+    def __init__(self, total: dict[str, int], ids: list[str], kept: Kept):
         self.total = total
         self.available = dict(total)
         self.ids = ids
         self.groups: dict[bytes, Group] = {}
+        self._kept = kept
         self._free: dict[str, dict[int, int]] = {"": self._rooms(total.get(GPU, 0), len(ids))}
         """GPU -> units free, of the node ("") and of each bundle by its suffix."""
 
@@ -211,27 +233,41 @@ class Capacity:
     def open_group(self, id_: bytes, bundles: list[dict[str, int]]) -> None:
         """Take a group's resources, which must be free."""
         needs = any(GPU in bundle for bundle in bundles)
-        shares = (self._gpus_for(bundles, self._free[""]) if needs else None) or [{} for _ in bundles]
-        self._add_group(id_, bundles, shares)
-        for share in shares:
-            for device, units in share.items():
-                self._free[""][device] -= units
+        shares = self._gpus_for(bundles, self._free[""]) if needs else None
+        self._add_group(id_, bundles, shares or [])
+        if needs:
+            self._keep(self.groups[id_])
+
+    def _keep(self, group: Group) -> None:
+        try:
+            self._kept.put(group.id, msgspec.msgpack.encode(group.shares))
+        except (LedgerError, ValueError) as problem:
+            log.warning("the GPUs of placement group %s may change at a restart: %s", group.id.hex(), problem)
 
     def _add_group(self, id_: bytes, bundles: list[dict[str, int]], shares: list[dict[int, int]]) -> None:
-        self.groups[id_] = Group(id_, bundles, shares)
-        for index, (bundle, share) in enumerate(zip(bundles, shares, strict=True)):
+        group = self.groups[id_] = Group(id_, bundles, [{} for _ in bundles])
+        for index, bundle in enumerate(bundles):
             suffix = _suffix(id_, index)
-            self._free[suffix] = dict(share)
+            self._free[suffix] = {}
+            if shares:
+                self._hold(group, index, shares[index])
             for name, amount in bundle.items():
                 self.available[name] = self.available.get(name, 0) - amount
                 self.total[name + suffix] = self.available[name + suffix] = amount
 
     def restore_group(self, id_: bytes, bundles: list[dict[str, int]]) -> None:
-        """After a restart: its amounts at once; its GPUs when it is known which are in use (``restore_devices``)."""
-        self._add_group(id_, bundles, [{} for _ in bundles])
+        """After a restart, before the leases. GPUs that are not kept come with ``restore_devices``."""
+        kept = self._kept.get(id_)
+        shares = msgspec.msgpack.decode(kept, type=list[dict[int, int]]) if kept else []
+        self._add_group(id_, bundles, shares if len(shares) == len(bundles) else [])
 
     def restore_devices(self) -> None:
-        """All leases of the ledger are taken: bundles get the GPUs that their leases have, then others."""
+        """All leases of the ledger are taken: bundles without GPUs of their own get those that their leases have, then
+        others.
+        """
+        for key, _ in list(self._kept.items()):
+            if isinstance(key, bytes) and key not in self.groups:
+                self._kept.delete(key)
         bundles = [
             (group, index, bundle[GPU])
             for group in self.groups.values()
@@ -247,6 +283,7 @@ class Capacity:
             missing = amount - sum(held.values())
             if missing > 0:
                 self._hold(group, index, _assign(self._free[""], missing) or {})
+                self._keep(group)
 
     def _hold(self, group: Group, index: int, share: dict[int, int]) -> None:
         """These GPUs are the bundle's."""
@@ -259,6 +296,8 @@ class Capacity:
     def close_group(self, id_: bytes) -> None:
         """Its resources are the node's again."""
         group = self.groups.pop(id_)
+        if any(group.shares):
+            self._kept.delete(id_)
         for index, bundle in enumerate(group.bundles):
             suffix = _suffix(id_, index)
             for name, amount in bundle.items():

@@ -26,7 +26,13 @@ _PAGE = 4096
 # magic, layout, unused, incarnation, epoch; the epoch is aligned, so that one store sets it.
 _HEADER = struct.Struct("<8sII16sQ")
 _EPOCH_WORD = 32 // 8
-_TABLES = (("clients", 4096, 256), ("workers", 8192, 2048), ("regions", 65536, 64), ("node", 16, 8192))
+_TABLES = (
+    ("clients", 4096, 256),
+    ("workers", 8192, 2048),
+    ("regions", 65536, 64),
+    ("node", 16, 8192),
+    ("bundles", 2048, 1024),
+)
 _SIZE = _PAGE + sum(slots * slot_size for _, slots, slot_size in _TABLES)
 
 # A slot: state u32, checksum u32 | generation u64, kind u8, key length u8, payload length u16 | key, payload.
@@ -211,7 +217,7 @@ class Table:
 
 
 class Ledger:
-    """The header and the four tables. It owns `fd`: `close` closes it (others may hold the bytes)."""
+    """The header and the tables. It owns `fd`: `close` closes it (others may hold the bytes)."""
 
     def __init__(self, fd: int, memory: mmap.mmap) -> None:
         self.fd = fd
@@ -221,7 +227,7 @@ class Ledger:
         for name, slots, slot_size in _TABLES:
             tables.append(Table(name, memory, offset, slots, slot_size))
             offset += slots * slot_size
-        self.clients, self.workers, self.regions, self.node = tables
+        self.clients, self.workers, self.regions, self.node, self.bundles = self._tables = tuple(tables)
 
     @classmethod
     def create(cls, fd: int | None = None, *, incarnation: bytes) -> Ledger:
@@ -258,7 +264,7 @@ class Ledger:
                 "and start it with this version, or go back to the version that started it"
             )
         ledger = cls(fd, mmap.mmap(fd, _SIZE))
-        for table in (ledger.clients, ledger.workers, ledger.regions, ledger.node):
+        for table in ledger._tables:
             table.rebuild(fd)
         return ledger
 
@@ -279,7 +285,7 @@ class Ledger:
         if self.fd < 0:
             return
         self._header.release()
-        for table in (self.clients, self.workers, self.regions, self.node):
+        for table in self._tables:
             table.release()
         self._memory.close()
         os.close(self.fd)

@@ -189,26 +189,30 @@ def test_no_gpu_is_given_twice_by_the_daemon_after(
     flags = ["--num-gpus", "6"] if how == "declared" else []
     env = {} if flags else request.getfixturevalue("nvml").env(6, calls=calls)
     node = start(*flags, env=env)
+    early = Seer.options(num_gpus=1).remote()
+    get(early.see.remote())
     task = hold.options(num_gpus=1).remote(notes, gate)
     half = Seer.options(num_gpus=0.5).remote()
     [halfs] = get(half.see.remote())[0]
     group = placement_group([{"GPU": 1}, {"GPU": 2}])
     get(group.ready())
-    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1)
-    bundled = hold.options(num_gpus=1, scheduling_strategy=strategy).remote(notes, gate)
-    notes.wait(2)
-    held = {int(line) for line in notes.all()}
+    bundles = [PlacementGroupSchedulingStrategy(group, index) for index in (0, 1)]
+    bundled = hold.options(num_gpus=1, scheduling_strategy=bundles[1]).remote(notes, gate)
+    held = [int(line) for line in notes.wait(2)]
 
+    def inside() -> list[list[int]]:
+        return [get(see.options(num_gpus=1, scheduling_strategy=bundle).remote())[0] for bundle in bundles]
+
+    before = inside()
+    del early
+    wait_for(lambda: free() == 1.5, lambda: f"{free()} GPUs are free")
     node.restart()
     assert get(see.remote())[0] == []
     free_ones = [Seer.options(num_gpus=n).remote() for n in (1, 0.5)]
     got = [get(one.see.remote())[0] for one in free_ones]
-    inside = [
-        get(see.options(num_gpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)).remote())[0]
-        for index in (0, 1)
-    ]
+    assert inside() == before  # also of the bundle in which nothing ran
     assert got[1] == [halfs]
-    whole = [*held, halfs, *got[0], *inside[0], *inside[1]]
+    whole = [*held, halfs, *got[0], *before[0], *before[1]]
     assert sorted(whole) == [0, 1, 2, 3, 4, 5]
     late = see.options(num_gpus=0.1).remote()
     assert noded.wait([late], timeout=0.3)[0] == []

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from noded.node.capacity import Capacity, Share, bundle_of
+from noded.node.ledger import LedgerFull
 from noded.resources import UNIT, base_name
 from noded.wire import messages as m
 
@@ -18,9 +19,23 @@ REQUESTS = st.fixed_dictionaries({}, optional={"CPU": st.sampled_from([5000, UNI
 BUNDLES = st.lists(REQUESTS, min_size=1, max_size=4)
 
 
-def node(cpus: float = 4, gpus: float = 2) -> Capacity:
+class Book(dict[bytes | int, bytes]):
+    """In place of a ledger's table."""
+
+    room = 100
+
+    def put(self, key: bytes, payload: bytes) -> None:
+        if key not in self and len(self) >= self.room:
+            raise LedgerFull("no room")
+        self[key] = payload
+
+    def delete(self, key: bytes) -> bool:
+        return self.pop(key, None) is not None
+
+
+def node(cpus: float = 4, gpus: float = 2, kept: Book | None = None) -> Capacity:
     total = {"CPU": round(cpus * UNIT), "GPU": round(gpus * UNIT), "tape": UNIT}
-    return Capacity(total, [str(i) for i in range(-(-round(gpus * UNIT) // UNIT))])
+    return Capacity(total, [str(i) for i in range(-(-round(gpus * UNIT) // UNIT))], Book() if kept is None else kept)
 
 
 def sum_of(bundles: list[dict[str, int]]) -> dict[str, int]:
@@ -47,10 +62,12 @@ def gpu(amount: float) -> dict[str, int]:
 class Books(RuleBasedStateMachine):
     """Leases and groups come, lend, end, and are taken over by a new daemon, which knows their shares alone."""
 
-    @initialize(cpus=st.integers(1, 4), gpus=st.sampled_from([0, 1, 1.5, 2, 3]))
-    def start(self, cpus: int, gpus: float) -> None:
+    @initialize(cpus=st.integers(1, 4), gpus=st.sampled_from([0, 1, 1.5, 2, 3]), room=st.sampled_from([0, 1, 100]))
+    def start(self, cpus: int, gpus: float, room: int) -> None:
         self.shape = cpus, gpus
-        self.capacity = node(*self.shape)
+        self.kept = Book()
+        self.kept.room = room
+        self.capacity = node(*self.shape, self.kept)
         self.leases: list[tuple[Share, bytes]] = []
         self.lent: list[Share] = []
         self.groups: dict[bytes, list[dict[str, int]]] = {}
@@ -118,7 +135,10 @@ class Books(RuleBasedStateMachine):
         cpus, gpus = self.shape
         found_later = found_later and gpus == int(gpus)
         before = {name: amount for name, amount in self.capacity.available.items() if name.startswith("GPU")}
-        self.capacity = node(cpus, 0 if found_later else gpus)
+        shares = {id_: group.shares for id_, group in self.capacity.groups.items()}
+        kept = set(self.kept)
+        self.kept[b"removed meanwhile"] = b"\x90"
+        self.capacity = node(cpus, 0 if found_later else gpus, self.kept)
         for id_, bundles in self.groups.items():
             self.capacity.restore_group(id_, bundles)
         restored: list[tuple[Share, bytes]] = []
@@ -135,6 +155,11 @@ class Books(RuleBasedStateMachine):
             self.capacity.add_gpus([str(i) for i in range(int(gpus))], {})
         after = {name: amount for name, amount in self.capacity.available.items() if name.startswith("GPU")}
         assert {n: a for n, a in after.items() if a} == {n: a for n, a in before.items() if a}
+        assert all(self.capacity.groups[id_].shares == shares[id_] for id_ in kept)
+
+    @invariant()
+    def what_is_kept_is_of_groups_that_there_are(self) -> None:
+        assert set(self.kept) <= {id_ for id_, bundles in self.groups.items() if any("GPU" in b for b in bundles)}
 
     @invariant()
     def amounts_add_up(self) -> None:
@@ -302,6 +327,26 @@ def test_after_a_restart_an_idle_bundle_gets_nothing_that_another_has() -> None:
     assert capacity.groups[b"busy" * 4].shares == [{0: UNIT}]
 
 
+def test_after_a_restart_a_bundle_has_the_gpus_that_it_had() -> None:
+    kept = Book()
+    before = node(4, 3, kept)
+    first, second, third = (grant(before, gpu(1)) for _ in range(3))
+    assert first and second and third
+    before.give(second)
+    before.open_group(b"one!" * 4, [{"CPU": UNIT}, gpu(1)])
+    before.give(first)
+    before.open_group(b"two!" * 4, [gpu(0.5), gpu(0.5)])
+    after = node(4, 3, kept)
+    for id_, group in reversed(before.groups.items()):
+        after.restore_group(id_, group.bundles)
+    after.restore_devices()
+    assert after.groups[b"one!" * 4].shares == [{}, {1: UNIT}]
+    assert after.groups[b"two!" * 4].shares == [{0: 5000}, {0: 5000}]
+    for id_ in list(after.groups):
+        after.close_group(id_)
+    assert not kept and grant(after, gpu(3))
+
+
 def test_gpus_found_late_count_what_is_in_use_already() -> None:
     capacity = node(4, 0)
     capacity.take(Share(gpu(1), {0: UNIT}))
@@ -315,7 +360,7 @@ def test_gpus_found_late_count_what_is_in_use_already() -> None:
 
 
 def test_a_resource_of_the_user_may_have_any_name() -> None:
-    capacity = Capacity({"tape@home": UNIT, "x:1": UNIT}, [])
+    capacity = Capacity({"tape@home": UNIT, "x:1": UNIT}, [], Book())
     share = grant(capacity, {"tape@home": UNIT, "x:1": 5000})
     assert share and bundle_of(share.resources) == -1
     assert capacity.own() == ({"tape@home": UNIT, "x:1": UNIT}, {"tape@home": 0, "x:1": 5000})
