@@ -261,9 +261,11 @@ class ActorHandleNotFoundError(NodedError, ValueError):
 class ActorPlacementGroupRemoved(NodedError):
     """The actor's placement group was removed, and the actor with it."""
 
-    def __init__(self, group_id: str = "") -> None:
+    def __init__(self, group_id: str = "", message: str = "") -> None:
         self.group_id = group_id
-        super().__init__(f"the placement group{named(group_id)} of this actor was removed: create it in another group")
+        super().__init__(
+            message or f"the placement group{named(group_id)} of this actor was removed: create it in another group"
+        )
 
 
 # --- objects ---------------------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ class Actors:
                 f"{message.reason}"
             )
         if message.kind == "removed":
-            return ex.ActorPlacementGroupRemoved(f"{text}: {message.reason}")
+            return ex.ActorPlacementGroupRemoved(message=f"{text}: {message.reason}; create it in another group")
         if message.kind == "never":
             return ex.ActorUnschedulableError(f"the actor {actor.class_name} cannot be scheduled: {message.reason}")
         return ex.ActorDiedError(text, actor_id=actor.id.hex())

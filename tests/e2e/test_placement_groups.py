@@ -259,7 +259,7 @@ def test_removal_ends_what_runs_in_it_and_nothing_else(node: Node, tmp_path: Pat
         with pytest.raises(TaskPlacementGroupRemoved):
             noded.get(ref, timeout=30)
     wait_for(lambda: has_died(actor), "the actor in the group lives", 20)
-    with pytest.raises(ActorPlacementGroupRemoved):
+    with pytest.raises(ActorPlacementGroupRemoved, match=r"^the actor Member \w+ died: its placement group"):
         noded.get(late_call, timeout=30)
     with pytest.raises(TaskPlacementGroupRemoved, match=group.id.hex()):
         noded.get(make["note"].options(**inside(group)).remote(str(log)), timeout=30)
