@@ -128,7 +128,7 @@ class _Options(msgspec.Struct, frozen=True):
         return place
 
 
-_MORE = ("runtime_env", "scheduling_strategy", "label_selector", "accelerator_type")
+_MORE = ("runtime_env", "scheduling_strategy", "label_selector", "fallback_strategy", "accelerator_type")
 
 
 def _text(key: str, value: Any) -> str | None:
