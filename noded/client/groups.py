@@ -101,6 +101,7 @@ class Groups:
         group.state, group.reason = "removing", "it was removed with remove_placement_group()"
         self.control.send(m.RemoveGroup(id_))
         self.control.flush()
+        self.tasks.group_removed_locked(id_)
         self._settle(group)
 
     def forget_locked(self, id_: bytes) -> None:
@@ -149,6 +150,8 @@ class Groups:
         group = self.known.get(message.id)
         if group is None or (group.state == "removing" and message.state != "removed"):
             return
+        if message.state == "removed":
+            self.tasks.group_removed_locked(message.id)
         if message.state in ("created", "removed"):
             self._unanswered.pop(message.id, None)
             group.spec = None

@@ -40,9 +40,14 @@ def parts(value: Any) -> list[Part]:
         found += [Part(name, f" (global {name})", scope[name]) for name in code.co_names if name in scope]
     if isinstance(value, type):
         found += [Part(name, f".{name}", member) for name, member in vars(value).items() if callable(member)]
-    elif hasattr(value, "__dict__"):
+    elif hasattr(value, "__dict__") and not _reduces_itself(type(value)):
         found += [Part(name, f".{name}", member) for name, member in list(vars(value).items())[:_LIMIT]]
     return found
+
+
+def _reduces_itself(kind: Any) -> bool:
+    """It decides what of it is pickled; its attributes say nothing."""
+    return kind.__reduce__ is not object.__reduce__
 
 
 def find_fault(value: Any, path: str = "", depth: int = 6) -> str:

@@ -56,6 +56,8 @@ class Task(msgspec.Struct, eq=False, weakref=True):
     unresolved: int = 0
     waiters: list[Callable[[], None]] | None = None
     cancelled: bool = False
+    killing: bool = False
+    """It is cancelled by ending its worker; told again to a daemon that restarts."""
     over: bool = False
     parent: Any = None
     """The task, on this worker, that submitted it: for recursive cancel."""
@@ -75,6 +77,8 @@ class TaskQueue:
         self.ready: deque[Task] = deque()
         self.leases: list[WorkerLink] = []
         self.declared = 0
+        self.closed = ""
+        """Why nothing of it runs any more."""
 
 
 class WorkerLink:

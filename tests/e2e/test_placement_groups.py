@@ -575,3 +575,18 @@ def test_a_node_that_starts_over_still_has_its_groups(node: Node, tmp_path: Path
     for each in (group, pending):
         remove_placement_group(each)
     wait_free(4)
+
+
+def test_an_idle_worker_of_a_removed_group_gets_no_more_tasks(node: Node) -> None:
+    @noded.remote
+    def task() -> int:
+        return 1
+
+    for _ in range(10):
+        group = placement_group([{"CPU": 1}])
+        assert group.wait(10)
+        inside = task.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group))
+        assert noded.get(inside.remote()) == 1
+        remove_placement_group(group)
+        with pytest.raises(TaskPlacementGroupRemoved):
+            noded.get(inside.remote(), timeout=10)
