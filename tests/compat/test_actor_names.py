@@ -41,8 +41,15 @@ def counter_class() -> Any:
 def end(actor: Any) -> None:
     """Kill it, and wait until it is known to be dead."""
     ray.kill(actor)
-    with pytest.raises(RayActorError):
-        get(actor.__ray_ready__.remote())
+
+    def ended() -> bool:
+        try:
+            get(actor.__ray_ready__.remote())
+        except RayActorError:
+            return True
+        return False
+
+    wait_for(ended, "the killed actor still answers", 30)
 
 
 @pytest.fixture
