@@ -361,7 +361,7 @@ class Daemon:
             on_driver_gone=self._on_job_over,
             on_detach=self._on_detach,
             adopt_actor=self._adopt_actor,
-            actor_attached=lambda worker, has_actor: self.host.attached(worker, has_actor=has_actor),
+            actor_attached=self._actor_attached,
             on_package=self._on_package,
             questions={
                 **self.view.questions(),
@@ -410,6 +410,8 @@ class Daemon:
         self.leases.capacity.restore_devices()
         await self.jobs.restore()
         await self.actors.restore()
+        for id_ in {*self.actors.records, *(worker.record.actor for worker in workers if worker.record.actor)}:
+            self.store.await_holders(id_)
         for worker in list(self.pool.workers.values()):
             record = self.actors.records.get(worker.record.actor)
             if record is not None and worker.id in alive:
@@ -424,6 +426,7 @@ class Daemon:
         for client in list(self.clients.values()):
             if client.kind == "driver":
                 self.control.watch(client)
+        self.store.settle()
         self.leases.kick()
 
     def _watch_owner(self) -> None:
@@ -687,6 +690,10 @@ class Daemon:
             spec, worker.id, self._worker_path(worker.id), worker.record.pid, alive=alive
         )
         self.host.adopt(record, worker)
+
+    def _actor_attached(self, worker: Worker, has_actor: bool) -> None:
+        self.host.attached(worker, has_actor=has_actor)
+        self.actors.end_again(worker.record.actor)
 
     # ------------------------------------------------------------ output
 

@@ -186,7 +186,11 @@ class Actors:
         actor.unordered = message.unordered
         if message.state == "alive":
             actor.creation = None
-        if actor.link is None or actor.link.worker != message.worker:
+        if actor.link is not None and actor.link.worker != message.worker:
+            # It ended and was made again while nobody told us: its calls fare as at any other death.
+            ended = m.Death(actor.link.worker, actor.link.pid, reason="it ended while the daemon was away")
+            self._unlink(actor, m.ActorAt(actor.id, "restarting", death=ended), b"")
+        if actor.link is None:
             link = self.tasks.link_to_locked(message.worker, message.path, message.pid)
             if link is None:
                 return  # it died meanwhile; the daemon will say so

@@ -352,9 +352,8 @@ def cancel(object_ref: ObjectRef[Any] | ObjectRefGenerator, *, force: bool = Fal
             if task.method and force:
                 raise ValueError("force=True is not for actor calls: use noded.kill() to end the actor")
             rt.tasks.cancel_locked(task, force, recursive)
-        elif ref._state == REMOTE and not ref.binary().startswith(rt.prefix):
-            rt.control.send(m.CancelRef(ref.binary(), force, recursive))
-            rt.control.flush()
+        elif ref._state == REMOTE:
+            rt.cancels.cancel(ref, force, recursive)
 
 
 # ---------------------------------------------------------------- questions

@@ -97,23 +97,24 @@ class Objects:
     def store(self, ref: ObjectRef[Any], packed: codec.Packed) -> None:
         """Write a packed value into the arena as ``ref``'s, waiting for room."""
         with self.guard:
-            place = self.write(ref.binary(), packed)
+            held: list[Token] = []
+            place = self.write(ref.binary(), packed, held)
             with self.lock:
-                ref._token = self.holds.take(ref.binary(), implicit=True)
+                (ref._token,) = held
                 ref._token.hold.ref = weakref.ref(ref)
                 ref._value, ref._state = place, STORED
 
-    def write(self, id_: bytes, packed: codec.Packed) -> tuple[int, int]:
+    def write(self, id_: bytes, packed: codec.Packed, held: list[Token] | None = None) -> tuple[int, int]:
         """Write and seal an object, waiting for room: (offset of the value, size). Raises
-        ObjectStoreFullError.
+        ObjectStoreFullError. One of our own is held from that moment on, by the token put into ``held``.
         """
         with self.guard:
             place = None
             while place is None:
-                place = self._written(id_, packed)
+                place = self._written(id_, packed, held)
         return place
 
-    def _written(self, id_: bytes, packed: codec.Packed) -> tuple[int, int] | None:
+    def _written(self, id_: bytes, packed: codec.Packed, held: list[Token] | None) -> tuple[int, int] | None:
         """None when the node started over meanwhile, and the place was in the arena of before."""
         size = packed.size
         got: list[tuple[Arena, int, int]] = []
@@ -159,6 +160,9 @@ class Objects:
             if self.arena is not arena:
                 return None
             arena.seal(offset)
+            if held is not None:
+                # In one step: what is sealed and not held when we re-attach is given up.
+                held.append(self.holds.take(id_, implicit=True))
             self.control.send(m.Sealed(self.control.next_seq(), [(id_, offset)]))
             self.space.written(end)
         return offset + HEADER_SIZE, size

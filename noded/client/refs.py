@@ -199,10 +199,12 @@ class HoldTable:
         self.taken, self.given, self.given_after = [], [], []
         return out
 
-    def snapshot(self) -> list[tuple[bytes, int]]:
-        """All holds, for a new daemon; forgets the changes, which it contains."""
-        self.drain()
-        return [(hold.id, hold.generation) for hold in self.holds.values()]
+    def snapshot(self) -> tuple[list[tuple[bytes, int]], list[tuple[bytes, int, bytes, int]]]:
+        """For a new daemon: all holds, which contain the changes; and what was given after others, of which that daemon
+        may know later than of us.
+        """
+        _, _, after = self.drain()
+        return [(hold.id, hold.generation) for hold in self.holds.values()], after
 
 
 def borrowed(id_: bytes, table: HoldTable, make: Callable[[bytes, Token], Any]) -> Any:

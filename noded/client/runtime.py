@@ -21,6 +21,7 @@ from noded import ids
 from noded.client import refs
 from noded.client.actors import Actors
 from noded.client.awaiting import Awaiting
+from noded.client.cancels import Cancels
 from noded.client.control import TICK, Control
 from noded.client.environments import Environments
 from noded.client.groups import Groups
@@ -67,8 +68,8 @@ def runtime() -> Runtime:
 
 
 class Runtime:
-    """``attach_extra`` fills in what only this kind of client says when it attaches; ``on_message`` gets what
-    only this kind understands.
+    """``attach_extra`` fills in what only this kind of client says when it attaches, ``retell_extra`` sends what else
+    it has to tell (an attach may wait long for its answer); ``on_message`` gets what only this kind understands.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Runtime:
         attach_extra: Callable[[m.Attach], None] = lambda attach: None,
         on_message: Callable[[Any, Any], None] = lambda message, payload: None,
         on_lost: Callable[[str], None] = lambda reason: None,
+        retell_extra: Callable[[], None] = lambda: None,
         tick: Callable[[], bool] = lambda: False,
     ):
         refs.own_prefix = prefix
@@ -107,6 +109,7 @@ class Runtime:
         self._attach_extra = attach_extra
         self._on_message = on_message
         self._on_lost = on_lost
+        self._retell_extra = retell_extra
         self._extra_tick = tick
         self.next_seq = itertools.count(1).__next__
         self._asked: dict[int, tuple[m.Ask, bytes]] = {}
@@ -143,6 +146,7 @@ class Runtime:
         self.groups: Groups
         self.streams: Streams
         self.awaiting: Awaiting
+        self.cancels: Cancels
         self.environments = Environments(self._send_package)
         self._pinned: list[Any] = []
         """What left in a pickle of the user's: kept as long as this process is connected."""
@@ -159,7 +163,7 @@ class Runtime:
             m.GroupAt: lambda msg, _: self.groups.on_group_at(msg),
             m.Answer: self._on_answer,
             m.Bye: self._on_bye,
-            m.CancelFor: lambda msg, _: self.tasks.cancel_for_locked(msg),
+            m.CancelFor: lambda msg, _: self.cancels.on_cancel_for(msg),
         }
 
     # ------------------------------------------------------------ life
@@ -171,7 +175,9 @@ class Runtime:
     def detach(self, timeout: float = 2.0) -> None:
         """Leave in order: the daemon answers once it has passed on the last output of the job."""
         with self.lock:
+            self._pinned.clear()
             self.objects.flush_refs_locked()
+            self.space.leave()
             self.control.send(m.Detach())
             self.control.flush()
         self.control.wake()
@@ -252,6 +258,7 @@ class Runtime:
             self.tasks = Tasks(
                 self.lock, self.holds, self.control, self.reader, self.objects, self.streams, self._hello, self.next_seq
             )
+            self.cancels = Cancels(self.prefix, self.control, self.objects, self.tasks)
             self.awaiting = Awaiting(self.lock, self.reader, self.objects, self._begin_waiting)
             self.actors = Actors(self.lock, self.holds, self.control, self.tasks, self.reader.notify)
             self.groups = Groups(self.control, self.tasks, self.next_seq, self.reader.notify)
@@ -290,9 +297,9 @@ class Runtime:
     def _retell(self) -> None:
         """Everything the daemon should know of us, in the order in which it can use it."""
         send = self.control.send
-        holds = self.holds.snapshot()
-        for at in range(0, len(holds), BATCH):
-            send(m.Refs(self.control.next_seq(), holds[at : at + BATCH]))
+        holds, after = self.holds.snapshot()
+        for at in range(0, max(len(holds), len(after)), BATCH):
+            send(m.Refs(self.control.next_seq(), holds[at : at + BATCH], [], after[at : at + BATCH]))
         self.objects.retell_locked()
         self.actors.retell_locked()
         self.groups.retell_locked()
@@ -312,6 +319,8 @@ class Runtime:
         self.space.retell()
         self.objects.republish_locked()
         self.tasks.retell_locked()
+        self.cancels.retell()
+        self._retell_extra()
 
     def _handle(self, message: Any, payload: Any) -> None:
         handler = self._handlers.get(type(message))

@@ -49,6 +49,7 @@ class Space:
         self._orders: dict[int, _Order] = {}
         self._next = 0
         self._slab_order = 0
+        self._left = False
         self._open: dict[int, int] = {}
         """Objects that are being written, counted by the end of their region."""
         self._leaving: dict[int, int] = {}
@@ -96,6 +97,8 @@ class Space:
                 self._order_slab()
                 return
             self._queue.popleft()
+        if self._left:
+            self.leave()
 
     def _on_no_slab(self, reason: str) -> None:
         self._slab_order = 0
@@ -140,6 +143,13 @@ class Space:
             self._leaving[end] = offset
         else:
             self._control.send(m.RegionDone(offset))
+
+    def leave(self) -> None:
+        """Give the slab back; another that is on its way goes back as it comes."""
+        self._left = True
+        if self._slab is not None:
+            self._leave(self._slab.offset, self._slab.end)
+            self._slab = None
 
     def in_use(self) -> list[int]:
         return list(self._leaving.values()) + ([self._slab.offset] if self._slab is not None else [])

@@ -591,14 +591,15 @@ class Tasks:
             self.flush_locked(worker)
             self.reader.wake()
 
-    def cancel_for_locked(self, message: m.CancelFor) -> None:
-        """Another process holds a ref to one of our tasks and cancels it."""
-        seq = ids.seq_of(message.id)
+    def cancel_for_locked(self, id_: bytes, force: bool, recursive: bool) -> None:
+        """Cancel the task of ours that makes this object; calls of actors know no force."""
+        seq = ids.seq_of(id_)
         for task in self.open_tasks():
-            if task.seq == seq:
-                self.cancel_locked(task, message.force, message.recursive)
+            if task.seq == seq and (task.stream is None or ids.index_of(id_) == ids.STREAM_END):
+                self.cancel_locked(task, force and task.queue is not None, recursive)
 
     def cancel_children_locked(self, parent: Any) -> None:
+            task.killing = True
         for task in self.open_tasks():
             if task.parent is parent:
                 self.cancel_locked(task, False, True)
@@ -647,6 +648,9 @@ class Tasks:
             worker.link.sock.close()
 
     def close(self) -> None:
+        for worker in self.links.values():
+            if any(task.killing for task in worker.inflight.values()):
+                self.control.send(m.KillTask(worker.lease, worker.worker))
         for worker in self.links.values():
             if not worker.link.closed:
                 self.reader.remove(worker.link.fileno())

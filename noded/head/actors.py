@@ -36,6 +36,8 @@ class Stored(msgspec.Struct, array_like=True):
     payload: bytes
     restarts: int
     worker: str
+    ending: str = ""
+    """Why it ends for good; written before its worker is told to, so that nobody takes that for a crash."""
 
 
 @dataclass(eq=False)
@@ -143,7 +145,8 @@ class ActorTable:
             self.host.place(record)
 
     def _put(self, record: ActorRecord) -> Put:
-        stored = Stored(1, record.spec, record.payload, record.restarts, record.worker)
+        ending = record.kill_reason if record.no_restart else ""
+        stored = Stored(1, record.spec, record.payload, record.restarts, record.worker, ending)
         return Put(TABLE, record.spec.id.hex(), msgspec.msgpack.encode(stored))
 
     def _spawn(self, coroutine: object) -> asyncio.Task[None]:
@@ -272,9 +275,18 @@ class ActorTable:
         record = self.records.get(id_)
         if record is None or record.state == "dead":
             return
-        record.no_restart = record.no_restart or no_restart
         record.kill_reason = record.kill_reason or reason
+        if no_restart and not record.no_restart:
+            record.no_restart = True
+            if record.durable and record.spec.max_restarts:
+                self._spawn(self._write_then_stop(record, reason, graceful))
+                return
         self.host.stop(record, reason, graceful=graceful)
+
+    async def _write_then_stop(self, record: ActorRecord, reason: str, graceful: bool) -> None:
+        await self._storage.write([self._put(record)])
+        if record.state != "dead":
+            self.host.stop(record, reason, graceful=graceful)
 
     def released(self, id_: bytes) -> None:
         """Nobody holds a handle any more."""
@@ -312,6 +324,7 @@ class ActorTable:
         for value in (await self._storage.load(TABLE)).values():
             stored = msgspec.msgpack.decode(value, type=Stored)
             record = ActorRecord(stored.spec, stored.payload, "restoring", stored.worker, restarts=stored.restarts)
+            record.kill_reason, record.no_restart = stored.ending, bool(stored.ending)
             self.records[stored.spec.id] = record
             if stored.spec.name:
                 self.names[stored.spec.namespace, stored.spec.name] = stored.spec.id
@@ -332,11 +345,17 @@ class ActorTable:
     def place_unhosted(self, hosted: set[bytes]) -> None:
         """After a restart: durable actors without a worker are placed, or have died."""
         for record in [r for r in self.records.values() if r.state == "restoring" and r.spec.id not in hosted]:
-            if not record.worker:
+            if not record.worker and not record.no_restart:
                 record.state = "pending"
                 self.host.place(record)
             else:
                 self.exited(record, m.Death(record.worker, reason="its worker ended while the daemon was away"))
+
+    def end_again(self, id_: bytes) -> None:
+        """After a restart: its worker is back, though it was to end."""
+        record = self.records.get(id_)
+        if record is not None and record.no_restart and record.state != "dead":
+            self.host.stop(record, record.kill_reason, graceful=True)
 
     async def stop(self, *, end_detached: bool) -> None:
         """Let writes finish; a clean end of the head ends detached state too."""

@@ -128,6 +128,8 @@ class ControlServer:
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._snapshots: dict[bytes, set[bytes]] = {}
+        self._orders: dict[bytes, list[m.CancelFor]] = {}
+        """For clients that are away."""
         self._handlers: dict[type, Callable[[Client, Any, Any], None]] = {
             m.Told: self._on_told,
             m.ClassDef: lambda c, msg, _: leases.on_class(c, msg),
@@ -257,8 +259,13 @@ class ControlServer:
     def _on_cancel_ref(self, client: Client, message: m.CancelRef, payload: Any) -> None:
         """To the process that submitted the task; when that has ended, so has the task."""
         owner = self.clients.get(ids.prefix_of(message.id))
-        if owner is not None:
-            owner.send(m.CancelFor(message.id, message.force, message.recursive))
+        if owner is None:
+            return
+        order = m.CancelFor(message.id, message.force, message.recursive, message.origin)
+        if owner.session is None or not owner.told:
+            self._orders.setdefault(owner.prefix, []).append(order)
+        else:
+            owner.send(order)
 
     def _on_fork_hold(self, client: Client, message: m.ForkHold, payload: Any) -> None:
         session = client.session
@@ -380,6 +387,8 @@ class ControlServer:
         self._store.client_told(client, self._snapshots.pop(client.prefix, set()), message)
         self._store.progressed(client)
         self._leases.client_told(client, message.leases)
+        for order in self._orders.pop(client.prefix, ()):
+            client.send(order)
         if client.kind == "worker":
             self._on_blocked(client, message.blocked)
 
@@ -401,6 +410,7 @@ class ControlServer:
                 client.session.close()
         del self.clients[client.prefix]
         self._snapshots.pop(client.prefix, None)
+        self._orders.pop(client.prefix, None)
         self._ledger.clients.delete(client.prefix)
         self._store.client_died(client)
         self._leases.client_died(client)

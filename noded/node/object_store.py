@@ -314,7 +314,7 @@ class ObjectStore:
     def expect_makers(self) -> None:
         """A client of an incarnation before this one is back: the makers of what it waits for may follow it."""
         self._makers_until = time.monotonic() + MAKERS_SECONDS
-        asyncio.get_running_loop().call_later(MAKERS_SECONDS + 0.01, self._recovered)
+        asyncio.get_running_loop().call_later(MAKERS_SECONDS + 0.01, self.settle)
 
     def on_stream_over(self, client: Client, message: m.StreamOver) -> None:
         """Give up what its holder was never told of."""
@@ -348,7 +348,7 @@ class ObjectStore:
         """In order of arrival, so that a large request is not starved by small ones."""
         while self._wants:
             want = self._wants[0]
-            if want.client.session is None:
+            if want.client.session is None or want.client.detached:
                 self._wants.pop(0)  # it asks again when it re-attaches
                 continue
             blocks = -(-want.message.size // shm.BLOCK)
@@ -399,6 +399,10 @@ class ObjectStore:
         bisect.insort(self._starts, region.start)
 
     def _tell_region(self, want: _Want, region: Region) -> None:
+        if want.client.detached:  # it will not write any more, nor give it back
+            region.retired = True
+            self._maybe_free_region(region)
+            return
         self.arena.clear(region.offset)
         want.client.send(m.Region(want.message.request, region.offset, region.size))
 
@@ -498,7 +502,7 @@ class ObjectStore:
                         found.send(
                             m.Lost(entry.id, "owner", "the process that was to make it ended before it was there")
                         )
-        self._recovered()
+        self.settle()
 
     # ------------------------------------------------------------ daemon restart
 
@@ -523,7 +527,7 @@ class ObjectStore:
                 self._hold_all(client)
         for region in list(self._regions.values()):
             self._maybe_free_region(region)
-        self._recovered()
+        self.settle()
 
     def _hold_all(self, client: Client) -> None:
         """A driver that has left will not tell what it still looks at, so until it ends it holds what there is."""
@@ -532,17 +536,15 @@ class ObjectStore:
                 client.held.setdefault(entry.id, 0)
                 entry.holders.add(client.prefix)
 
+    def await_holders(self, id_: bytes) -> None:
+        """An actor of before the restart: if nobody tells that it holds it, it has been dropped meanwhile."""
+        self.entry(id_)
+        self._deferred.add(id_)
+
     def client_told(self, client: Client, snapshot: set[bytes], message: m.Told) -> None:
         """Its holds are exactly ``snapshot``, and the results of tasks it still waits for."""
         pending, regions, arrived = set(message.pending), set(message.regions), dict(message.streams)
         own = client.prefix
-        for id_ in [i for i in client.held if i not in snapshot]:
-            seq = ids.seq_of(id_)
-            if ids.prefix_of(id_) == own and seq in pending and not ids.is_actor_id(id_):
-                if ids.index_of(id_) >= arrived.get(seq, 0):  # else it has arrived, and was dropped
-                    continue
-            generation = client.held[id_]
-            self._release(client, id_, generation)
         for region in [r for r in self._regions.values() if r.prefix == own]:
             for header in self.arena.walk(region.offset, region.size):
                 if header.state == shm.SEALED:
@@ -550,10 +552,18 @@ class ObjectStore:
             if region.offset not in regions and not region.retired:
                 region.retired = True
                 self._maybe_free_region(region)
+        for id_ in [i for i in client.held if i not in snapshot]:
+            seq = ids.seq_of(id_)
+            if ids.prefix_of(id_) == own and seq in pending and not ids.is_actor_id(id_):
+                if ids.index_of(id_) >= arrived.get(seq, 0):  # else it has arrived, and was dropped
+                    continue
+            generation = client.held[id_]
+            self._release(client, id_, generation)
         self.recovering.discard(own)
-        self._recovered()
+        self.settle()
 
-    def _recovered(self) -> None:
+    def settle(self) -> None:
+        """Decide what had to wait until every client has re-told its state."""
         if self.recovering:
             return
         deferred, self._deferred = self._deferred, set()

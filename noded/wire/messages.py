@@ -349,6 +349,8 @@ class CancelRef(_Message, tag=28):
     id: bytes
     force: bool
     recursive: bool
+    origin: bytes = b""
+    """Tells requests apart: one that is told again after a restart is not followed twice."""
 
 
 class Package(_Message, tag=29):
@@ -522,6 +524,7 @@ class CancelFor(_Message, tag=58):
     id: bytes
     force: bool
     recursive: bool
+    origin: bytes = b""
 
 
 # ---------------------------------------------------------------- data: client -> worker

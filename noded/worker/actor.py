@@ -58,6 +58,8 @@ class ActorSeat:
         self.alive = False
         self.leaving = ""
         """Why the actor ends by its own wish; then no call starts any more."""
+        self._failed = b""
+        """The error of its constructor."""
         self._methods: dict[str, Callable[..., Any]] = {}
 
     # ------------------------------------------------------------ constructor
@@ -104,18 +106,16 @@ class ActorSeat:
             if isinstance(error, IntentionalExit):
                 self.exit_by_itself()
                 return
-            data = pack_error(runtime, error, name).as_bytes()
+            self._failed = pack_error(runtime, error, name).as_bytes()
             with runtime.lock:
-                runtime.control.send(m.ActorFailed(spec.id), data)
-                runtime.control.flush()
+                self.retell_locked()
             return
         finally:
             running.task_name = ""
         self.alive = True
         runtime.flush_refs_numbered()
         with runtime.lock:
-            runtime.control.send(m.ActorUp(spec.id))
-            runtime.control.flush()
+            self.retell_locked()
         self._executor.calls_may_start()
 
     def _arguments(self, spec: m.ActorSpec, view: memoryview) -> tuple[Any, dict[str, Any]]:
@@ -172,12 +172,20 @@ class ActorSeat:
         with executor.runtime.lock:
             self.leaving = "it called exit_actor()"
             executor.shelve_calls()
-            self.say_leaving_locked()
+            self.retell_locked()
 
-    def say_leaving_locked(self) -> None:
-        assert self.spec is not None
-        self._executor.runtime.control.send(m.ActorLeaves(self.spec.id, self.leaving))
-        self._executor.runtime.control.flush()
+    def retell_locked(self) -> None:
+        """What has become of the actor; each time that changes, and again to a daemon that restarted."""
+        if self.spec is None:
+            return
+        control = self._executor.runtime.control
+        if self.leaving:
+            control.send(m.ActorLeaves(self.spec.id, self.leaving))
+        elif self._failed:
+            control.send(m.ActorFailed(self.spec.id), self._failed)
+        elif self.alive:
+            control.send(m.ActorUp(self.spec.id))
+        control.flush()
 
 
 def _true() -> bool:

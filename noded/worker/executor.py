@@ -340,6 +340,12 @@ class Executor:
             self.runtime.control.send(m.JobReady(message.job, failed))
             self.runtime.control.flush()
 
+    def retell_locked(self) -> None:
+        """What a new daemon could not know, or the last one was not told any more."""
+        self.seat.retell_locked()
+        if self.retiring:
+            self._say_retiring_locked()
+
     def calls_may_start(self) -> None:
         """The constructor has returned: what came before it is next."""
         with self.runtime.lock:

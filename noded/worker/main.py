@@ -55,6 +55,7 @@ def run(args: dict[str, Any]) -> int:
         attach_extra=attach,
         on_message=executor.on_control,
         on_lost=on_lost,
+        retell_extra=executor.retell_locked,
         tick=executor.tick,
     )
     executor.bind(runtime)

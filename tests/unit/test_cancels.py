@@ -99,7 +99,7 @@ def test_one_that_begins_while_the_cancel_looks_is_struck_by_one_side_only() -> 
     for begins_at in range(1, 5):
         engine, inbound = LateEngine(begins_at), Inbound()
         executor: Any = SimpleNamespace(current=None, engine=engine)
-        cancels = engine.cancels = Cancels(executor, lambda: [])
+        cancels = engine.cancels = Cancels(executor, list)
         cancels.on_cancel(inbound, m.Cancel(1, True))  # type: ignore[arg-type]
         if not engine.taken:  # it begins after all of that
             engine.taken.append(cancels.take(inbound, 1))  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ def test_implicit_holds_are_not_told_but_released() -> None:
     table = HoldTable()
     token = table.take(IDS[0], implicit=True)
     assert not table.changed()
-    assert table.snapshot() == [(IDS[0], 0)]
+    assert table.snapshot() == ([(IDS[0], 0)], [])
     del token
     assert table.drain() == ([], [(IDS[0], 0)], [])
 
@@ -79,9 +79,18 @@ def test_a_snapshot_contains_the_changes_it_forgets() -> None:
     table = HoldTable()
     kept, gone = table.take(IDS[0]), table.take(IDS[1])
     del gone
-    assert table.snapshot() == [(IDS[0], 1)]
+    assert table.snapshot() == ([(IDS[0], 1)], [])
     assert not table.changed() and table.drain() == ([], [], [])
     del kept
+
+
+def test_what_was_given_after_others_is_told_again() -> None:
+    table = HoldTable()
+    token = table.take(IDS[0], implicit=True)
+    token.hold.after = AFTER
+    del token
+    assert table.snapshot() == ([], [(IDS[0], 0, *AFTER)])
+    assert table.snapshot() == ([], [])
 
 
 def test_nested_refs_end_with_their_hold() -> None:
@@ -184,7 +193,7 @@ class Holds(RuleBasedStateMachine):
 
     @rule()
     def new_daemon(self) -> None:
-        self.daemon = dict(self.table.snapshot())
+        self.daemon = dict(self.table.snapshot()[0])
         self.late.clear()
 
     def release(self, id_: bytes, generation: int) -> None:
