@@ -3,6 +3,8 @@ under ``noded``.
 """
 
 from noded import exceptions
+from noded.client.actor_class import ActorClass, get_actor, method
+from noded.client.actor_handle import ActorHandle
 from noded.client.api import (
     ClientContext,
     available_resources,
@@ -20,8 +22,6 @@ from noded.client.api import (
     timeline,
     wait,
 )
-from noded.client.actor_class import ActorClass, get_actor, method
-from noded.client.actor_handle import ActorHandle
 from noded.client.context import RuntimeContext
 from noded.client.exits import exit_actor
 from noded.client.generators import DynamicObjectRefGenerator, ObjectRefGenerator

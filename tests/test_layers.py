@@ -60,7 +60,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "head": {"exceptions", "ids", "resources", "config", "lifecycle", "wire", "policy"},
     "http": {"config", "lifecycle", "exceptions"},
-    "client": {"runtime_env", "policy.labels", "spawner.protocol"} | CLIENT_LEAVES,  # it ends the spawner of its private node
+    # It ends the spawner of its private node.
+    "client": {"runtime_env", "policy.labels", "spawner.protocol"} | CLIENT_LEAVES,
     "worker": {"client", "runtime_env", "task_ring"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions"},

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from noded.client.refs import PENDING, REMOTE, ObjectRef
 
 if TYPE_CHECKING:
     import asyncio
+    from concurrent.futures import Future
 
 
 class _Loop:
@@ -121,6 +121,8 @@ class Awaiting:
 
     def future(self, ref: ObjectRef[Any]) -> Future[Any]:
         """A future that gets the ref's value. It cannot be cancelled."""
+        from concurrent.futures import Future
+
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
 

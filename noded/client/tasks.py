@@ -183,6 +183,8 @@ class Tasks:
 
     def pump_locked(self, queue: TaskQueue) -> None:
         """Push what the leases take, and tell the daemon what is left."""
+        if queue.closed:
+            self._fail_ready(queue, m.Unschedulable(queue.number, queue.closed, "removed"))
         ready = queue.ready
         if ready and queue.leases:
             share = len(ready) // len(queue.leases) + 1
@@ -520,8 +522,21 @@ class Tasks:
             queue.declared = 0
             self.pump_locked(queue)
 
+    def group_removed_locked(self, id_: bytes) -> None:
+        """Nothing more goes into this placement group, and no idle worker in it waits for more."""
+        for queue in self.queues.values():
+            if queue.where.group == id_ and not queue.closed:
+                queue.closed = "its placement group was removed"
+                for worker in list(queue.leases):
+                    worker.recalled = True
+                    if not worker.inflight:
+                        self._end_lease(worker)
+                self.pump_locked(queue)
+
     def on_unschedulable(self, message: m.Unschedulable) -> None:
-        queue = self._by_number[message.cls]
+        self._fail_ready(self._by_number[message.cls], message)
+
+    def _fail_ready(self, queue: TaskQueue, message: m.Unschedulable) -> None:
         queue.declared = 0
         tasks, queue.ready = list(queue.ready), deque()
         for task in tasks:
@@ -584,6 +599,7 @@ class Tasks:
         if worker is None:
             self.fail_locked(task, cancelled(task))
         elif force:
+            task.killing = True
             self.control.send(m.KillTask(worker.lease, worker.worker))
             self.control.flush()
         else:
@@ -599,7 +615,6 @@ class Tasks:
                 self.cancel_locked(task, force and task.queue is not None, recursive)
 
     def cancel_children_locked(self, parent: Any) -> None:
-            task.killing = True
         for task in self.open_tasks():
             if task.parent is parent:
                 self.cancel_locked(task, False, True)
@@ -633,6 +648,9 @@ class Tasks:
             self._define_locked(queue)
             queue.declared = 0
             self.pump_locked(queue)
+        for worker in self.links.values():
+            if any(task.killing for task in worker.inflight.values()):
+                self.control.send(m.KillTask(worker.lease, worker.worker))
 
     def leases(self) -> list[tuple[int, str]]:
         return [(worker.lease, worker.worker) for worker in self.links.values() if worker.lease]
@@ -648,9 +666,6 @@ class Tasks:
             worker.link.sock.close()
 
     def close(self) -> None:
-        for worker in self.links.values():
-            if any(task.killing for task in worker.inflight.values()):
-                self.control.send(m.KillTask(worker.lease, worker.worker))
         for worker in self.links.values():
             if not worker.link.closed:
                 self.reader.remove(worker.link.fileno())

@@ -4,7 +4,7 @@ An acceptor thread owns the listening socket, so that a busy loop neither refuse
 answers /healthz itself with the age of the loop's last turn (`beat`), takes noded connections through the
 handshake, and holds an HTTP connection until the head of its first request is complete. Who has not come that
 far is bounded: 256 connections, 5 seconds and 4 KB each; further ones wait in the kernel's backlog. Not here:
-HTTP (`http/`), the control protocol, TLS. See docs/architecture.md, section 9.
+HTTP (`http/`), the control protocol, TLS. See docs/architecture.md, section 10.
 """
 
 from __future__ import annotations

@@ -146,6 +146,9 @@ class ActorSeat:
         extra = message.extra
         execution.function_name = name = f"{self.spec.class_name}.{message.method}"
         execution.name = extra.name if extra is not None and extra.name else name
+        if extra is not None and extra.group and extra.group not in self.spec.concurrency_groups:
+            groups = ", ".join(self.spec.concurrency_groups) or "none"
+            raise ValueError(f"{name} was called in the concurrency group {extra.group!r}; the actor's are: {groups}")
         return self._methods.get(message.method) or self._find(message.method)
 
     def _find(self, name: str) -> Callable[..., Any]:
