@@ -6,6 +6,8 @@ coroutine without a thread switch. Only the wake-up is done here; values are loa
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Generator
 from queue import SimpleQueue
@@ -30,7 +32,17 @@ class _Loop:
         self.thread = threading.get_ident()
         self.waiting: set[Any] = set()
         self.ready: list[Any] = []
-        self.reading = False
+        self.fd = -1
+        """While it reads: a descriptor of our epoll that is the loop's own, for it may outlive ours."""
+
+    def stop_reading(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            try:
+                self.loop.remove_reader(fd)
+            except RuntimeError:  # the loop is closed
+                pass
+            os.close(fd)
 
 
 class Awaiting:
@@ -46,6 +58,8 @@ class Awaiting:
         self._thread: threading.Thread | None = None
         self._open: set[Future[Any]] = set()
         self.own_loop: Any = None
+        self._over = ""
+        """Why nothing comes any more."""
 
     # ------------------------------------------------------------ event loops
 
@@ -74,18 +88,26 @@ class Awaiting:
         future = loop.create_future()
         with self._lock:
             known = self._loops.get(loop)
+            if self._over:
+                raise ex.LocalDaemonDiedError(self._over)
             if known is None:
-                self._loops = {k: v for k, v in self._loops.items() if not k.is_closed()}
+                self._forget_closed_locked()
                 known = self._loops[loop] = _Loop(loop)
             if not watch(lambda: self._tell_locked(known, future)):
                 future.set_result(None)
                 return future
             known.waiting.add(future)
             self._flush()
-        if loop is not self.own_loop and not known.reading:
-            known.reading = True
-            loop.add_reader(self._reader.epoll.fileno(), self._read, known)
+        if loop is not self.own_loop and known.fd < 0:
+            known.fd = os.dup(self._reader.epoll.fileno())
+            loop.add_reader(known.fd, self._read, known)
         return future
+
+    def _forget_closed_locked(self) -> None:
+        for loop, known in list(self._loops.items()):
+            if loop.is_closed():
+                known.stop_reading()
+                del self._loops[loop]
 
     def _tell_locked(self, known: _Loop, future: Any) -> None:
         known.waiting.discard(future)
@@ -114,8 +136,7 @@ class Awaiting:
             finally:
                 reader.release()
         if not known.waiting:
-            known.reading = False
-            known.loop.remove_reader(reader.epoll.fileno())
+            known.stop_reading()
 
     # ------------------------------------------------------------ futures
 
@@ -131,11 +152,14 @@ class Awaiting:
             try:
                 value = self._objects.load(ref)
             except BaseException as error:
-                future.set_exception(error)
+                _settle(future, error, None)
             else:
-                future.set_result(value)
+                _settle(future, None, value)
 
         with self._lock:
+            if self._over:
+                _settle(future, ex.LocalDaemonDiedError(self._over), None)
+                return future
             self._open.add(future)
             if not self._objects.when_settled_locked(ref, lambda: self._settled.put(settle)):
                 self._settled.put(settle)
@@ -148,13 +172,17 @@ class Awaiting:
     def _settle(self) -> None:
         """Values are loaded, and callbacks run, outside of our lock."""
         while (settle := self._settled.get()) is not None:
-            settle()
+            try:
+                settle()
+            except BaseException:  # a callback raised what ends programs; other futures are to come all the same
+                threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
     # ------------------------------------------------------------ end
 
     def fail(self, reason: str) -> None:
         """Nothing will ever come: who waits is told."""
         with self._lock:
+            self._over = reason
             loops, futures = list(self._loops.values()), list(self._open)
             self._open.clear()
         error = ex.LocalDaemonDiedError(reason)
@@ -164,18 +192,29 @@ class Awaiting:
                 if not future.done():
                     future.set_exception(error)
             known.waiting.clear()
-            if known.reading:
-                known.reading = False
-                known.loop.remove_reader(self._reader.epoll.fileno())
+            known.stop_reading()
 
         for known in loops:
+            if threading.get_ident() == known.thread:
+                tell(known)
+                continue
             try:
-                if threading.get_ident() == known.thread and not known.loop.is_running():
-                    tell(known)
-                else:
-                    known.loop.call_soon_threadsafe(tell, known)
+                known.loop.call_soon_threadsafe(tell, known)
             except RuntimeError:  # closed
-                pass
+                known.stop_reading()
         for waiting in futures:
-            waiting.set_exception(error)
+            _settle(waiting, error, None)
         self._settled.put(None)
+
+
+def _settle(future: Future[Any], error: BaseException | None, value: Any) -> None:
+    """Whoever comes first: the value, or the end of the connection."""
+    from concurrent.futures import InvalidStateError
+
+    try:
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+    except InvalidStateError:
+        pass

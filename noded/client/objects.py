@@ -253,6 +253,13 @@ class Objects:
     def _make_remote(id_: bytes, token: Token) -> ObjectRef[Any]:
         return ObjectRef(ids.seq_of(id_), ids.index_of(id_), REMOTE, None, token, None, id_)
 
+    def state_now(self, ref: ObjectRef[Any]) -> int:
+        """The state of a stored or borrowed ref; one from before a shutdown in this process has lost its object."""
+        if not self.holds.is_ours(ref._token):
+            reason = "it is of a cluster that this process has left by noded.shutdown(); make it anew"
+            ref._value, ref._state = ex.ObjectLostError(ref.hex(), reason), FAILED
+        return ref._state
+
     def load(self, ref: ObjectRef[Any]) -> Any:
         """The Python value of a ref that is ready; raises its error."""
         state = ref._state
@@ -260,7 +267,7 @@ class Objects:
             value, failed = codec.unpack(memoryview(ref._value), self.entries)
         elif state == LOCAL:
             return ref._value
-        elif state == STORED:
+        elif state == STORED and self.state_now(ref) == STORED:
             offset, size = ref._value
             value, failed = self.load_place(ref._token.hold, offset, size)
         elif isinstance(ref._value, BaseException):
@@ -325,7 +332,7 @@ class Objects:
     def when_settled_locked(self, ref: ObjectRef[Any], call: Callable[[], None]) -> bool:
         """``call`` runs, under the lock, when the ref has a value or an error; False when it has one now."""
         state = ref._state
-        if state == REMOTE:
+        if state == REMOTE and (state := self.state_now(ref)) == REMOTE:
             self.when_ready_locked(ref, call)
         elif state == PENDING:
             task = ref._task
@@ -355,7 +362,7 @@ class Objects:
         if unknown:
             with self.lock:
                 for ref in unknown:
-                    if ref._state == REMOTE:
+                    if ref._state == REMOTE and self.state_now(ref) == REMOTE:
                         self.when_ready_locked(ref, None)
                 self.control.flush()
 

@@ -100,8 +100,24 @@ class Hooks:
     """Keep what is pickled outside of noded's values alive and known."""
     borrow: Callable[[bytes], Any]
 
+    def forget(self, pin: Callable[[Any], None]) -> None:
+        """The runtime with this ``pin`` has ended."""
+        if self.__dict__.get("pin") == pin:
+            self.__dict__.clear()
+
     def __getattr__(self, name: str) -> Any:
-        raise RuntimeError("this needs a connection to a cluster: call noded.init() first")
+        return _unconnected if name == "wait" else _refuse()
+
+
+def _refuse() -> list[Any]:
+    raise RuntimeError("this needs a connection to a cluster: call noded.init() first")
+
+
+def _unconnected(ref: ObjectRef[Any]) -> Generator[Any, None, Any]:
+    """``await`` without a runtime; whoever was waiting when it ended is told why."""
+    if isinstance(ref._value, BaseException):
+        raise ref._value
+    yield from _refuse()
 
 
 hooks = Hooks()
@@ -171,6 +187,10 @@ class HoldTable:
             if len(self.holds) == 1:
                 self.on_first()
         return Token(hold, self.dead)
+
+    def is_ours(self, token: Token) -> bool:
+        """False for one that a runtime of before made."""
+        return token._dead is self.dead
 
     def again(self, hold: Hold) -> Token:
         return Token(hold, self.dead)

@@ -37,6 +37,8 @@ from noded.wire import messages as m
 
 SWEEP_SECONDS = 1.0
 
+_numbers = itertools.count(1)
+"""Of what this process submits and puts. They go on after a shutdown: refs of before may be around."""
 _runtime: Runtime | None = None
 
 
@@ -111,7 +113,7 @@ class Runtime:
         self._on_lost = on_lost
         self._retell_extra = retell_extra
         self._extra_tick = tick
-        self.next_seq = itertools.count(1).__next__
+        self.next_seq = _numbers.__next__
         self._asked: dict[int, tuple[m.Ask, bytes]] = {}
         self._answers: dict[int, tuple[bool, Any]] = {}
         self._fork_pipes: dict[int, tuple[int, list[bytes]]] = {}
@@ -186,6 +188,7 @@ class Runtime:
     def stop(self) -> None:
         """Close everything. Refs that are still around stay harmless objects."""
         self.closed = True
+        refs.hooks.forget(self._pin)
         self.interrupts.uninstall()
         self.control.stop()
         # Other threads may wait in get() or wait(): they are told, and are to be out of the reader before it is closed.
@@ -467,6 +470,7 @@ class Runtime:
         write end stays.
         """
         self.closed = True
+        refs.hooks.forget(self._pin)
         self.control.abandon()
         self.tasks.abandon()
         self.reader.close()

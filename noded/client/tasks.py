@@ -153,6 +153,8 @@ class Tasks:
         missing = 0
         for _, ref in task.deps or ():
             state = ref._state
+            if state == STORED or state == REMOTE:
+                state = self.objects.state_now(ref)
             if state == PENDING or state == REMOTE:
                 missing += 1
 
