@@ -650,7 +650,7 @@ class Daemon:
         client = self.clients.get(worker.prefix)
         if client is not None:
             self.control.client_died(client)
-        self.output.catch_up(worker.id)
+        self.output.died(worker.id, worker.record.job, worker.record.pid)
         self.leases.worker_exited(worker, death)
         self.host.worker_exited(worker, death)
 

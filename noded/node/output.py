@@ -124,6 +124,12 @@ class OutputMonitor:
         if batches:
             self._deliver(job, m.LogLines(batches))
 
+    def died(self, worker: str, job: str, pid: int) -> None:
+        """Pass on what it has written, also of one that nobody knows any more and whose files were never looked at."""
+        if job:
+            self._last_who.setdefault(worker, (job, pid))
+        self.catch_up(worker)
+
     def catch_up(self, worker: str, *, unfinished: bool = False) -> None:
         """Pass on everything this worker has written so far; a line without its end only when asked to."""
         for suffix in (".out", ".err"):

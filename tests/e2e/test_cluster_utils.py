@@ -19,6 +19,12 @@ from noded.util.multiprocessing import Pool
 from noded.util.queue import Queue
 
 
+@pytest.fixture(autouse=True)
+def home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the process's own home other tests have left the records of their clusters."""
+    monkeypatch.setenv("NODED_HOME", str(tmp_path / "home"))
+
+
 def left_behind() -> list[Path]:
     return [*Path(os.environ["NODED_RUN_DIR"]).glob("*"), *Path(os.environ["NODED_HOME"]).glob("clusters/*")]
 
