@@ -31,11 +31,13 @@ class WeakToken:
     __slots__ = ("hold",)
 
     class _Hold:
-        __slots__ = ("after", "id")
+        __slots__ = ("id",)
 
         def __init__(self, id_: bytes):
             self.id = id_
-            self.after: Any = None
+
+        def give_after(self, prefix: bytes, seq: int) -> None:
+            """There is nothing to give."""
 
     def __init__(self, id_: bytes):
         self.hold = WeakToken._Hold(id_)

@@ -181,8 +181,8 @@ class Objects:
                 self._tell_refs(taken if not at else [], given[at : at + BATCH], after[at : at + BATCH])
         return self.control.seq
 
-    def _tell_refs(self, taken: list[Any], given: list[Any], after: list[Any]) -> None:
-        self.control.send(m.Refs(self.control.next_seq(), taken, given, after))
+    def _tell_refs(self, taken: list[Any], given: list[Any], after: list[refs.After]) -> None:
+        self.control.send(refs_message(self.control.next_seq(), taken, given, after))
 
     # ------------------------------------------------------------ publish
 
@@ -464,6 +464,12 @@ class Objects:
         lost, self._to_republish = self._to_republish, []
         for ref in lost:
             self._seal_small_locked(ref)
+
+
+def refs_message(seq: int, taken: list[Any], given: list[Any], after: list[refs.After]) -> m.Refs:
+    one = [(id_, generation, *others[0]) for id_, generation, others in after if len(others) == 1]
+    several = [entry for entry in after if len(entry[2]) > 1]
+    return m.Refs(seq, taken, given, one, several)
 
 
 def to_raise(error: Any) -> BaseException:

@@ -128,6 +128,11 @@ def load_pickled(id_: bytes) -> Any:
     return hooks.borrow(id_)
 
 
+_RECEIVERS = 2000
+After = tuple[bytes, int, list[tuple[bytes, int]]]
+"""(id, generation, the positions of others that come first)"""
+
+
 class Hold:
     """What keeps an id alive at the daemon on behalf of this process."""
 
@@ -137,11 +142,21 @@ class Hold:
         self.id = id_
         self.generation = generation
         self.count = 0
-        self.after: tuple[bytes, int] | None = None
-        """Another client's control position that the daemon must have read before it applies our release."""
+        self.after: dict[bytes, int] | None = None
+        """Control positions of other clients that the daemon must have read before it applies our release."""
         self.ref: weakref.ref[Any] | None = None
         self.nested: list[Any] | None = None
         """The refs inside the stored value, made once."""
+
+
+    def give_after(self, prefix: bytes, seq: int) -> None:
+        """This client has got the id from us, and has said so at ``seq``."""
+        if self.after is None:
+            self.after = {prefix: seq}
+            return
+        self.after[prefix] = max(seq, self.after.pop(prefix, 0))
+        if len(self.after) > _RECEIVERS:  # more than a node has at once: the first of them are long dead
+            del self.after[next(iter(self.after))]
 
 
 class Token:
@@ -168,7 +183,7 @@ class HoldTable:
         self.holds: dict[bytes, Hold] = {}
         self.taken: list[tuple[bytes, int]] = []
         self.given: list[tuple[bytes, int]] = []
-        self.given_after: list[tuple[bytes, int, bytes, int]] = []
+        self.given_after: list[After] = []
         self.on_first: Callable[[], None] = lambda: None
         """Called when the first hold is taken: somebody must look from now on whether it was dropped."""
         self._generation = 0
@@ -207,19 +222,19 @@ class HoldTable:
                 if hold.after is None:
                     self.given.append((hold.id, hold.generation))
                 else:
-                    self.given_after.append((hold.id, hold.generation, *hold.after))
+                    self.given_after.append((hold.id, hold.generation, list(hold.after.items())))
 
     def changed(self) -> bool:
         return bool(self.dead or self.taken or self.given or self.given_after)
 
-    def drain(self) -> tuple[list[tuple[bytes, int]], list[tuple[bytes, int]], list[tuple[bytes, int, bytes, int]]]:
+    def drain(self) -> tuple[list[tuple[bytes, int]], list[tuple[bytes, int]], list[After]]:
         """The changes since the last drain: (taken, given, given after)."""
         self.collect()
         out = self.taken, self.given, self.given_after
         self.taken, self.given, self.given_after = [], [], []
         return out
 
-    def snapshot(self) -> tuple[list[tuple[bytes, int]], list[tuple[bytes, int, bytes, int]]]:
+    def snapshot(self) -> tuple[list[tuple[bytes, int]], list[After]]:
         """For a new daemon: all holds, which contain the changes; and what was given after others, of which that daemon
         may know later than of us.
         """

@@ -26,7 +26,7 @@ from noded.client.control import TICK, Control
 from noded.client.environments import Environments
 from noded.client.groups import Groups
 from noded.client.interrupts import Interrupts
-from noded.client.objects import BATCH, Objects
+from noded.client.objects import BATCH, Objects, refs_message
 from noded.client.reader import Reader
 from noded.client.refs import HoldTable, ObjectRef, Token
 from noded.client.space import Space
@@ -302,7 +302,7 @@ class Runtime:
         send = self.control.send
         holds, after = self.holds.snapshot()
         for at in range(0, max(len(holds), len(after)), BATCH):
-            send(m.Refs(self.control.next_seq(), holds[at : at + BATCH], [], after[at : at + BATCH]))
+            send(refs_message(self.control.next_seq(), holds[at : at + BATCH], [], after[at : at + BATCH]))
         self.objects.retell_locked()
         self.actors.retell_locked()
         self.groups.retell_locked()

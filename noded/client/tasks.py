@@ -415,7 +415,7 @@ class Tasks:
         else:
             token = self.holds.take(id_, implicit=True)
         token.hold.ref = weakref.ref(ref)
-        token.hold.after = (worker.prefix, hseq)
+        token.hold.give_after(worker.prefix, hseq)
         return token
 
     def _requeue(self, worker: WorkerLink, seqs: list[int]) -> None:
@@ -455,7 +455,7 @@ class Tasks:
             for entry in kept:
                 token = entry._token
                 if token is not None:
-                    token.hold.after = (worker.prefix, hseq)
+                    token.hold.give_after(worker.prefix, hseq)
         task.keep = task.deps = task.place = None
         for ref in task.refs:
             ref._task = None
@@ -478,7 +478,7 @@ class Tasks:
                 if ref._token is None:
                     ref._token = self.holds.take(ref.binary(), implicit=True)
                     ref._token.hold.ref = weakref.ref(ref)
-                ref._token.hold.after = (worker.prefix, 0)
+                ref._token.hold.give_after(worker.prefix, 0)
         self._finish(task, None, 0)
         self.reader.notify()
 

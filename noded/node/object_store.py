@@ -29,6 +29,7 @@ log = logging.getLogger("noded.object_store")
 _REGION = struct.Struct("<I7sB")
 _RESERVE_STEP = 64 << 20
 _IDLE_SECONDS = 10.0
+_Receivers = list[tuple[bytes, int]]
 MAKERS_SECONDS = 10.0
 """After the node started over: how long a maker that is not there yet may take to come back."""
 FULL_SECONDS = 10.0
@@ -123,8 +124,10 @@ class ObjectStore:
         self._regions: dict[int, Region] = {}
         self._starts: list[int] = []
         self._wants: list[_Want] = []
-        self._after: defaultdict[bytes, list[tuple[int, bytes, bytes, int]]] = defaultdict(list)
-        """Releases that wait until their receiver was read up to a seq: (seq, releaser, id, generation)."""
+        self._after: defaultdict[bytes, list[tuple[int, bytes, bytes, int, _Receivers]]] = defaultdict(list)
+        """Releases that wait until their receiver was read up to a seq: (seq, releaser, id, generation, receivers that
+        are to be looked at then).
+        """
         self._deferred: set[bytes] = set()
         self._unfreed: list[bytes] = []
         self._freeing = False
@@ -148,13 +151,19 @@ class ObjectStore:
         for id_, generation in message.releases:
             self._release(client, id_, generation)
         for id_, generation, receiver, seq in message.after:
+            self._release_after(client, id_, generation, [(receiver, seq)])
+        for id_, generation, receivers in message.after_all:
+            self._release_after(client, id_, generation, receivers)
+
+    def _release_after(self, client: Client, id_: bytes, generation: int, receivers: _Receivers) -> None:
+        """Release when all of them have been read so far; of one that has not re-told, that is at its Told."""
+        for at, (receiver, seq) in enumerate(receivers):
             other = self._clients.get(receiver)
-            if other is not None and other.told and other.seq < seq:
-                self._after[receiver].append((seq, prefix, id_, generation))
-            elif other is not None and not other.told:
-                self._after[receiver].append((0, prefix, id_, generation))
-            else:
-                self._release(client, id_, generation)
+            if other is not None and (not other.told or other.seq < seq):
+                due = seq if other.told else 0
+                self._after[receiver].append((due, client.prefix, id_, generation, receivers[at + 1 :]))
+                return
+        self._release(client, id_, generation)
 
     def _release(self, client: Client, id_: bytes, generation: int) -> None:
         if client.held.get(id_) == generation:
@@ -179,11 +188,11 @@ class ObjectStore:
                     del self._after[client.prefix]
                 self._apply_after(due)
 
-    def _apply_after(self, due: Iterable[tuple[int, bytes, bytes, int]]) -> None:
-        for _, releaser, id_, generation in due:
+    def _apply_after(self, due: Iterable[tuple[int, bytes, bytes, int, _Receivers]]) -> None:
+        for _, releaser, id_, generation, others in due:
             client = self._clients.get(releaser)
             if client is not None:
-                self._release(client, id_, generation)
+                self._release_after(client, id_, generation, others)
 
     def hold_for_fork(self, token: bytes, held: list[bytes]) -> None:
         """A pseudo-client that stands for the forked children of one."""

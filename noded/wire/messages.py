@@ -228,6 +228,8 @@ class Refs(_Message, tag=8):
     after: list[tuple[bytes, int, bytes, int]] = []
     """(id, generation, receiver's prefix, receiver's seq): release once the receiver has been read that far.
     """
+    after_all: list[tuple[bytes, int, list[tuple[bytes, int]]]] = []
+    """(id, generation, receivers and their seqs): likewise, once all of them have been read so far."""
 
 
 class Sealed(_Message, tag=9):

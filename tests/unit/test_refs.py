@@ -58,9 +58,11 @@ def test_implicit_holds_are_not_told_but_released() -> None:
 def test_a_release_may_wait_for_another_client() -> None:
     table = HoldTable()
     token = table.take(IDS[0])
-    token.hold.after = AFTER
+    token.hold.give_after(*AFTER)
+    token.hold.give_after(b"another", 3)
+    token.hold.give_after(AFTER[0], 4)
     del token
-    assert table.drain() == ([(IDS[0], 1)], [], [(IDS[0], 1, *AFTER)])
+    assert table.drain() == ([(IDS[0], 1)], [], [(IDS[0], 1, [(b"another", 3), AFTER])])
 
 
 def test_again_counts_views() -> None:
@@ -87,9 +89,9 @@ def test_a_snapshot_contains_the_changes_it_forgets() -> None:
 def test_what_was_given_after_others_is_told_again() -> None:
     table = HoldTable()
     token = table.take(IDS[0], implicit=True)
-    token.hold.after = AFTER
+    token.hold.give_after(*AFTER)
     del token
-    assert table.snapshot() == ([], [(IDS[0], 0, *AFTER)])
+    assert table.snapshot() == ([], [(IDS[0], 0, [AFTER])])
     assert table.snapshot() == ([], [])
 
 
@@ -173,7 +175,7 @@ class Holds(RuleBasedStateMachine):
     def drop(self, at: int, after: bool) -> None:
         if self.tokens:
             if after:
-                self.tokens[at % len(self.tokens)].hold.after = AFTER
+                self.tokens[at % len(self.tokens)].hold.give_after(*AFTER)
             self.tokens.pop(at % len(self.tokens))
 
     @rule()
