@@ -65,6 +65,16 @@ class Driver:
                 self._fail(f"the driver ended without saying {word!r}")
             self._seen += chunk
 
+    def has_said(self, word: str) -> bool:
+        """Whether it has, by now; fails when it has ended without."""
+        assert self.process.stdout is not None
+        while select.select([self.process.stdout], [], [], 0)[0]:
+            chunk = os.read(self.process.stdout.fileno(), 65536)
+            if not chunk:
+                self._fail(f"the driver ended without saying {word!r}")
+            self._seen += chunk
+        return any(line.split(b" ", 1)[0] == word.encode() for line in self._seen.split(b"\n")[:-1])
+
     def tell(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(line.encode() + b"\n")
