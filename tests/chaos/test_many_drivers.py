@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 from harness.cluster import Node
@@ -144,4 +143,4 @@ def test_some_drivers_at_once() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_ten_drivers_at_once() -> None:
-    together(10, 50_000, 200, 2.0)
+    together(10, 50_000, 200, 0.5)
