@@ -176,6 +176,7 @@ class Awaiting:
                 settle()
             except BaseException:  # a callback raised what ends programs; other futures are to come all the same
                 threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+            del settle  # it holds a ref, and its value
 
     # ------------------------------------------------------------ end
 

@@ -148,7 +148,6 @@ class Hold:
         self.nested: list[Any] | None = None
         """The refs inside the stored value, made once."""
 
-
     def give_after(self, prefix: bytes, seq: int) -> None:
         """This client has got the id from us, and has said so at ``seq``."""
         if self.after is None:

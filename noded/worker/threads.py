@@ -77,6 +77,7 @@ class ThreadEngine:
     def _work(self, group: Group) -> None:
         while (item := group.queue.get()) is not None:
             self._run(item, group)
+            del item
             with self._lock:
                 group.idle += 1
 
