@@ -46,6 +46,7 @@ class Watch:
                 ref._task.waiters.append(call)
             else:
                 call()
+                rt.reader.notify()  # who waits in another thread has read the answer, but could not know of this
 
     def is_done(self, ref: ObjectRef[Any]) -> bool:
         return ref._state not in (PENDING, REMOTE)

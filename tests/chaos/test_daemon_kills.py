@@ -174,6 +174,7 @@ def kills(tmp_path: Path, count: int, tasks: int, actors: int, megabytes: int, g
     store = str((megabytes * 4 + 128) << 20)
     with Node("--object-store-memory", store, num_cpus=4) as node:
         wait_for(lambda: node.status()["workers"] == 1, "the warm worker was not started")
+        wait_for(lambda: len(node.processes()) >= 4, "daemon, spawner, template and warm worker are not there")
         at_rest = len(node.processes())
         arguments = [str(log), str(stop), str(tasks), str(actors), str(megabytes), str(start)]
         with (

@@ -158,6 +158,7 @@ class Crew:
         except Exception as problem:  # the arguments cannot be pickled, or nobody is there any more
             chunk.error = problem
             self._on_answer(member, chunk)
+            self.watch.look_again()
             return
         chunk.ref = ref
         chunk.items = None
