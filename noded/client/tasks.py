@@ -473,12 +473,12 @@ class Tasks:
         for ref in task.refs:
             ref._value, ref._state = error, FAILED
             if worker := task.link:
-                # Had the worker stored a result before it died, the daemon counts us as its holder: give that
-                # up.
+                # Had the worker stored a result before it died, the daemon counts us as its holder: give that up. Not
+                # by a hold of our own: who has a hold has published, and the error is yet to be.
                 if ref._token is None:
-                    ref._token = self.holds.take(ref.binary(), implicit=True)
-                    ref._token.hold.ref = weakref.ref(ref)
-                ref._token.hold.give_after(worker.prefix, 0)
+                    self.holds.given_after.append((ref.binary(), 0, [(worker.prefix, 0)]))
+                else:
+                    ref._token.hold.give_after(worker.prefix, 0)
         self._finish(task, None, 0)
         self.reader.notify()
 

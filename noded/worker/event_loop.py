@@ -43,8 +43,11 @@ class WorkerSelector(selectors.EpollSelector):
     def on_event(self, what: int) -> None:
         self.hot = True
 
+    def is_hot(self) -> bool:
+        return self.hot
+
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self._turn(0.0 if self.hot else timeout if timeout is None else max(0.0, timeout))
+        self._turn(timeout if timeout is None else max(0.0, timeout))
         if not self.hot:
             return []
         # Said once when something becomes ready (see ``run``), so it is looked again until nothing is left.
@@ -107,13 +110,13 @@ class EventLoopEngine:
         if executor.exiting:
             over = not self._ending and (not self._running or bool(executor.seat.leaving))
             executor.flush()
-            executor.poll(0.0 if over else timeout, also_exiting=True)
+            executor.poll(0.0 if over else timeout, also_exiting=True, at_once=self._selector.is_hot)
             if over:
                 self._loop.stop()
             return
         if not queue:
             executor.flush()
-            executor.poll(timeout)
+            executor.poll(timeout, at_once=self._selector.is_hot)
         # No more than is there now: then it is the loop's turn again.
         for _ in range(len(queue)):
             try:

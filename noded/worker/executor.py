@@ -167,13 +167,15 @@ class Executor:
             self.engine.leave()
         self.flush()
 
-    def poll(self, timeout: float | None, *, also_exiting: bool = False) -> None:
-        """Read the sockets, unless there is something to do; only for the main thread."""
+    def poll(self, timeout: float | None, *, also_exiting: bool = False, at_once: Callable[[], bool] = bool) -> None:
+        """Read the sockets, unless there is something to do; only for the main thread. ``at_once`` is asked when nobody
+        else reads any more: whether to look only, and not to wait.
+        """
         reader = self.runtime.reader
         reader.claim()
         try:
             if also_exiting or not (self.queue or self.exiting):
-                reader.poll(timeout)
+                reader.poll(0.0 if at_once() else timeout)
         finally:
             reader.release()
 

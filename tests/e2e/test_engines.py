@@ -164,6 +164,20 @@ def test_an_async_actor_sees_all_that_its_sockets_bring() -> None:
     assert noded.get(Pipes.remote().run.remote(200), timeout=30) == 1600
 
 
+def test_what_the_steward_reads_wakes_the_loop() -> None:
+    """Answers of the daemon come in another thread, just before or after the loop goes to sleep."""
+
+    @noded.remote
+    class Reader:
+        async def total(self, refs: list[Any]) -> int:
+            return sum([await ref for ref in refs])
+
+    reader = Reader.remote()
+    for _ in range(5):
+        refs = [noded.put(i) for i in range(60)]
+        assert noded.get(reader.total.remote(refs), timeout=20) == sum(range(60))
+
+
 def test_an_async_actor_that_exits_lets_its_own_tasks_clean_up_and_starts_nothing_more(tmp_path: Path) -> None:
     @noded.remote(max_concurrency=2)
     class Leaver:
