@@ -1,7 +1,8 @@
 """The node daemon: builds the components in order, runs, stops them in reverse.
 
-``main(config)`` is what ``noded --head`` runs. What a component does is in its own module; this one only says
-who gets whom, and what happens at start, restart and stop.
+``main(config)`` is what ``noded`` runs. A node is the head, with the cluster's tables in this process
+(``head/head.py``), or a member with a connection to it (``node/head_link.py``); all else is the same. What a component
+does is in its own module; this one only says who gets whom, and what happens at start, restart and stop.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import hashlib
 import json
 import logging
 import os
+import platform
+import secrets
 import signal
 import socket
 import sys
@@ -21,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from noded import ids
 from noded.config import (
     Config,
     ConfigError,
@@ -31,28 +35,37 @@ from noded.config import (
     make_dir,
     make_node_dir,
     node_dir,
+    node_home,
+    read_token,
     remove_node_dir,
 )
-from noded.head.actors import ActorRecord, ActorTable
-from noded.head.jobs import JobTable
-from noded.head.placement_groups import TABLE as GROUPS
-from noded.head.placement_groups import GroupTable
+from noded.head.head import Head
 from noded.head.storage import Storage, StorageError
 from noded.http.gateway import Gateway
 from noded.lifecycle import LoopProbe, setup_logging, time_callbacks
 from noded.node.actor_host import NodeActorHost
 from noded.node.capacity import Capacity
-from noded.node.control import ClientRecord, ControlServer, Refusal, start_time
+from noded.node.cluster_view import ClusterView
+from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, Refusal, start_time
+from noded.node.directory import Directory
+from noded.node.doors import Doors
 from noded.node.gpu_finder import GpuFinder
+from noded.node.head_link import HeadLink, JoinError
+from noded.node.lease_router import LeaseRouter
 from noded.node.leases import Leases
 from noded.node.ledger import Ledger, LedgerError
 from noded.node.listener import Listener, ListenError, bind
 from noded.node.object_store import ObjectStore
+from noded.node.orders import NodeOrders
 from noded.node.output import OutputMonitor
+from noded.node.peer_messages import PeerMessages
+from noded.node.peers import Peers
 from noded.node.runtime_envs import RuntimeEnvError, RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.timeline import Timeline
+from noded.node.transfer_pull import Puller
+from noded.node.transfer_server import TransferServer
 from noded.node.workers import Worker, WorkerPool
 from noded.policy import labels
 from noded.policy.where import refuse
@@ -61,7 +74,10 @@ from noded.service import StartLock, notify_systemd, running_daemon
 from noded.shm import arena as shm
 from noded.version import __version__
 from noded.view import Identity, View
+from noded.wire import cluster_messages as c
 from noded.wire import messages as m
+from noded.wire.dial import split_address
+from noded.wire.handshake import HandshakeError
 
 log = logging.getLogger("noded.daemon")
 
@@ -72,7 +88,7 @@ _BACK_BY = 10.0
 _SLAB = 4 << 20
 
 
-_CANNOT_START = (ConfigError, StorageError, LedgerError, ListenError, OSError, RuntimeError)
+_CANNOT_START = (ConfigError, StorageError, LedgerError, ListenError, JoinError, HandshakeError, OSError, RuntimeError)
 """What the user or the machine is at fault for: one line without a traceback."""
 
 
@@ -81,7 +97,7 @@ class StartError(Exception):
 
 
 class Daemon:
-    """One node, with the head's tables on it."""
+    """One node: the head, or a member."""
 
     def __init__(self, config: Config, *, on_ready: Callable[[], None]):
         self.config = config
@@ -92,19 +108,31 @@ class Daemon:
         self.address = ""
         self.epoch = 0
         self.node_id = ""
+        self.number = 0
+        self.cluster_id = ""
+        self.python = platform.python_version()
         self.token = b""
         self.clients: dict[bytes, Client] = {}
+        self.job_configs: dict[str, m.JobConfig] = {}
+        """Of jobs that have something on this node."""
         self.loop: asyncio.AbstractEventLoop
         self.ledger: Ledger
         self.arena: shm.Arena
         self.spawner: SpawnerLink
         self.store: ObjectStore
         self.leases: Leases
+        self.router: LeaseRouter
         self.pool: WorkerPool
-        self.storage: Storage
-        self.actors: ActorTable
-        self.groups: GroupTable
-        self.jobs: JobTable
+        self.cluster_view: ClusterView
+        self.peers: Peers
+        self.directory: Directory
+        self.transfers: TransferServer
+        self.puller: Puller
+        self.doors: Doors
+        self.orders: NodeOrders
+        self.head: Head | None = None
+        self.link: HeadLink | None = None
+        self.storage: Storage | None = None
         self.view: View
         self.host: NodeActorHost
         self.control: ControlServer
@@ -115,7 +143,10 @@ class Daemon:
         self.gateway: Gateway
         self.probe = LoopProbe()
         self._stop = asyncio.Event()
+        self._stop_reason = ""
         self._exit_code = 0
+        self._again = False
+        """Start over as another incarnation after the stop."""
         self._recovered = False
         self._started = 0.0
         self.labels: dict[str, str] = {}
@@ -127,6 +158,7 @@ class Daemon:
         self._owner_fd = -1
         self._kept: dict[str, int] = {}
         self._sockets: list[socket.socket] = []
+        self._guarded: tuple[float, list[str]] = (0.0, [])
 
     # ------------------------------------------------------------ start
 
@@ -151,9 +183,13 @@ class Daemon:
     async def start(self) -> None:
         config = self.config
         self._make_directories()
-        self.token = load_or_create_token(self.config.home)
-        await self._open_storage()
-        groups = await self.storage.load(GROUPS)  # now: from the spawner's word on nothing may wait
+        self.token = self._read_token()
+        self.doors = Doors(self.loop, self.token, config.tls)
+        if config.head:
+            await self._open_storage()
+        self._read_identity()
+        if not config.head:
+            await self._be_numbered()
         self.spawner = SpawnerLink(
             self.run_dir,
             self.tag,
@@ -170,38 +206,110 @@ class Daemon:
         self._open_memory()
         self._open_sockets()
         self._build()
-        self.groups.restore(groups)  # before the leases, which may be in them
+        if self.head is not None:
+            self.number = await self.head.restore(self.number, self.cluster_id)
+            self.cluster_id = self.head.cluster_id
+        self._write_identity()
+        self._build_node(welcome.guard_until)
         if self._recovered:
-            await self._restore(welcome)
-        else:
-            await self.jobs.restore()
-            await self.actors.restore()
-            self.leases.capacity.restore_devices()
-            self.groups.resume()
-            self.actors.place_unhosted(set())
+            self.leases.capacity.restore_groups()  # before the leases, which may be in them
+            self._restore(welcome)
+        self.leases.capacity.restore_devices()
+        if self.head is not None:
+            self.head.start(self._register(), self.orders, self.host.told(), self.orders.held_groups(), self._jobs())
+        if self._recovered:
+            self._restored(welcome)
         await self.environments.start()
         self.timeline.sweep(set(self.pool.workers))
         self.gpus.start(self.loop, self.leases)
         self.output.start()
-        self.pool.prepare()
         self.control.start(self._control_socket)
         self.listener.start(self.loop)
         self.probe.start(self.loop, self.listener.beat)
+        if self.link is not None:
+            await self.link.join()
+        self.pool.prepare()
         self._watch_owner()
         self._started = self.loop.time()
         self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
 
+    def _read_token(self) -> bytes:
+        if self.config.head:
+            return load_or_create_token(self.config.home)
+        found = read_token(self.config.home, os.environ)
+        if found is None:
+            raise ConfigError(
+                f"there is no token here to join a cluster with: copy the head's ({self.config.home}/token there) to "
+                "NODED_TOKEN, to the file NODED_TOKEN_FILE, or to the same place here with mode 600"
+            )
+        return found
+
+    # ------------------------------------------------------------ identity
+
+    @property
+    def _identity_file(self) -> Path:
+        return Path(self.run_dir) / "identity.json"
+
+    def _read_identity(self) -> None:
+        """Which number this node was given: for as long as its directory is there."""
+        try:
+            told = json.loads(self._identity_file.read_text())
+            self.number, self.cluster_id = int(told["number"]), str(told["cluster_id"])
+        except (OSError, ValueError, KeyError, TypeError):
+            self.number, self.cluster_id = 0, secrets.token_hex(8) if self.config.head else ""
+
+    def _write_identity(self) -> None:
+        draft = self._identity_file.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps({"number": self.number, "cluster_id": self.cluster_id}))
+        draft.replace(self._identity_file)
+
+    async def _be_numbered(self) -> None:
+        """A member's first start: nothing of it can have a name before the head has given it a number."""
+        if self.number:
+            return
+        link = HeadLink(self.loop, self._head_address, self.doors.dial, self, until=None, head_grace=0.0)
+
+        def wait(problem: str) -> None:
+            log.warning("waiting for the head at %s: %s", self._head_address, problem)
+
+        asking = asyncio.ensure_future(link.obtain_number(self.config.node_name, self.config.cluster, wait))
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({asking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise JoinError(f"stopped while waiting for the head at {self._head_address}")
+            told = asking.result()
+        finally:
+            asking.cancel()
+            stopping.cancel()
+        self.number, self.cluster_id = int(told["number"]), str(told["cluster_id"])
+        self._write_identity()
+
+    @property
+    def _head_address(self) -> str:
+        assert self.config.address is not None
+        return self.config.address
+
     async def _undo_start(self) -> None:
         """A start that failed leaves nothing; workers of the daemon before us are left to their grace."""
-        if hasattr(self, "storage"):
+        if self.link is not None:
+            await self.link.stop("")
+        if hasattr(self, "listener"):
+            self.listener.stop()
+        if self.storage is not None:
             await self.storage.close()
         if not hasattr(self, "spawner"):
+            self._remove_unused_dir()
             return
         if self._recovered:
             self.spawner.close()
             return
         await self.spawner.stop()
         remove_node_dir(Path(self.run_dir))
+
+    def _remove_unused_dir(self) -> None:
+        if not os.path.exists(os.path.join(self.run_dir, "spawner.sock")):
+            remove_node_dir(Path(self.run_dir))
 
     def _make_directories(self) -> None:
         make_node_dir(self.config)
@@ -256,11 +364,54 @@ class Daemon:
             self.spawner.keep("tcp", tcp.fileno())
             self.spawner.keep("control", self._control_socket.fileno())
         self._sockets = [tcp, self._control_socket]
+        config = self.config
         host, port = tcp.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self.listener = Listener(tcp, self.token, self._on_http, self._on_tcp_control)
+        if config.advertise:
+            name, _, given = config.advertise.rpartition(":")
+            self.address = config.advertise if given.isdigit() and name else f"{config.advertise}:{port}"
+        elif config.node_ip_address:
+            ip = config.node_ip_address
+            self.address = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+        elif host in ("0.0.0.0", "::"):
+            self.address = f"{self._outside_address(host)}:{port}"
+        self.listener = Listener(tcp, self.token, self._on_http, self._on_door, self.doors.server_tls)
+
+    def _outside_address(self, host: str) -> str:
+        """Of a node that listens on all: the address that others reach it by, most likely."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        target = ("2001:db8::1", 9) if ":" in host else ("192.0.2.1", 9)
+        if self.config.address:
+            try:
+                found = socket.getaddrinfo(*split_address(self.config.address), type=socket.SOCK_DGRAM)
+                family, target = found[0][0], (str(found[0][4][0]), int(found[0][4][1]))
+            except OSError:
+                pass
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect(target)  # sends nothing: it only says which address would be used
+                found_host = str(probe.getsockname()[0])
+        except OSError:
+            found_host = "::1" if ":" in host else "127.0.0.1"
+        return f"[{found_host}]" if ":" in found_host else found_host
 
     def _build(self) -> None:
+        """The head's tables, before the node: it may be one of them that gives the node its number."""
+        if self.storage is not None:
+            self.head = Head(
+                self.loop,
+                self.storage,
+                cluster=self.config.cluster,
+                epoch=self.epoch,
+                head_grace=self.config.head_grace,
+                python=self.python,
+                may_create=self._may_create,
+                local_clients=lambda prefix: prefix in self.clients or bool(self.store.recovering),
+                store_package=self._keep_package,
+                read_package=lambda uri: self.environments.read(uri),
+            )
+
+    def _build_node(self, guard_until: float | None) -> None:
         config = self.config
         cpus = config.num_cpus
         total: dict[str, float] = {
@@ -271,29 +422,45 @@ class Daemon:
         }
         self.gpus = GpuFinder(self.ledger, os.environ, config.num_gpus)
         try:
-            gpus, ids = self.gpus.at_start()
+            gpus, ids_ = self.gpus.at_start()
         except ValueError as error:
             raise ConfigError(str(error)) from None
         total.update(gpus)
         host = self.address.rpartition(":")[0].strip("[]")
-        self.node_ip = "127.0.0.1" if host in ("0.0.0.0", "::", "::1") else host
+        self.node_ip = "127.0.0.1" if host in ("0.0.0.0", "::", "::1", "localhost") else host
         total[f"node:{self.node_ip}"] = 1.0
-        total["node:__internal_head__"] = 1.0
-        capacity = Capacity(ResourceSet.from_floats(total).to_dict(), ids, self.ledger.bundles)
+        if config.head:
+            total["node:__internal_head__"] = 1.0
+        capacity = Capacity(ResourceSet.from_floats(total).to_dict(), ids_, self.ledger.bundles)
         self.labels = {**self._own_labels(), labels.NODE_ID: self.node_id, labels.RAY_NODE_ID: self.node_id}
+        self.cluster_view = ClusterView(self.number)
+        self.cluster_view.on_dead = self._on_node_dead
+        self.cluster_view.on_change = lambda: self.leases.kick()
         self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
         base = Path(self.run_dir) if config.private else cluster_dir(config)
         self.timeline = Timeline(self.log_dir, self.node_ip)
-        self.environments = RuntimeEnvs(base / "runtime_envs")
-        self.jobs = JobTable(self.storage, self.epoch)
+        self.environments = RuntimeEnvs(
+            (base if config.head or config.private else node_home(config)) / "runtime_envs", self._load_package
+        )
+        if self.head is None:
+            self.link = HeadLink(
+                self.loop,
+                self._head_address,
+                self.doors.dial,
+                self,
+                until=guard_until,
+                head_grace=config.head_grace,
+            )
+        head = self.head_side
         self.output = OutputMonitor(self.log_dir, self._who_writes, self._deliver_output, keep=not config.private)
         self.pool = WorkerPool(
             self.spawner,
             self.ledger,
             self.run_dir,
             self.log_dir,
+            node=self.number,
             keep_warm=1,
-            job_config=self.jobs.get,
+            job_config=self.job_configs.get,
             on_ready=lambda worker: self.leases.on_ready(worker),
             on_exit=self._on_worker_exit,
             on_env_failed=lambda assignee, reason: self.leases.env_failed(assignee, reason),
@@ -301,51 +468,90 @@ class Daemon:
             on_output_end=self._on_output_end,
         )
         self.leases.pool = self.pool
-        self.store = ObjectStore(self.arena, self.ledger, self.clients, lambda id_: self.actors.released(id_))
-        self.actors = ActorTable(self.storage, self._notify)
-        self.host = NodeActorHost(
+        self.store = ObjectStore(self.arena, self.ledger, self.clients, lambda id_: head.unheld(id_), self.number)
+        self.peers = Peers(self.loop, self.cluster_view, self.doors.dial, self._peer_attach)
+        self.puller = Puller(self.arena.fd, lambda address: self.doors.dial_now(address, "transfer"))
+        self.directory = Directory(self.store, self.peers, self.cluster_view, self.clients, self.puller)
+        self.store.elsewhere = self.directory
+        self.transfers = TransferServer(
+            self.arena.fd,
+            self.directory.open_source,
+            self.directory.allocate,
+            self.directory.stored,
+            self.directory.gave_up,
+        )
+        self.router = LeaseRouter(
+            self.leases,
+            self.peers,
+            self.cluster_view,
+            self.clients,
+            node_id=self.node_id,
+            address=lambda: self.address,
+            watch_group=lambda id_: head.watch_group(ids.node_prefix(self.number), id_),
+            job_config=self.job_configs.get,
+            take_job=self._take_job,
+            save=lambda client: self.control.save(client),
+            forget=lambda client: self.control.forget(client),
+            labels=lambda: self.labels,
+        )
+        self.leases.router = self.router
+        self.leases.group_gone = self.router.group_gone
+        self.peers.handlers = PeerMessages(
+            self.cluster_view,
+            self.directory,
+            self.router,
+            self.clients,
+            me=self._peer_attach,
+            save=lambda client: self.control.save(client),
+            cancel=lambda client, message: self.control.cancel_here(client, message),
+            output=self.show_output,
+        )
+        self.host = NodeActorHost(self.leases, self.pool, head, self._take_job)
+        self.orders = NodeOrders(
             self.leases,
             self.pool,
-            self._worker_path,
-            on_started=lambda record, worker, path, pid: self.actors.started(record, worker, path, pid),
-            on_never=lambda record, reason, kind: self.actors.never(record, reason, kind),
-            on_exited=lambda record, death: self.actors.exited(record, death),
-            on_claim=lambda worker, spec: self._adopt_actor(worker, spec, False),
-            on_gone=lambda id_, death: self.actors.gone(id_, death),
+            self.host,
+            self.cluster_view,
+            self.clients,
+            head,
+            worker_path=self._worker_path,
+            on_group_at=self.router.on_group_at,
+            request_stop=self._stop_for,
+            questions={
+                "explain": self._explain,
+                "status": self._tell_status,
+                "timeline": self._tell_timeline,
+            },
         )
-        self.actors.host = self.host
-        self.groups = GroupTable(
-            self.storage,
-            self.leases,
-            lambda prefix, message: self._notify(prefix, message),
-            may_create=self._may_create,
-            outlives=lambda id_: self._is_detached(id_) and self.actors.records[id_].state != "dead",
-            node_labels=lambda: [self.labels],
-        )
-        self.leases.group_gone = self.groups.gone
+        if self.link is not None:
+            self.link.orders = self.orders
         identity = Identity(
             cluster=config.cluster,
             node=config.node_name,
+            number=self.number,
             node_id=self.node_id,
             address=self.address,
             node_ip=self.node_ip,
             run_dir=self.run_dir,
             epoch=self.epoch,
-            storage=config.storage,
+            head=config.head,
             labels=self.labels,
         )
         self.view = View(
             identity,
             self.store,
             self.leases,
+            self.router,
             self.pool,
-            self.actors,
-            self.groups,
             self.clients,
             self.spawner,
             self.probe,
-            self.request_stop,
+            cluster=self._cluster_figures,
+            nodes=self._nodes,
+            request_stop=self.request_stop,
         )
+        if self.head is not None:
+            self.head.nodes.refresh = self._refresh_own
         self.control = ControlServer(
             self.loop,
             self.ledger,
@@ -353,33 +559,50 @@ class Daemon:
             self.store,
             self.leases,
             self.pool,
-            self.actors,
-            self.groups,
+            self.host,
+            self.router,
+            self.directory,
+            head,
+            node=self.number,
+            python=self.python,
             arena_fd=self.arena.fd,
             welcome=self._welcome,
             on_driver=self._admit_driver,
             on_driver_gone=self._on_job_over,
             on_detach=self._on_detach,
-            adopt_actor=self._adopt_actor,
-            actor_attached=self._actor_attached,
+            on_dial=self._on_dial,
             on_package=self._on_package,
             questions={
+                **self._head_questions(),
                 **self.view.questions(),
                 "await_package": self._ask_await_package,
                 "timeline": self._ask_timeline,
+                "why": self._ask_why,
             },
         )
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
 
-    async def _restore(self, welcome: Any) -> None:
+    @property
+    def head_side(self) -> Any:
+        """The head, here or by its connection."""
+        return self.head if self.head is not None else self.link
+
+    def _head_questions(self) -> dict[str, Any]:
+        def forward(what: str) -> Any:
+            async def ask(client: Client | None, args: dict[str, Any]) -> Any:
+                return await self.head_side.ask(what, args)
+
+            return ask
+
+        return {what: forward(what) for what in HEAD_QUESTIONS}
+
+    def _restore(self, welcome: Any) -> None:
         """Take over from the daemon before us: see docs/architecture.md, section 8."""
         alive = {w["wid"]: w["pid"] for w in welcome.workers}
-        ended: list[str] = []
-        """Jobs whose drivers have ended meanwhile."""
         for key, payload in list(self.ledger.clients.items()):
             known = msgspec.msgpack.decode(payload, type=ClientRecord)
             assert isinstance(key, bytes)
-            if start_time(known.pid) == known.start_time:
+            if known.kind in ("guest", "node") or known.remote or start_time(known.pid) == known.start_time:
                 self.clients[key] = Client(
                     key,
                     known.kind,
@@ -388,11 +611,10 @@ class Daemon:
                     known.job,
                     told=known.detached,
                     detached=known.detached,
+                    remote=known.remote,
                 )
             else:
                 self.ledger.clients.delete(key)
-                if not known.detached:
-                    ended.append(known.job)
         workers = self.pool.restore(alive, welcome.templates)
         for worker in workers:
             if worker.id in alive:
@@ -403,31 +625,36 @@ class Daemon:
         self.store.restore()
         for worker in workers:
             if worker.record.actor:
-                self.host.reserve(worker)
+                self.host.restore(worker)
                 self.leases.end_if_homeless(worker)
             else:
                 self.leases.restore(worker, self.clients.get(worker.record.client))
-        self.leases.capacity.restore_devices()
-        await self.jobs.restore()
-        await self.actors.restore()
-        for id_ in {*self.actors.records, *(worker.record.actor for worker in workers if worker.record.actor)}:
-            self.store.await_holders(id_)
-        for worker in list(self.pool.workers.values()):
-            record = self.actors.records.get(worker.record.actor)
-            if record is not None and worker.id in alive:
-                self._adopt_actor(worker, record.spec, False)
-        self.groups.resume()
-        self.actors.place_unhosted(set(self.host.hosted))
+
+    def _restored(self, welcome: Any) -> None:
+        """The head knows what is here: now what has happened meanwhile."""
+        if self.head is not None:
+            self.job_configs.update(self.head.jobs.configs())
+            for id_ in {*self.head.actors_of(self.number), *self.host.hosted}:
+                self.store.await_holders(id_)
         for packet in welcome.exits:
             self.pool.on_packet(packet)
+        alive = {w["wid"]: w["pid"] for w in welcome.workers}
         self.pool.forget_unknown(alive, {packet["wid"] for packet in welcome.exits})
-        for job in ended:
-            self._end_job(job)
         for client in list(self.clients.values()):
             if client.kind == "driver":
-                self.control.watch(client)
+                if client.remote:
+                    self.control.expect_back(client)
+                else:
+                    self.control.watch(client)
+        self.directory.need_homes()
         self.store.settle()
         self.leases.kick()
+
+    def _jobs(self) -> list[str]:
+        """Of drivers of this node that are there."""
+        return sorted(
+            {client.job for client in self.clients.values() if client.kind == "driver" and not client.detached}
+        )
 
     def _watch_owner(self) -> None:
         if self.config.owner_pid is None:
@@ -451,6 +678,7 @@ class Daemon:
             version=__version__,
             private=self.config.private,
             started=start_time(os.getpid()),
+            head=self.address if self.config.head else self._head_address,
             dir=Path(self.run_dir),
         ).write()
         if self.config.ready_fd is not None:
@@ -468,11 +696,13 @@ class Daemon:
             log.info("noded %s is ready at %s (cluster %s, epoch %s)", __version__, self.address, cluster, self.epoch)
         else:
             name, flag = ("", "") if cluster == "default" else (repr(cluster), f" --cluster {cluster}")
-            print(f"noded {__version__}: head of cluster {cluster} at {self.address}, pid {os.getpid()}")
+            role = "head" if self.config.head else f"node {self.config.node_name}"
+            print(f"noded {__version__}: {role} of cluster {cluster} at {self.address}, pid {os.getpid()}")
             print(f"connect: noded.init({name})   look: noded status{flag}   stop: noded stop{flag}", flush=True)
-        if not self.config.private and not host.startswith(("127.", "[::1]", "localhost")):
+        if not self.config.private and not host.startswith(("127.", "[::1]", "localhost")) and not self.config.tls:
             log.warning(
-                "%s can be reached from other hosts: who connects must prove the token, but nothing is encrypted",
+                "%s can be reached from other hosts: who connects must prove the token, but nothing is encrypted; "
+                "--tls-cert, --tls-key and --tls-ca encrypt everything",
                 self.address,
             )
 
@@ -480,6 +710,10 @@ class Daemon:
 
     def request_stop(self) -> None:
         self._stop.set()
+
+    def _stop_for(self, reason: str) -> None:
+        self._stop_reason = self._stop_reason or reason
+        self.request_stop()
 
     def _on_sigterm(self) -> None:
         """The full stop; but a service manager that runs the spawner as a service of its own means us alone."""
@@ -496,11 +730,25 @@ class Daemon:
         self.probe.stop()
         self.listener.stop()
         await self.gateway.stop()
+        if self.link is not None:
+            await self.link.stop("")
+        if self.head is not None:
+            await self.head.leave()
+        await self._stop_exchange()
         self.control.stop()
         await self.output.stop()
         await self.environments.stop()
         self.spawner.close()
-        await self.storage.close()
+        if self.storage is not None:
+            await self.storage.close()
+
+    async def _stop_exchange(self) -> None:
+        """No more objects and leases between nodes."""
+        await self.directory.stop()
+        await self.puller.stop()
+        await self.transfers.stop()
+        self.peers.stop()
+        await self.doors.stop()
 
     async def stop(self) -> None:
         """Staged, in reverse order of start: no new work, end the workers, close."""
@@ -513,9 +761,8 @@ class Daemon:
         self.probe.stop()
         self.listener.stop()
         await self.gateway.stop()
-        await self.actors.stop(end_detached=True)
-        await self.groups.stop(end=True)
-        await self.jobs.stop()
+        if self.head is not None:
+            await self.head.stop("the head was stopped")
         for worker in list(self.pool.workers):
             self.output.catch_up(worker)
         await asyncio.sleep(0)
@@ -523,10 +770,14 @@ class Daemon:
         await self.output.stop()
         await self.environments.stop()
         await self.spawner.stop()
+        if self.link is not None:  # now that nothing of it runs any more
+            await self.link.stop("" if self._again else self._stop_reason or "it was stopped")
+        await self._stop_exchange()
         for worker in list(self.pool.workers):
             self.output.ended(worker)
         self.timeline.stop()
-        await self.storage.close()
+        if self.storage is not None:
+            await self.storage.close()
         for sock in self._sockets:
             sock.close()
         if self._owner_fd >= 0:
@@ -541,10 +792,55 @@ class Daemon:
     def _on_http(self, sock: socket.socket, data: bytes) -> None:
         self.gateway.on_http(sock, data)
 
-    def _on_tcp_control(self, sock: socket.socket, target: str, leftover: bytes) -> None:
-        """Remote control connections come with several nodes; this port speaks HTTP only so far."""
-        log.warning("closing an authenticated connection for %s: drivers of other hosts are not supported yet", target)
+    def _on_door(self, sock: socket.socket, target: str, leftover: bytes) -> None:
+        """Somebody has proved the token, and says whom it wants to talk to."""
+        kind, _, word = target.partition("/")
+        if leftover:
+            log.warning("closing a connection for %s that says more than it should before it is let in", target)
+            sock.close()
+        elif target == "peer":
+            self.peers.on_socket(sock)
+        elif target == "transfer":
+            self.transfers.serve(sock)
+        elif target == "head" and self.head is not None:
+            self.head.server.on_socket(sock)
+        elif target == "node" or (kind == "node" and word == self.node_id):
+            self.control.on_remote(sock)
+        elif kind == "worker":
+            self._on_caller(sock, word)
+        else:
+            log.warning("closing a connection for %s, which is not here", target)
+            sock.close()
+
+    def _on_caller(self, sock: socket.socket, wid: str) -> None:
+        """Somebody elsewhere wants to talk to a worker: it gets the socket. If it is not ours, its node does."""
+        number = ids.node_of_worker(wid) if len(wid) == 16 else 0
+        if number != self.number:
+            address = self.cluster_view.address(number)
+            if address:
+                self.doors.splice(sock, address, f"worker/{wid}")
+                return
+        worker = self.pool.workers.get(wid)
+        if worker is None or worker.client is None or worker.client.session is None or worker.dead:
+            log.info("closing a connection for worker %s, which is not here (any more)", wid)
+        else:
+            worker.client.session.send_with_fds(m.Caller(), [sock.fileno()])  # type: ignore[attr-defined]
         sock.close()
+
+    def _on_dial(self, client: Client, message: m.Dial) -> None:
+        """A client of ours wants to talk to a worker elsewhere: it gets the connected socket."""
+
+        async def dial() -> None:
+            try:
+                sock = await self.doors.dial(message.address, f"worker/{message.worker}")
+            except (OSError, HandshakeError, TimeoutError, ValueError) as problem:
+                client.send(m.Dialed(message.worker, f"{problem}" or type(problem).__name__))
+                return
+            if client.session is not None and hasattr(client.session, "send_with_fds"):
+                client.session.send_with_fds(m.Dialed(message.worker), [sock.fileno()])
+            sock.close()
+
+        self.doors.spawn(dial())
 
     def _worker_path(self, wid: str) -> str:
         return os.path.join(self.run_dir, "w", f"{wid}.sock")
@@ -562,13 +858,10 @@ class Daemon:
             self.address,
             self.node_ip,
             self.config.cluster,
-            self.config.daemon_grace,
+            self.config.daemon_grace if not client.remote else REMOTE_GRACE,
+            self.number,
+            self.config.head,
         )
-
-    def _notify(self, prefix: bytes, message: m.ActorAt | m.GroupAt, payload: bytes = b"") -> None:
-        client = self.clients.get(prefix)
-        if client is not None:
-            client.send(message, payload)
 
     # ------------------------------------------------------------ resources
 
@@ -584,26 +877,164 @@ class Daemon:
             raise ConfigError(f"labels: {error}") from None
         return dict(self.config.labels)
 
-    # ------------------------------------------------------------ placement groups
-
     def _may_create(self, prefix: bytes) -> bool:
         """This client has not told yet what it had asked the daemon before us."""
         client = self.clients.get(prefix)
         return client is not None and not client.told
 
-    def _sweep_groups(self) -> None:
-        """A driver that lives is back by then, also when the node has started over."""
-        if self._recovered or self.loop.time() - self._started > _BACK_BY:
-            self.groups.sweep(self._present_jobs())
+    # ------------------------------------------------------------ the cluster
 
-    def _present_jobs(self) -> set[str]:
-        return {client.job for client in self.clients.values() if client.kind == "driver" and not client.detached}
+    def _register(self) -> c.Register:
+        total, available = self.leases.capacity.own()
+        return c.Register(
+            version=c.CLUSTER_VERSION,
+            noded=__version__,
+            python=self.python,
+            cluster=self.config.cluster,
+            cluster_id=self.cluster_id,
+            number=self.number,
+            node_id=self.node_id,
+            epoch=self.epoch,
+            name=self.config.node_name,
+            address=self.address,
+            node_ip=self.node_ip,
+            hostname=socket.gethostname(),
+            run_dir=self.run_dir,
+            pid=os.getpid(),
+            total=total,
+            available=available,
+            labels=self.labels,
+        )
+
+    # node.head_link.Node
+
+    def register(self) -> c.Register:
+        message = self._register()
+        message.actors, message.groups, message.jobs = self.host.told(), self.orders.held_groups(), self._jobs()
+        return message
+
+    def on_registered(self, message: c.Registered) -> None:
+        """What the head was not told while it was away, it is told now."""
+        for id_ in message.actors:
+            if id_ not in self.store.entries:
+                self.store.await_holders(id_)
+        self.store.settle()
+        known = set(message.jobs)
+        for job in {worker.record.job for worker in self.pool.workers.values()} - known - {""}:
+            self.orders.end_job(c.EndJob(job, list(self.host.hosted)))
+        self._learn_jobs(known)
+        self.control.retell()
+        self.router.watch_groups_again()
+        self.leases.kick()
+
+    def _learn_jobs(self, known: set[str]) -> None:
+        """After a restart: of those that have workers here, which may need more of them before their driver tells."""
+
+        async def learn(job: str) -> None:
+            try:
+                text = await self.head_side.ask("job_config", {"job": job})
+            except ValueError:
+                return  # it has ended
+            self.job_configs.setdefault(job, c.job_config_of(text))
+
+        for job in {worker.record.job for worker in self.pool.workers.values()} & known - self.job_configs.keys():
+            self.doors.spawn(learn(job))
+
+    def on_declared_dead(self, reason: str) -> None:
+        log.error("the head has declared this node dead (%s): all work here ends, and it starts over", reason)
+        self._again = True
+        self._stop_for(f"it was declared dead: {reason}")
+
+    def on_head_lost(self, reason: str) -> None:
+        log.error("the head has been away for %g s (%s): this node ends", self.config.head_grace, reason)
+        self._exit_code = 1
+        self._stop_for("the head is lost")
+
+    def amounts(self) -> tuple[dict[str, int], dict[str, int], int]:
+        total, available = self.leases.capacity.own()
+        return total, available, self.view.waiting()
+
+    def guard(self, until: float) -> None:
+        wids = self.host.restartable()
+        if (until, wids) != self._guarded:
+            self._guarded = until, wids
+            self.spawner.send({"t": "guard", "until": until, "wids": wids})
+
+    def _refresh_own(self) -> None:
+        """The head's own node, as decisions are to see it."""
+        assert self.head is not None
+        total, available = self.leases.capacity.own()
+        self.head.nodes.own_amounts(self.head.own, total, available, self.view.waiting())
+
+    def _on_node_dead(self, entry: c.NodeEntry) -> None:
+        if entry.number == self.number:
+            return
+        log.info("node %s (%s) is dead: %s", entry.name, entry.id, entry.reason)
+        peer = self.peers.died(entry.number)
+        self.control.forget_node(entry.number)
+        self.router.node_died(entry)
+        self.directory.node_died(entry, peer)
+
+    def _peer_attach(self) -> c.PeerAttach:
+        return c.PeerAttach(c.CLUSTER_VERSION, self.cluster_id, self.number, self.node_id, self.epoch)
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "NodeID": entry.id,
+                "Alive": entry.state != "DEAD",
+                "NodeManagerAddress": entry.ip,
+                "NodeManagerPort": int(entry.address.rpartition(":")[2] or 0),
+                "NodeName": entry.name,
+                "Resources": {name: amount / UNIT for name, amount in entry.total.items()},
+                "Labels": dict(entry.labels),
+                "State": entry.state,
+            }
+            for entry in self.cluster_view.entries.values()
+        ]
+
+    def _cluster_figures(self) -> dict[str, Any]:
+        nodes = sum(1 for entry in self.cluster_view.entries.values() if entry.state != "DEAD")
+        found: dict[str, Any] = {"nodes": nodes}
+        if self.head is not None:
+            found["actors"] = sum(1 for r in self.head.actors.records.values() if r.state != "dead")
+            found["demands"] = (
+                self.view.waiting() + len(self.head.actor_places.pending) + len(self.head.group_places.waiting)
+            )
+            found["storage"] = {"kind": self.config.storage, "state": "ok"}
+        elif self.link is not None:
+            found["actors"] = len(self.host.hosted)
+            found["head_link"] = {
+                "address": self._head_address,
+                "connected": self.link.registered,
+                "problem": self.link.problem,
+                "frozen": self.link.frozen,
+            }
+        return found
+
+    async def _tell_status(self, args: dict[str, Any]) -> Any:
+        return self.view.status()
+
+    async def _tell_timeline(self, args: dict[str, Any]) -> Any:
+        return await asyncio.to_thread(self.timeline.events)
+
+    async def _explain(self, args: dict[str, Any]) -> Any:
+        return await self.control.explain(bytes.fromhex(args["id"]))
 
     # ------------------------------------------------------------ packages
 
     def _on_package(self, uri: str, data: bytes) -> None:
+        self._keep_package(uri, data)
+        if self.link is not None:
+            self.link.store_package(uri, data)
+
+    def _keep_package(self, uri: str, data: bytes) -> None:
         if uri not in self._storing:
             self._storing[uri] = self.loop.create_task(self.environments.store(uri, data), name=f"store {uri}")
+
+    async def _load_package(self, uri: str) -> bytes:
+        found: bytes = await self.head_side.load_package(uri)
+        return found
 
     async def _ask_await_package(self, client: Client | None, args: dict[str, Any]) -> Any:
         """The answer comes when the package is on the disk."""
@@ -623,21 +1054,16 @@ class Daemon:
     # ------------------------------------------------------------ jobs
 
     async def _admit_driver(self, client: Client) -> None:
-        client.job = await self.jobs.admit(client.job, client.config or m.JobConfig())
+        config = client.config or m.JobConfig()
+        client.job = await self.head_side.admit_job(client.job, config)
+        config.node = self.number
+        self._take_job(client.job, config)
+
+    def _take_job(self, job: str, config: m.JobConfig) -> None:
+        self.job_configs[job] = config
 
     def _on_job_over(self, client: Client) -> None:
-        self._end_job(client.job)
-
-    def _end_job(self, job: str) -> None:
-        self.actors.job_ended(job)
-        self.groups.job_ended(job)
-        self.pool.end_job(job, lambda worker: self._is_detached(worker.record.actor))
-        if not self.actors.has_detached(job):  # they may restart, and need its import path then
-            self.jobs.over(job)
-
-    def _is_detached(self, actor: bytes) -> bool:
-        record = self.actors.records.get(actor)
-        return record is not None and record.spec.detached
+        self.head_side.job_gone(client.job)
 
     def _on_detach(self, client: Client) -> None:
         for worker in list(self.pool.workers.values()):
@@ -681,20 +1107,6 @@ class Daemon:
             self._exit_code = 1
             self.request_stop()
 
-    def _adopt_actor(self, worker: Worker, spec: m.ActorSpec, alive: bool) -> None:
-        if spec.id in self.host.hosted:
-            if alive:
-                self.actors.up(spec.id)
-            return
-        record: ActorRecord = self.actors.adopt(
-            spec, worker.id, self._worker_path(worker.id), worker.record.pid, alive=alive
-        )
-        self.host.adopt(record, worker)
-
-    def _actor_attached(self, worker: Worker, has_actor: bool) -> None:
-        self.host.attached(worker, has_actor=has_actor)
-        self.actors.end_again(worker.record.actor)
-
     # ------------------------------------------------------------ output
 
     def _on_output_end(self, wid: str) -> None:
@@ -702,13 +1114,26 @@ class Daemon:
         self.timeline.ended(wid)
 
     async def _ask_timeline(self, client: Client | None, args: dict[str, Any]) -> Any:
-        return await asyncio.to_thread(self.timeline.events)
+        """Of all nodes, as far as they answer."""
+        return await self.head_side.ask("timeline", {})
+
+    async def _ask_why(self, client: Client | None, args: dict[str, Any]) -> Any:
+        return await self.head_side.ask("why", args)
 
     def _who_writes(self, wid: str) -> tuple[str, int] | None:
         worker = self.pool.workers.get(wid)
         return None if worker is None else (worker.record.job, worker.record.pid)
 
     def _deliver_output(self, job: str, message: m.LogLines) -> None:
+        config = self.job_configs.get(job)
+        if config is not None and config.node not in (0, self.number):
+            if config.log_to_driver:
+                self.peers.send(config.node, c.Output(job, message))
+            return
+        self.show_output(job, message)
+
+    def show_output(self, job: str, message: m.LogLines) -> None:
+        """To the job's driver, who is a client of this node."""
         for client in self.clients.values():
             if client.kind == "driver" and client.job == job and not client.detached:
                 if client.config is None or client.config.log_to_driver:
@@ -720,22 +1145,49 @@ class Daemon:
         while True:
             await asyncio.sleep(_HOUSEKEEPING)
             self.pool.trim(max(1, self.leases.capacity.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
+            if self.head is not None:
+                self._refresh_own()
+                self.head.nodes.flush()
             if not self.store.recovering:
-                self.host.end_unclaimed()
-                self.actors.forget_uncreated(self.clients)
-                self._sweep_groups()
+                if self.head is not None:
+                    self.host.end_unclaimed(0.0)
+                    self._sweep_head(self.head)
+                elif self.link is not None and self.link.registered:
+                    self.host.end_unclaimed()
                 self._forget_jobs()
             await self.store.trim()
             notify_systemd("WATCHDOG=1")
 
+    def _sweep_head(self, head: Head) -> None:
+        if any(client.kind == "driver" and not client.job for client in self.clients.values()):
+            return  # one is being admitted: its record is there before its client knows
+        head.sweep(settled=True)
+        # A driver that lives is back by then, also when the node has started over.
+        if self._recovered or self.loop.time() - self._started > _BACK_BY:
+            head.sweep_groups()
+
     def _forget_jobs(self) -> None:
-        """Those whose driver has left and whose last detached actor has ended."""
-        present = self._present_jobs()
-        if "" in present:  # one is being admitted: its record is there before its client knows
-            return
-        for job in self.jobs.known() - present:
-            if not self.actors.has_detached(job):
-                self.jobs.over(job)
+        """Those that have nothing on this node any more."""
+        present = {client.job for client in self.clients.values()}
+        present |= {worker.record.job for worker in self.pool.workers.values()}
+        present |= {actor.lease.job for actor in self.host.hosted.values()}
+        for job in self.job_configs.keys() - present:
+            del self.job_configs[job]
+
+
+HEAD_QUESTIONS = (
+    "nodes",
+    "resources",
+    "get_actor",
+    "named_actors",
+    "await_actor",
+    "actor_info",
+    "placement_groups",
+    "get_placement_group",
+    "await_placement_group",
+    "drain",
+    "cluster",
+)
 
 
 def main(config: Config) -> int:

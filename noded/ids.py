@@ -1,9 +1,10 @@
 """Identifiers: 16 bytes made by clients, so that every request can be repeated.
 
-Layout: ``prefix(7) | seq(5) | index(4)``, big endian. The prefix is random per client process and says who
-made the id; seq counts that client's submissions and puts; index numbers the return values of one submission.
-Four index values are set apart: a task itself, an actor, a placement group, and the end of a stream. Nothing here does
-I/O.
+Layout: ``prefix(7) | seq(5) | index(4)``, big endian. The prefix names the client process that made the id: three
+bytes are the number of its node, which the head gives out, four are random. So everybody who sees an id knows which
+node to ask about it (its *home*). seq counts that client's submissions and puts; index numbers the return values of
+one submission. Four index values are set apart: a task itself, an actor, a placement group, and the end of a stream.
+Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import os
 
 PREFIX_SIZE = 7
+NODE_SIZE = 3
+MAX_NODE = (1 << 24) - 1
 ID_SIZE = 16
 TASK_INDEX = 0xFFFFFFFF
 ACTOR_INDEX = 0xFFFFFFFE
@@ -39,13 +42,39 @@ class HexId(str):
         return not self
 
 
-def new_prefix() -> bytes:
-    """A client's random prefix: 56 bits, so that a million clients collide with a chance of about 1e-5."""
-    return os.urandom(PREFIX_SIZE)
+def new_prefix(node: int) -> bytes:
+    """For a client of this node. It is random enough: who has the same one must be of the same node, and alive."""
+    return node.to_bytes(NODE_SIZE, "big") + _random(PREFIX_SIZE - NODE_SIZE)
 
 
-def new_worker_id() -> str:
-    return os.urandom(8).hex()
+def new_worker_id(node: int) -> str:
+    return (node.to_bytes(NODE_SIZE, "big") + _random(8 - NODE_SIZE)).hex()
+
+
+def node_prefix(node: int) -> bytes:
+    """What stands for a whole node where clients stand elsewhere."""
+    return node.to_bytes(NODE_SIZE, "big") + bytes(PREFIX_SIZE - NODE_SIZE)
+
+
+def _random(size: int) -> bytes:
+    """Never all zeros, in its first four bytes: that is the node's own."""
+    while True:
+        found = os.urandom(size)
+        if any(found[: PREFIX_SIZE - NODE_SIZE]):
+            return found
+
+
+def node_of(id_: bytes) -> int:
+    """The number of the node where an id, or a prefix, was made: its home."""
+    return int.from_bytes(id_[:NODE_SIZE], "big")
+
+
+def node_of_worker(worker: str) -> int:
+    return int(worker[: 2 * NODE_SIZE], 16)
+
+
+def is_node_prefix(prefix: bytes) -> bool:
+    return not any(prefix[NODE_SIZE:])
 
 
 def object_id(prefix: bytes, seq: int, index: int) -> bytes:
@@ -78,3 +107,7 @@ def index_of(id_: bytes) -> int:
 
 def is_actor_id(id_: bytes) -> bool:
     return id_.endswith(_ACTOR_SUFFIX)
+
+
+def is_group_id(id_: bytes) -> bool:
+    return id_.endswith(_GROUP_SUFFIX)

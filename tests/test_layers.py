@@ -58,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
         "runtime_env",
         "spawner.protocol",
     },
-    "head": {"exceptions", "ids", "resources", "config", "lifecycle", "wire", "policy"},
+    "head": {"exceptions", "ids", "resources", "config", "lifecycle", "version", "wire", "policy"},
     "http": {"config", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
     "client": {"runtime_env", "policy.labels", "spawner.protocol"} | CLIENT_LEAVES,

@@ -27,10 +27,10 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
 def _load(flags: dict[str, Any]) -> Config:
     with wrong_settings_are_usage_errors():
         config = Config.load(flags, os.environ)
-    if not config.head:
+    if not config.head and not config.address:
         raise click.UsageError(
-            "say which node this is: `noded --head` runs the head of a cluster, "
-            "`noded start --head` does so in the background"
+            "say which node this is: `noded --head` runs the head of a cluster, `noded --address HOST:PORT` a node "
+            "that joins one; `noded start …` does so in the background"
         )
     return config
 
@@ -53,7 +53,8 @@ def _load(flags: dict[str, Any]) -> Config:
 def command(context: click.Context, /, **flags: Any) -> None:
     """One small daemon per machine that turns machines into one pool of CPUs, GPUs and memory for Python.
 
-    Without a command, noded runs a node in the foreground until it is told to stop: `noded --head`.
+    Without a command, noded runs a node in the foreground until it is told to stop: `noded --head`, or
+    `noded --address HOST:PORT` to join a cluster.
     """
     if context.invoked_subcommand is None:
         config = _load(flags)

@@ -34,7 +34,7 @@ def start_node(config: settings.Config, flags: Mapping[str, Any]) -> None:
     with open(path, "ab", opener=_private) as log, os.fdopen(read_fd, "rb", buffering=0) as ready:
         before = log.tell()
         try:
-            daemon = _launch(flags, log, write_fd)
+            daemon = _launch(flags, config.node_name, log, write_fd)
         finally:
             os.close(write_fd)
         try:
@@ -64,10 +64,10 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-def _launch(flags: Mapping[str, Any], log: IO[bytes], ready_fd: int) -> subprocess.Popen[bytes]:
+def _launch(flags: Mapping[str, Any], name: str, log: IO[bytes], ready_fd: int) -> subprocess.Popen[bytes]:
     # It runs elsewhere, so that it keeps no mount busy and imports nothing from the user's directory.
     absolute = {name: os.path.abspath(flags[name]) for name in _PATH_FLAGS if flags.get(name)}
-    arguments = as_arguments({**flags, **absolute, "ready_fd": ready_fd})
+    arguments = as_arguments({**flags, **absolute, "node_name": name, "ready_fd": ready_fd})
     env = dict(os.environ)
     env.update({name: os.path.abspath(env[name]) for name in _PATH_VARIABLES if env.get(name)})
     root = str(Path(settings.__file__).parents[2])

@@ -8,9 +8,12 @@ not wait for the arguments of earlier ones. State comes from the daemon
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
+
+import msgspec
 
 from noded import exceptions as ex
 from noded.client.control import Control
@@ -23,18 +26,32 @@ from noded.wire import messages as m
 
 _INFLIGHT = 8192
 _UNSENT_LIMIT = 4 << 20
+_LOOK_AGAIN = 0.5
 
 
 class Actor:
     """What this process knows of one actor."""
 
-    __slots__ = ("class_name", "creation", "dead", "id", "killing", "link", "parked", "queue", "state", "unordered")
+    __slots__ = (
+        "class_name",
+        "creation",
+        "dead",
+        "id",
+        "killing",
+        "link",
+        "parked",
+        "queue",
+        "state",
+        "unordered",
+        "worker",
+    )
 
     def __init__(self, id_: bytes):
         self.id = id_
         self.class_name = "actor"
         self.state = "pending"
         self.link: WorkerLink | None = None
+        self.worker = ""
         self.queue: deque[Task] = deque()
         self.unordered = False
         """Told with its address, see ``ActorSpec``. Then ``parked`` has the calls that wait for their arguments."""
@@ -59,6 +76,8 @@ class Actors:
         self._notify = notify
         self.actors: dict[bytes, Actor] = {}
         self._kills: dict[bytes, m.KillActor] = {}
+        self._unreached: dict[bytes, float] = {}
+        """Of other nodes, to be asked about again at that time."""
         tasks.on_actor_event = self._on_link_event
         tasks.queued_calls = self.queued_calls
 
@@ -110,7 +129,7 @@ class Actors:
                 if len(link.inflight) < _INFLIGHT and link.link.unsent_bytes < _UNSENT_LIMIT:
                     size, extra = len(task.payload), extra_of(task)
                     link.link.send(
-                        m.Call(task.seq, task.method, task.returns, size, [], place_of(task), extra), task.payload
+                        m.Call(task.seq, task.method, task.returns, size, [], place_of(task, link), extra), task.payload
                     )
                     self.tasks.sent_locked(link, task)
                     self.control.wake()
@@ -143,12 +162,12 @@ class Actors:
                     continue
                 if task.unresolved or len(link.inflight) >= _INFLIGHT or link.link.unsent_bytes > _UNSENT_LIMIT:
                     return
-                filled = self.tasks.fill_locked(task)
+                filled = self.tasks.fill_locked(task, link)
                 if filled is not None:
                     deps, payload = filled
                     size, extra = len(task.payload), extra_of(task)
                     link.link.send(
-                        m.Call(task.seq, task.method, task.returns, size, deps, place_of(task), extra), payload
+                        m.Call(task.seq, task.method, task.returns, size, deps, place_of(task, link), extra), payload
                     )
                     self.tasks.sent_locked(link, task)
             queue.popleft()
@@ -190,17 +209,40 @@ class Actors:
             # It ended and was made again while nobody told us: its calls fare as at any other death.
             ended = m.Death(actor.link.worker, actor.link.pid, reason="it ended while the daemon was away")
             self._unlink(actor, m.ActorAt(actor.id, "restarting", death=ended), b"")
-        if actor.link is None:
-            link = self.tasks.link_to_locked(message.worker, message.path, message.pid)
-            if link is None:
-                return  # it died meanwhile; the daemon will say so
-            link.actor = actor
-            actor.link = link
+        actor.worker = message.worker
+        if actor.link is not None:
+            self.advance_locked(actor)
+            self.tasks.flush_locked(actor.link)
+            return
+        self.tasks.reach_locked(
+            message.worker, message.path, message.address, message.pid, lambda link: self._linked(actor, message, link)
+        )
+
+    def _linked(self, actor: Actor, message: m.ActorAt, link: WorkerLink | None) -> None:
+        if actor.worker != message.worker or actor.link is not None or actor.dead is not None:
+            return  # it is elsewhere by now
+        if link is None:
+            # It died meanwhile, which the daemon will say; or, of another node, it cannot be reached: look again.
+            if message.address:
+                self._unreached[actor.id] = time.monotonic() + _LOOK_AGAIN
+            return
+        link.actor = actor
+        actor.link = link
         self.advance_locked(actor)
         self.tasks.flush_locked(actor.link)
 
+    def look_again_locked(self) -> None:
+        """Actors of other nodes that could not be reached: perhaps they are elsewhere, or can be now."""
+        now = time.monotonic()
+        for id_ in [i for i, due in self._unreached.items() if due <= now]:
+            del self._unreached[id_]
+            actor = self.actors.get(id_)
+            if actor is not None and actor.link is None and actor.dead is None:
+                self.control.send(m.WatchActor(id_, True))
+
     def _unlink(self, actor: Actor, message: m.ActorAt, payload: Any) -> None:
         """The worker is gone: settle what it answered, fail or queue again what it did not."""
+        actor.worker = ""
         link, actor.link = actor.link, None
         actor.killing = False
         if link is None:
@@ -258,7 +300,7 @@ class Actors:
         for actor in self.actors.values():
             if actor.creation is not None:
                 request, payload, _ = actor.creation
-                self.control.send(request, payload)
+                self.control.send(msgspec.structs.replace(request, again=True), payload)
             elif actor.dead is None:
                 self.control.send(m.WatchActor(actor.id, actor.state != "pending"))
         for kill in self._kills.values():
@@ -277,6 +319,8 @@ class Actors:
         return (task for actor in self.actors.values() for task in actor.queue)
 
     def busy(self) -> bool:
+        if self._unreached:
+            return True
         for actor in self.actors.values():
             if actor.queue or actor.parked or actor.creation is not None:
                 return True

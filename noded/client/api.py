@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from noded import exceptions as ex
-from noded import ids
 from noded.client.actor_handle import ActorHandle
 from noded.client.context import RuntimeContext, gpu_ids
 from noded.client.generators import ObjectRefGenerator
@@ -144,18 +143,23 @@ def init(
 
             check_own(labels)
         sizes["labels"] = labels
+        remote = None
         if node is None:
             _local = LocalCluster(sizes)
             _local.start()
             run_dir = _local.run_dir
         else:
             given = [key for key, value in sizes.items() if value is not None]
+            where = node if isinstance(node, str) else f"{node.host}:{node.port}"
             if given:
                 raise ValueError(
                     f"{', '.join(given)} cannot be given when connecting to a running cluster "
-                    f"({node.host}:{node.port}); start it with `noded start` and these flags"
+                    f"({where}); start it with `noded start` and these flags"
                 )
-            run_dir = str(node.dir)
+            if isinstance(node, str):
+                remote, run_dir = discovery.remote(node, os.environ), ""
+            else:
+                run_dir = str(node.dir)
         config = m.JobConfig(
             sys_path=_driver_path(),
             cwd=os.getcwd(),
@@ -165,11 +169,12 @@ def init(
             entrypoint=" ".join(sys.argv[:2])[:200],
         )
         rt = Runtime(
-            "driver", run_dir, prefix=ids.new_prefix(), job_config=config, grace=_GRACE, on_message=print_lines
+            "driver", run_dir, prefix=b"", job_config=config, grace=_GRACE, on_message=print_lines, remote=remote
         )
         try:
             rt.start(10.0)
         except BaseException as problem:
+            rt.give_up()
             if _local is not None:
                 _local.stop(2.0)
                 _local = None

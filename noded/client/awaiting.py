@@ -17,7 +17,7 @@ from noded import exceptions as ex
 from noded.client.generators import Stream
 from noded.client.objects import Objects
 from noded.client.reader import Reader
-from noded.client.refs import PENDING, REMOTE, ObjectRef
+from noded.client.refs import AWAY, PENDING, REMOTE, ObjectRef
 
 if TYPE_CHECKING:
     import asyncio
@@ -65,7 +65,7 @@ class Awaiting:
 
     def ref(self, ref: ObjectRef[Any]) -> Generator[Any, None, Any]:
         """``await ref``: its value, or its error."""
-        if ref._state == PENDING or ref._state == REMOTE:
+        while ref._state == PENDING or ref._state == REMOTE or ref._state == AWAY:  # its task may end on another node
             yield from self._future(lambda tell: self._objects.when_settled_locked(ref, tell))
         return self._objects.load(ref)
 

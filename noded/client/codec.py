@@ -14,6 +14,7 @@ import operator
 import pickle
 import sys
 import threading
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -104,8 +105,17 @@ def _cloud_pickler() -> Any:
 
         import cloudpickle
 
+        reduce_code = cloudpickle.Pickler.dispatch_table[types.CodeType]
+
+        def reduce_code_with_file(code: types.CodeType) -> Any:
+            """cloudpickle leaves out since 3.1.2 in which file it is; tracebacks are to show the user's lines."""
+            make, args, *rest = reduce_code(code)
+            return make, tuple(code.co_filename if a == "<dynamic-code>" else a for a in args), *rest
+
         class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-            dispatch_table = ChainMap(_reducers, cloudpickle.Pickler.dispatch_table)
+            dispatch_table = ChainMap(
+                _reducers, {types.CodeType: reduce_code_with_file}, cloudpickle.Pickler.dispatch_table
+            )
 
         _pickler_type = Pickler
     if "torch" in sys.modules:

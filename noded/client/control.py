@@ -18,6 +18,7 @@ from typing import Any
 
 from noded.exceptions import LocalDaemonDiedError
 from noded.wire import messages as m
+from noded.wire.handshake import HandshakeError
 from noded.wire.link import FrameError, Link, LinkClosed
 
 TICK = 0.005
@@ -44,12 +45,21 @@ class Control:
         on_lost: Callable[[str], None],
         grace: float,
         name: str,
+        connect: Callable[[float], socket.socket] | None = None,
+        on_named: Callable[[bytes], None] = lambda prefix: None,
     ):
         self.path = path
+        self._dial = connect or self._connect_here
+        self._remote = connect is not None
+        self.refused = False
+        """Nobody listens there."""
+        self._on_named = on_named
         self.lock = lock
         self.seq = 0
         self.link: Link | None = None
         self.lost: str = ""
+        self.problem = ""
+        """Why there is no connection."""
         self._attach = attach
         self._on_welcome = on_welcome
         self._retell = retell
@@ -73,6 +83,20 @@ class Control:
         """Queue a message; dropped while the link is down, where ``retell`` takes its place."""
         if self.link is not None:
             self.link.send(message, payload)
+
+    def take_fd(self) -> int:
+        """The descriptor that came with the message that is being handled; -1: none did."""
+        return self.link.fds.pop(0) if self.link is not None and self.link.fds else -1
+
+    def _connect_here(self, timeout: float) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(self.path)
+        except OSError:
+            sock.close()
+            raise
+        return sock
 
     def next_seq(self) -> int:
         self.seq += 1
@@ -115,6 +139,11 @@ class Control:
         """
         deadline = time.monotonic() + timeout
         while not self._connect(deadline):
+            if self.refused:
+                raise LocalDaemonDiedError(
+                    f"no noded node of this user on this host listens at {self.path}; `noded status` lists those that "
+                    f"run, `noded start --head` starts one (over the network: {self.problem})"
+                )
             if time.monotonic() > deadline:
                 raise LocalDaemonDiedError(
                     f"no noded daemon answers at {self.path} within {timeout:g} s; look at `noded "
@@ -185,7 +214,7 @@ class Control:
                 if what & select.EPOLLOUT and link.flush():
                     self._epoll.modify(link.fileno(), select.EPOLLIN)
                 if what & ~select.EPOLLOUT:
-                    link.receive(self._handle)
+                    link.receive_with_fds(self._handle)
                 link.flush()
         except (LinkClosed, FrameError):
             self._drop()
@@ -224,12 +253,13 @@ class Control:
         """One try: connect, attach, welcome, re-tell. False when nobody listens or the daemon went away
         meanwhile.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.settimeout(max(0.1, deadline - time.monotonic()))
-            sock.connect(self.path)
-        except OSError:
-            sock.close()
+            sock = self._dial(max(0.1, deadline - time.monotonic()))
+        except HandshakeError as refusal:
+            raise LocalDaemonDiedError(f"{self.path} does not let this program in: {refusal}") from None
+        except OSError as problem:
+            self.problem = f"{problem}"
+            self.refused = self._remote and isinstance(problem, ConnectionRefusedError)
             return False
         link = Link(sock, m.decode_to_client, payload_limit=_CONTROL_PAYLOAD_LIMIT)
         answer: list[Any] = []
@@ -238,6 +268,10 @@ class Control:
         def on_message(message: Any, payload: Any) -> None:
             if answer:
                 rest.append((message, payload))
+            elif type(message) is m.Named:
+                self._on_named(message.prefix)
+                link.send(self._attach())
+                link.flush()
             else:
                 answer.append(message)
 
@@ -262,7 +296,7 @@ class Control:
             link.close()
             raise LocalDaemonDiedError(f"the daemon at {self.path} refused this client: {welcome.reason}")
         with self.lock:
-            fd, link.fds = (link.fds[0] if link.fds else -1), []
+            fd = link.fds.pop(0) if link.fds else -1
             self.link = link
             self._epoll.register(link.fileno(), select.EPOLLIN)
             self._on_welcome(welcome, fd)

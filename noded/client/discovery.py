@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from noded.config import NodeInfo, find_nodes
+from noded.config import NodeInfo, find_nodes, home, read_token
+
+if TYPE_CHECKING:
+    from noded.client.remote_driver import Remote
 
 
 def running(env: Mapping[str, str], *, private: bool = False) -> list[NodeInfo]:
@@ -26,8 +31,10 @@ def _accepts(node: NodeInfo) -> bool:
     return True
 
 
-def find(address: str | None, env: Mapping[str, str]) -> NodeInfo | None:
-    """The node to connect to; None: there is none and none was asked for. Raises ConnectionError, ValueError."""
+def find(address: str | None, env: Mapping[str, str]) -> NodeInfo | str | None:
+    """The node to connect to, or the address of one elsewhere; None: there is none and none was asked for. Raises
+    ConnectionError, ValueError.
+    """
     nodes = running(env)
     if address is None:
         clusters = sorted({node.cluster for node in nodes})
@@ -47,15 +54,39 @@ def find(address: str | None, env: Mapping[str, str]) -> NodeInfo | None:
     for node in nodes:
         if address == node.cluster:
             return node
-    host, colon, port = address.removeprefix("noded://").rpartition(":")
+    plain = address.removeprefix("noded://")
+    host, colon, port = plain.rpartition(":")
     if not colon or not port.isdigit():
         raise ValueError(
             f"address must be 'local', 'auto', host:port, or the name of a cluster running here, not {address!r}"
         )
-    for node in running(env, private=True):  # who knows the address was told it by the program whose node it is
+    found = running(env, private=True)  # who knows the address was told it by the program whose node it is
+    for node in found:
         if node.port == int(port) and host in (node.host, "localhost", "127.0.0.1", "[::1]", socket.gethostname()):
             return node
-    raise ConnectionError(
-        f"no noded node of this user on this host listens at {address}; `noded status` lists those that run, "
-        "`noded start --head` starts one"
-    )
+    for node in found:
+        if node.head == plain:  # a node of that cluster is here: by it, objects are in shared memory
+            return node
+    return plain
+
+
+def remote(address: str, env: Mapping[str, str]) -> Remote:
+    """The way to a node of another host. Raises ConnectionError, ConfigError."""
+    from noded.client.remote_driver import Remote
+
+    token = read_token(home(env), env)
+    if token is None:
+        raise ConnectionError(
+            f"no noded node of this user on this host listens at {address}, and to connect to one of another host this "
+            "program needs the cluster's token: set NODED_TOKEN or NODED_TOKEN_FILE to the head's "
+            "($NODED_HOME/token there)"
+        )
+    names = ("NODED_TLS_CERT", "NODED_TLS_KEY", "NODED_TLS_CA")
+    files = [Path(env[name]) for name in names if env.get(name)]
+    if not files:
+        return Remote(address, token, None)
+    if len(files) < len(names):
+        raise ConnectionError(f"TLS needs all of {', '.join(names)}")
+    from noded.wire.tls import TlsFiles, client_context
+
+    return Remote(address, token, client_context(TlsFiles(*files)))

@@ -13,14 +13,26 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 from noded import exceptions as ex
 from noded import ids
 from noded.client import codec, refs
 from noded.client.control import Control
 from noded.client.reader import Reader
-from noded.client.refs import FAILED, INLINE, LOCAL, PENDING, REMOTE, STORED, HoldTable, ObjectRef, Token, borrowed
+from noded.client.refs import (
+    AWAY,
+    FAILED,
+    INLINE,
+    LOCAL,
+    PENDING,
+    REMOTE,
+    STORED,
+    HoldTable,
+    ObjectRef,
+    Token,
+    borrowed,
+)
 from noded.client.space import Space
 from noded.shm.arena import HEADER_SIZE, Arena
 from noded.wire import messages as m
@@ -28,6 +40,7 @@ from noded.wire import value as layout
 
 BATCH = 2000
 """Ids in one message to the daemon, whose loop has others to serve."""
+_ASK_AHEAD = 64
 INLINE_LIMIT = 100 << 10
 """Values up to this many bytes travel inside messages."""
 
@@ -44,7 +57,7 @@ class Objects:
         control: Control,
         reader: Reader,
         space: Space,
-        arena: Arena,
+        arena: Arena | None,
         next_seq: Callable[[], int],
         pause: Callable[[], None],
         guard: AbstractContextManager[None],
@@ -54,7 +67,7 @@ class Objects:
         self.control = control
         self.reader = reader
         self.space = space
-        self.arena = arena
+        self.arena: Arena = arena  # type: ignore[assignment]  # a driver without shared memory never looks at it
         self.before_block: Callable[[], Callable[[], None] | None] = lambda: None
         """Called before a thread sleeps in get or wait; what it returns is called when it goes on."""
         self._next_seq = next_seq
@@ -66,6 +79,10 @@ class Objects:
         self._to_republish: list[ObjectRef[Any]] = []
         self._subscribed: dict[bytes, list[Callable[[], None]]] = {}
         """Borrowed refs somebody waits for, with what to call."""
+        self._pulled: set[bytes] = set()
+        """Those of them whose value is wanted here; of the others it is enough to know where it is."""
+        self.uploads: Uploads | None = None
+        """Of a driver without shared memory: in place of the arena."""
 
     # ------------------------------------------------------------ put
 
@@ -96,6 +113,9 @@ class Objects:
 
     def store(self, ref: ObjectRef[Any], packed: codec.Packed) -> None:
         """Write a packed value into the arena as ``ref``'s, waiting for room."""
+        if self.uploads is not None:
+            self._upload(ref, packed)
+            return
         with self.guard:
             held: list[Token] = []
             place = self.write(ref.binary(), packed, held)
@@ -103,6 +123,24 @@ class Objects:
                 (ref._token,) = held
                 ref._token.hold.ref = weakref.ref(ref)
                 ref._value, ref._state = place, STORED
+
+    def _upload(self, ref: ObjectRef[Any], packed: codec.Packed) -> None:
+        """To the node that this driver is connected to, in place of shared memory."""
+        assert self.uploads is not None
+        id_ = ref.binary()
+        with self.lock:
+            for entry in packed.refs:
+                self.publish_locked(entry)
+            ref._token = self.holds.take(id_, implicit=True)
+            ref._token.hold.ref = weakref.ref(ref)
+            self.flush_refs_locked()
+            self.control.flush()
+        pieces = packed.plan.pieces if packed.plan is not None else [(0, packed.inline or b"")]
+        with self.guard:
+            self.uploads.store(id_, pieces, packed.size)
+        with self.lock:
+            self.control.send(m.SealAt(self.control.next_seq(), id_))
+            ref._value, ref._state = (0, packed.size), AWAY
 
     def write(self, id_: bytes, packed: codec.Packed, held: list[Token] | None = None) -> tuple[int, int]:
         """Write and seal an object, waiting for room: (offset of the value, size). Raises
@@ -212,6 +250,9 @@ class Objects:
         else:
             data = bytes(ref._value)
         id_ = ref.binary()
+        if self.uploads is not None:
+            self.control.send(m.Publish(self.control.next_seq(), id_), data)
+            return
 
         def on_space(offset: int, end: int) -> None:
             self.arena.begin(offset, id_, len(data), end)
@@ -267,6 +308,9 @@ class Objects:
             value, failed = codec.unpack(memoryview(ref._value), self.entries)
         elif state == LOCAL:
             return ref._value
+        elif state == AWAY or state == REMOTE:
+            self.await_all([ref], None)
+            return self.load(ref)
         elif state == STORED and self.state_now(ref) == STORED:
             offset, size = ref._value
             value, failed = self.load_place(ref._token.hold, offset, size)
@@ -297,13 +341,19 @@ class Objects:
 
     # ------------------------------------------------------------ borrowed refs
 
-    def when_ready_locked(self, ref: ObjectRef[Any], call: Callable[[], None] | None) -> None:
-        """Have the daemon tell about a borrowed ref; ``call`` runs under the lock when it did."""
+    def when_ready_locked(self, ref: ObjectRef[Any], call: Callable[[], None] | None, *, pull: bool = True) -> None:
+        """Have the daemon tell about a borrowed ref; ``call`` runs under the lock when it did. Without ``pull`` it is
+        enough that its value is somewhere.
+        """
         id_ = ref.binary()
         waiting = self._subscribed.get(id_)
         if waiting is None:
             waiting = self._subscribed[id_] = []
+            self.control.send(m.Subscribe([id_], pull))
+        elif pull and id_ not in self._pulled:
             self.control.send(m.Subscribe([id_]))
+        if pull:
+            self._pulled.add(id_)
         if call is not None:
             waiting.append(call)
 
@@ -311,6 +361,35 @@ class Objects:
         for id_, offset, size in message.objects:
             self._settle(id_, STORED, (offset, size))
         self.reader.notify()
+
+    def on_value(self, message: m.Value, payload: Any) -> None:
+        """In place of Ready, without shared memory."""
+        if message.inline:
+            self._settle(message.id, INLINE, payload)
+            self.reader.notify()
+            return
+        assert self.uploads is not None
+        self.uploads.fetch(message.id, message.size, lambda value: self._fetched(message.id, value))
+
+    def _fetched(self, id_: bytes, value: Any) -> None:
+        with self.lock:
+            if isinstance(value, BaseException):
+                self._settle(id_, FAILED, value)
+            else:
+                self._settle(id_, INLINE, value)
+        self.reader.notify()
+
+    def on_exists(self, message: m.Exists) -> None:
+        for id_, size, node in message.objects:
+            if id_ not in self._pulled:
+                self._settle(id_, AWAY, (node, size))
+        self.reader.notify()
+
+    def want_locked(self, ref: ObjectRef[Any]) -> int:
+        """Its state, now that its value is wanted here."""
+        if ref._state == AWAY:
+            ref._state = REMOTE
+        return ref._state
 
     def on_lost(self, message: m.Lost) -> None:
         kinds = {"owner": ex.OwnerDiedError, "freed": ex.ObjectFreedError}
@@ -320,6 +399,7 @@ class Objects:
 
     def _settle(self, id_: bytes, state: int, value: Any) -> None:
         calls = self._subscribed.pop(id_, ())
+        self._pulled.discard(id_)
         hold = self.holds.holds.get(id_)
         ref = hold.ref() if hold is not None and hold.ref is not None else None
         if ref is not None and ref._state == REMOTE:
@@ -331,7 +411,7 @@ class Objects:
 
     def when_settled_locked(self, ref: ObjectRef[Any], call: Callable[[], None]) -> bool:
         """``call`` runs, under the lock, when the ref has a value or an error; False when it has one now."""
-        state = ref._state
+        state = self.want_locked(ref)
         if state == REMOTE and (state := self.state_now(ref)) == REMOTE:
             self.when_ready_locked(ref, call)
         elif state == PENDING:
@@ -358,11 +438,11 @@ class Objects:
 
     def ask_for(self, wanted: Sequence[ObjectRef[Any]]) -> None:
         """Subscribe to the borrowed ones among these."""
-        unknown = [ref for ref in wanted if ref._state == REMOTE]
+        unknown = [ref for ref in wanted if ref._state == REMOTE or ref._state == AWAY]
         if unknown:
             with self.lock:
                 for ref in unknown:
-                    if ref._state == REMOTE and self.state_now(ref) == REMOTE:
+                    if self.want_locked(ref) == REMOTE and self.state_now(ref) == REMOTE:
                         self.when_ready_locked(ref, None)
                 self.control.flush()
 
@@ -379,6 +459,9 @@ class Objects:
             while at < count:
                 state = wanted[at]._state
                 if state == PENDING or state == REMOTE:
+                    return False
+                if state == AWAY:  # a result that has just arrived, on another node
+                    self.ask_for(wanted[at : at + _ASK_AHEAD])
                     return False
                 if state == FAILED:
                     # An error is raised at once, without waiting for the others.
@@ -435,13 +518,18 @@ class Objects:
         """Borrowed refs that were dropped while somebody had wanted to wait for them."""
         for id_ in [id_ for id_ in self._subscribed if id_ not in self.holds.holds]:
             del self._subscribed[id_]
+            self._pulled.discard(id_)
 
     # ------------------------------------------------------------ daemon restarts
 
     def retell_locked(self) -> None:
-        for kind, told in ((m.Pending, list(self._announced)), (m.Subscribe, list(self._subscribed))):
+        announced, pulled = list(self._announced), list(self._pulled)
+        watched = [id_ for id_ in self._subscribed if id_ not in self._pulled]
+        for at in range(0, len(announced), BATCH):
+            self.control.send(m.Pending(announced[at : at + BATCH]))
+        for told, pull in ((pulled, True), (watched, False)):
             for at in range(0, len(told), BATCH):
-                self.control.send(kind(told[at : at + BATCH]))
+                self.control.send(m.Subscribe(told[at : at + BATCH], pull))
 
     def store_lost_locked(self, arena: Arena, reason: str) -> None:
         """The node started over with a new arena: what lay in the old one is gone, views of it stay. What others may
@@ -464,6 +552,16 @@ class Objects:
         lost, self._to_republish = self._to_republish, []
         for ref in lost:
             self._seal_small_locked(ref)
+
+
+class Uploads(Protocol):
+    """Big values of a driver without shared memory, over connections of their own (``remote.py``)."""
+
+    def store(self, id_: bytes, pieces: Sequence[tuple[int, Any]], size: int) -> None:
+        """Blocks. Raises ObjectStoreFullError, LocalDaemonDiedError."""
+
+    def fetch(self, id_: bytes, size: int, call: Callable[[Any], None]) -> None:
+        """``call(value or exception)`` later, in another thread."""
 
 
 def refs_message(seq: int, taken: list[Any], given: list[Any], after: list[refs.After]) -> m.Refs:

@@ -21,10 +21,11 @@ from noded.client import codec
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-PENDING, INLINE, LOCAL, STORED, FAILED, REMOTE = range(6)
+PENDING, INLINE, LOCAL, STORED, FAILED, REMOTE, AWAY = range(7)
 """States of a ref. PENDING: its task has not answered. INLINE: ``_value`` is the serialised value. LOCAL:
 ``_value`` is an immutable Python value. STORED: ``_value`` is (offset, size) in the arena. FAILED: ``_value``
-is an exception or a serialised error. REMOTE: the daemon will know.
+is an exception or a serialised error. REMOTE: the daemon will know. AWAY: it is there, on another node; ``_value`` is
+(that node's number, size), and who wants the value makes it REMOTE.
 """
 
 T = TypeVar("T")

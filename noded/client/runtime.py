@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noded import exceptions as ex
 from noded import ids
@@ -23,6 +23,7 @@ from noded.client.actors import Actors
 from noded.client.awaiting import Awaiting
 from noded.client.cancels import Cancels
 from noded.client.control import TICK, Control
+from noded.client.dialer import DaemonDialer
 from noded.client.environments import Environments
 from noded.client.groups import Groups
 from noded.client.interrupts import Interrupts
@@ -34,6 +35,9 @@ from noded.client.streams import Streams
 from noded.client.tasks import Tasks
 from noded.shm.arena import Arena
 from noded.wire import messages as m
+
+if TYPE_CHECKING:
+    from noded.client.remote_driver import Remote
 
 SWEEP_SECONDS = 1.0
 
@@ -88,8 +92,10 @@ class Runtime:
         on_lost: Callable[[str], None] = lambda reason: None,
         retell_extra: Callable[[], None] = lambda: None,
         tick: Callable[[], bool] = lambda: False,
+        remote: Remote | None = None,
     ):
         refs.own_prefix = prefix
+        self.remote = remote
         self.kind = kind
         self.run_dir = run_dir
         self.prefix = prefix
@@ -99,6 +105,8 @@ class Runtime:
         self.namespace = job_config.namespace if job_config is not None else ""
         self.incarnation = b""
         self.epoch = 0
+        self.node = 0
+        """The number of our node."""
         self.node_id = ""
         self.node_ip = ""
         self.address = ""
@@ -127,7 +135,7 @@ class Runtime:
         self._detached = False
         self.lost_reason = ""
         self.control = Control(
-            os.path.join(run_dir, "control.sock"),
+            remote.address if remote is not None else os.path.join(run_dir, "control.sock"),
             self.lock,
             attach=self._attach,
             on_welcome=self._on_welcome,
@@ -138,7 +146,10 @@ class Runtime:
             on_lost=self._lost,
             grace=grace,
             name="noded-steward" if kind == "worker" else "noded-helper",
+            connect=(lambda timeout: remote.connect(timeout=min(timeout, 5.0))) if remote is not None else None,
+            on_named=self._on_named,
         )
+        self.dialer = DaemonDialer(self.control)
         self.holds.on_first = self.control.stir
         self.arena: Arena
         self.space: Space
@@ -166,6 +177,11 @@ class Runtime:
             m.Answer: self._on_answer,
             m.Bye: self._on_bye,
             m.CancelFor: lambda msg, _: self.cancels.on_cancel_for(msg),
+            m.Exists: lambda msg, _: self.objects.on_exists(msg),
+            m.Value: lambda msg, payload: self.objects.on_value(msg, payload),
+            m.Dialed: lambda msg, _: self.dialer.on_dialed(msg),
+            m.Retell: lambda msg, _: self._retell_head(),
+            m.Explain: lambda msg, _: self._explain(msg),
         }
 
     # ------------------------------------------------------------ life
@@ -173,6 +189,14 @@ class Runtime:
     def start(self, timeout: float) -> None:
         """Attach to the daemon; afterwards everything works. Raises LocalDaemonDiedError."""
         self.control.start(timeout)
+
+    def give_up(self) -> None:
+        """It could not be started: leave nothing open."""
+        self.closed = True
+        self.control.stop()
+        self.reader.close()
+        if self.remote is not None:
+            self.remote.close()
 
     def detach(self, timeout: float = 2.0) -> None:
         """Leave in order: the daemon answers once it has passed on the last output of the job."""
@@ -201,7 +225,10 @@ class Runtime:
                 os.close(fd)
             self._fork_pipes.clear()
             self.holds.collect()
-            self.arena.close(unmap=not self.holds.holds)
+            if self.remote is not None:
+                self.remote.close()
+            else:
+                self.arena.close(unmap=not self.holds.holds)
             if alone:
                 self.reader.close()
 
@@ -221,6 +248,10 @@ class Runtime:
         self._attach_extra(attach)
         return attach
 
+    def _on_named(self, prefix: bytes) -> None:
+        """The daemon names its clients, so that their ids say where they are made."""
+        self.prefix = refs.own_prefix = prefix
+
     def _on_welcome(self, welcome: m.Welcome, fd: int) -> None:
         if welcome.version != m.PROTOCOL_VERSION:
             raise ex.LocalDaemonDiedError(
@@ -230,6 +261,9 @@ class Runtime:
         if self.kind == "driver":
             self.control.grace = welcome.grace
             self.job = welcome.job
+            if welcome.warning:
+                print(f"noded: {welcome.warning}", file=sys.stderr)
+        self.node = welcome.number
         first = not self.incarnation
         same_node = welcome.incarnation == self.incarnation
         self.epoch, self.incarnation = welcome.epoch, welcome.incarnation
@@ -243,7 +277,8 @@ class Runtime:
             if fd >= 0:
                 os.close(fd)
             return
-        self.arena = Arena(fd, welcome.arena_size)
+        if self.remote is None:
+            self.arena = Arena(fd, welcome.arena_size)
         if first:
             self.space = Space(self.control, welcome.slab_size)
             self.objects = Objects(
@@ -252,14 +287,24 @@ class Runtime:
                 self.control,
                 self.reader,
                 self.space,
-                self.arena,
+                self.arena if self.remote is None else None,
                 self.next_seq,
                 self.pause,
                 self.interrupts,
             )
+            self.objects.uploads = self.remote
             self.streams = Streams(self.lock, self.objects, self.control.send)
             self.tasks = Tasks(
-                self.lock, self.holds, self.control, self.reader, self.objects, self.streams, self._hello, self.next_seq
+                self.lock,
+                self.holds,
+                self.control,
+                self.reader,
+                self.objects,
+                self.streams,
+                self._hello,
+                self.next_seq,
+                self.remote if self.remote is not None else self.dialer,
+                welcome.number if self.remote is None else 0,
             )
             self.cancels = Cancels(self.prefix, self.control, self.objects, self.tasks)
             self.awaiting = Awaiting(self.lock, self.reader, self.objects, self._begin_waiting)
@@ -267,6 +312,11 @@ class Runtime:
             self.groups = Groups(self.control, self.tasks, self.next_seq, self.reader.notify)
             refs.hooks.wait, refs.hooks.future = self.awaiting.ref, self.awaiting.future
             refs.hooks.pin, refs.hooks.borrow = self._pin, lambda id_: self.objects.borrow([id_])[0]
+        elif self.remote is not None:
+            raise ex.LocalDaemonDiedError(
+                f"the node at {self.remote.address} has started over: what this program had there is lost; connect "
+                "again with noded.init()"
+            )
         else:
             self.objects.store_lost_locked(
                 self.arena, "the node started over after its daemon and its spawner died together"
@@ -306,6 +356,7 @@ class Runtime:
         self.objects.retell_locked()
         self.actors.retell_locked()
         self.groups.retell_locked()
+        self.dialer.retell_locked()
         for token, (fd, held) in self._fork_pipes.items():
             assert self.control.link is not None
             self.control.link.send_with_fds(m.ForkHold(token, held), [fd])
@@ -316,7 +367,9 @@ class Runtime:
         if self._detached:
             send(m.Detach())
         pushed, streams = self.tasks.pushed()
-        send(m.Told(self.control.seq, self.tasks.leases(), pushed, self.space.in_use(), self.blocked, streams))
+        told = m.Told(self.control.seq, self.tasks.leases(), pushed, self.space.in_use(), self.blocked, streams)
+        told.top = self.next_seq()
+        send(told)
         # Requests last: only after Told does the daemon know which leases and regions are still in use, and what it
         # grants before that it would take back.
         self.space.retell()
@@ -324,6 +377,20 @@ class Runtime:
         self.tasks.retell_locked()
         self.cancels.retell()
         self._retell_extra()
+
+    def _retell_head(self) -> None:
+        """The head may have missed what concerns it."""
+        self.actors.retell_locked()
+        self.groups.retell_locked()
+        self._retell_extra()
+        self.control.flush()
+
+    def _explain(self, message: m.Explain) -> None:
+        from noded.client.explain import explain
+
+        answer = explain(self, message.id)
+        self.control.send(m.Explained(message.request), json.dumps(answer).encode())
+        self.control.flush()
 
     def _handle(self, message: Any, payload: Any) -> None:
         handler = self._handlers.get(type(message))
@@ -359,6 +426,7 @@ class Runtime:
             return None
         with self.lock:
             busy = self.tasks.tick_locked() or self.actors.busy()
+            self.actors.look_again_locked()
             if (now := time.monotonic()) > self._next_sweep:
                 self._next_sweep = now + SWEEP_SECONDS
                 self.actors.forget_unheld_locked()

@@ -11,7 +11,7 @@ import msgspec
 from noded import exceptions as ex
 from noded.client.generators import Stream, dropped
 from noded.client.objects import Objects
-from noded.client.refs import FAILED, INLINE, STORED, ObjectRef
+from noded.client.refs import FAILED, INLINE, ObjectRef
 from noded.client.submission import Task, WorkerLink
 from noded.wire import messages as m
 
@@ -27,6 +27,8 @@ class Streams:
         self.flush: Callable[[WorkerLink], None] = lambda link: None
         self.token_of: Callable[[ObjectRef[Any], bytes, WorkerLink, int], Any]
         """The hold on an object that a worker stored for us."""
+        self.place_from: Callable[[WorkerLink, int, int], tuple[tuple[int, int], int]]
+        """Value and state of a ref to it."""
 
     def on_item_locked(self, worker: WorkerLink, task: Task, message: m.Item, payload: Any) -> None:
         stream: Stream = task.stream
@@ -35,7 +37,7 @@ class Streams:
         ref: ObjectRef[Any] = ObjectRef(task.seq, message.index, INLINE, bytes(payload) if not message.id else None)
         if message.id:
             ref._token = self.token_of(ref, message.id, worker, message.hseq)
-            ref._value, ref._state = (message.offset, message.size), STORED
+            ref._value, ref._state = self.place_from(worker, message.offset, message.size)
         stream.arrived = message.index + 1
         if not stream.dropped:
             stream.items.append(ref)

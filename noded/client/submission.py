@@ -12,11 +12,13 @@ from typing import Any
 
 import msgspec
 
+from noded import ids
 from noded.client import codec
 from noded.client.objects import INLINE_LIMIT
 from noded.client.refs import ObjectRef
 from noded.wire import messages as m
 from noded.wire.link import Link
+from noded.wire.session_link import SessionLink
 
 
 class Function(msgspec.Struct, eq=False):
@@ -89,6 +91,12 @@ class WorkerLink:
         self.pid = pid
         self.prefix = bytes.fromhex(worker)[:7]
         self.link = link
+        self.node = ids.node_of_worker(worker)
+        self.session: SessionLink | None = None
+        """To a worker of another node: the link, as what survives its connections."""
+        self.number = 0
+        """Of the session."""
+        self.address = ""
         self.inflight: dict[int, Task] = {}
         self.functions: dict[tuple[bytes, int, int], int] = {}
         """By hash, CPUs and most calls: the number that stands for the function on this connection."""
@@ -105,6 +113,11 @@ class WorkerLink:
         self.idle_since = 0.0
         self.actor: Any = None
         self.writing = False
+
+    @property
+    def remote(self) -> bool:
+        """On another node: what lies in its arena does not lie in ours."""
+        return self.session is not None
 
 
 def pack_arguments(
@@ -139,8 +152,8 @@ def pack_arguments(
     return packed, deps or None
 
 
-def place_of(task: Task) -> tuple[bytes, int, int] | None:
+def place_of(task: Task, worker: WorkerLink) -> tuple[bytes, int, int] | None:
     if task.place is None:
         return None
     offset, size = task.place._value
-    return task.place.binary(), offset, size
+    return task.place.binary(), -1 if worker.remote else offset, size

@@ -13,7 +13,9 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
+
+import msgspec
 
 from noded import ids
 from noded.client import codec
@@ -22,20 +24,29 @@ from noded.client.failures import cancelled, crashed, unschedulable
 from noded.client.generators import Stream
 from noded.client.objects import INLINE_LIMIT, Objects
 from noded.client.reader import Reader
-from noded.client.refs import FAILED, INLINE, PENDING, REMOTE, STORED, HoldTable, ObjectRef
+from noded.client.refs import AWAY, FAILED, INLINE, PENDING, REMOTE, STORED, HoldTable, ObjectRef
 from noded.client.streams import Streams, extra_of
 from noded.client.submission import Function, Task, TaskQueue, WorkerLink, pack_arguments, place_of
 from noded.wire import messages as m
 from noded.wire.link import FrameError, Link, LinkClosed
+from noded.wire.session_link import SessionLink
 
 _TARGET_US = 5000
 """How much work is pushed ahead to one worker."""
 _DEPTH = 512
 _UNSENT_LIMIT = 1 << 20
 _FLUSH_AT = 32
+_REDIAL_SECONDS = 0.05
 LINGER = 0.1
 """An idle lease is kept this many seconds."""
 _DEMAND_LIMIT = 256
+
+
+class Dialer(Protocol):
+    """Connects us to workers of other nodes."""
+
+    def dial(self, worker: str, address: str, call: Callable[[socket.socket | None], None]) -> None:
+        """``call(socket or None)`` later."""
 
 
 class Tasks:
@@ -51,14 +62,23 @@ class Tasks:
         streams: Streams,
         hello: Callable[[], m.Hello],
         next_seq: Callable[[], int],
+        dialer: Dialer,
+        node: int,
     ):
+        self._dialer = dialer
+        self._node = node
+        """The number of our node."""
+        self._dialing: dict[str, list[Callable[[WorkerLink | None], None]]] = {}
+        """Workers of other nodes that we are being connected to, and who waits for it."""
+        self._redials: dict[str, float] = {}
+        """Workers that we lost the connection to: when to try again."""
         self.lock = lock
         self.holds = holds
         self.control = control
         self.reader = reader
         self.objects = objects
         self.streams = streams
-        streams.flush, streams.token_of = self.flush_locked, self._stored_token
+        streams.flush, streams.token_of, streams.place_from = self.flush_locked, self._stored_token, self.place_from
         self._hello = hello
         self._next_seq = next_seq
         self.queues: dict[Any, TaskQueue] = {}
@@ -71,6 +91,8 @@ class Tasks:
         self.on_actor_event: Callable[[WorkerLink], None] = lambda link: None
         self.queued_calls: Callable[[], Iterable[Task]] = lambda: ()
         """Calls that wait for their actor."""
+        self._coming: dict[int, str] = {}
+        """Leases that we were given, of workers that we are being connected to."""
         self.waiting: set[Task] = set()
         """Tasks with unresolved arguments: kept alive here."""
 
@@ -140,6 +162,8 @@ class Tasks:
             task.queue = queue
             task.parent = self.current()
             if task.deps is None or self.resolve_locked(task, self._on_resolved):
+                if task.deps is not None:
+                    queue = task.queue = self.near_locked(task)
                 queue.ready.append(task)
                 if queue.leases or not queue.declared:
                     self.pump_locked(queue)
@@ -165,7 +189,7 @@ class Tasks:
                         call(task)
 
                 if state == REMOTE:
-                    self.objects.when_ready_locked(ref, on_value)
+                    self.objects.when_ready_locked(ref, on_value, pull=False)
                 elif ref._task.waiters is None:
                     ref._task.waiters = [on_value]
                 else:
@@ -178,8 +202,30 @@ class Tasks:
 
     def _on_resolved(self, task: Task) -> None:
         if not task.over:
+            task.queue = self.near_locked(task)
             task.queue.ready.append(task)
             self.pump_locked(task.queue)
+
+    def near_locked(self, task: Task) -> TaskQueue:
+        """The queue of the node that most of its big arguments lie on, where it may run anywhere."""
+        queue: TaskQueue = task.queue
+        where = queue.where
+        if where.group or where.node or where.spread:
+            return queue
+        sizes: dict[int, int] = {}
+        for _, ref in task.deps or ():
+            if ref._state == AWAY:
+                node, size = ref._value
+                sizes[node] = sizes.get(node, 0) + size
+            elif ref._state == STORED:
+                sizes[self._node] = sizes.get(self._node, 0) + ref._value[1]
+        if not sizes:
+            return queue
+        best = max(sizes, key=lambda node: sizes[node])
+        if best == self._node or sizes[best] < INLINE_LIMIT:
+            return queue
+        near = msgspec.structs.replace(where, near=best)
+        return self.queue_for(queue.resources, queue.name, queue.env, near)
 
     # ------------------------------------------------------------ push
 
@@ -210,6 +256,9 @@ class Tasks:
                     ready.popleft()
                     self._push_task(worker, task)
                     count += 1
+                    if queue.where.spread:  # the next one is to go elsewhere
+                        worker.recalled = True
+                        break
                 if not ready:
                     break
         want = len(ready)
@@ -231,13 +280,13 @@ class Tasks:
         if task.deps is None and task.place is None and task.extra is None and task.stream is None:
             worker.link.send(m.Push(task.seq, worker.lease, number, task.returns, len(task.payload)), task.payload)
         else:
-            filled = self.fill_locked(task)
+            filled = self.fill_locked(task, worker)
             if filled is None:
                 return
             deps, payload = filled
             size, extra = len(task.payload), extra_of(task)
             worker.link.send(
-                m.Push(task.seq, worker.lease, number, task.returns, size, deps, place_of(task), extra), payload
+                m.Push(task.seq, worker.lease, number, task.returns, size, deps, place_of(task, worker), extra), payload
             )
         self.sent_locked(worker, task)
 
@@ -249,9 +298,9 @@ class Tasks:
         else:
             self.dirty.add(worker)
 
-    def fill_locked(self, task: Task) -> tuple[list[tuple[int, int, int, bytes]], bytes] | None:
-        """The values or places of a task's resolved arguments; None when one of them is an error, with which
-        the task is then over.
+    def fill_locked(self, task: Task, worker: WorkerLink) -> tuple[list[tuple[int, int, int, bytes]], bytes] | None:
+        """The values or places of a task's resolved arguments, as this worker needs them; None when one of them is an
+        error, with which the task is then over.
         """
         deps: list[tuple[int, int, int, bytes]] = []
         pieces = [task.payload]
@@ -262,7 +311,9 @@ class Tasks:
                 return None
             if state == STORED:
                 offset, size = ref._value
-                deps.append((slot, size, offset, ref.binary()))
+                deps.append((slot, size, -1 if worker.remote else offset, ref.binary()))
+            elif state == AWAY or state == REMOTE:
+                deps.append((slot, ref._value[1] if ref._value else 0, -1, ref.binary()))
             else:
                 data = ref._value if state == INLINE else codec.pack(ref._value, "an argument").as_bytes()
                 deps.append((slot, len(data), 0, b""))
@@ -288,7 +339,7 @@ class Tasks:
     # ------------------------------------------------------------ links
 
     def link_to_locked(self, worker: str, path: str, pid: int) -> WorkerLink | None:
-        """The connection to a worker, made at first need; None when it is gone already."""
+        """The connection to a worker of this node, made at first need; None when it is gone already."""
         found = self.links.get(worker)
         if found is not None:
             return found
@@ -304,6 +355,89 @@ class Tasks:
         self.links[worker] = link
         self.reader.add(sock.fileno(), lambda what: self._on_event(link, what))
         return link
+
+    def reach_locked(
+        self, worker: str, path: str, address: str, pid: int, call: Callable[[WorkerLink | None], None]
+    ) -> None:
+        """``call(link)`` with the connection to a worker, wherever it is; at once where that is possible. None: it
+        cannot be reached.
+        """
+        found = self.links.get(worker)
+        if found is not None:
+            call(found)
+        elif path:
+            call(self.link_to_locked(worker, path, pid))
+        elif worker in self._dialing:
+            self._dialing[worker].append(call)
+        else:
+            self._dialing[worker] = [call]
+            self._dialer.dial(worker, address, lambda sock: self._dialed(worker, address, pid, sock))
+
+    def _dialed(self, worker: str, address: str, pid: int, sock: socket.socket | None) -> None:
+        """We are connected to it, or cannot be; from whichever thread."""
+        with self.lock:
+            calls = self._dialing.pop(worker, [])
+            known = self.links.get(worker)
+            if known is not None and known.session is not None:
+                self._redialed(known, sock)
+                return
+            link = None
+            if sock is not None:
+                session = SessionLink(
+                    sock, m.decode_from_worker, m.GotCalls, lambda message: type(message) is m.GotAnswers
+                )
+                link = WorkerLink(worker, pid, session)
+                link.address, link.session = address, session
+                hello = self._hello()
+                hello.session = link.number = self._next_seq()
+                session.send_uncounted(hello)
+                self.links[worker] = link
+                self.reader.add(sock.fileno(), lambda what: self._on_event(link, what))
+            for call in calls:
+                call(link)
+            self.control.flush()
+            self.control.wake()
+        self.reader.wake()
+
+    def _broken_locked(self, worker: WorkerLink) -> None:
+        """The connection to a worker of another node is lost; the worker may well live."""
+        assert worker.session is not None
+        self.reader.remove(worker.session.fileno())
+        worker.session.suspend()
+        worker.writing = False
+        self._redials[worker.worker] = time.monotonic() + _REDIAL_SECONDS
+
+    def _redial_locked(self, now: float) -> None:
+        for worker, due in list(self._redials.items()):
+            link = self.links.get(worker)
+            if link is None or link.session is None or not link.session.suspended:
+                del self._redials[worker]
+            elif now >= due and worker not in self._dialing:
+                self._redials[worker] = now + 10 * _REDIAL_SECONDS
+                self._dialing[worker] = []
+                address, pid = link.address, link.pid
+                self._dialer.dial(
+                    worker,
+                    address,
+                    lambda sock, w=worker, a=address, p=pid: self._dialed(w, a, p, sock),  # type: ignore[misc]
+                )
+
+    def _redialed(self, worker: WorkerLink, sock: socket.socket | None) -> None:
+        session = worker.session
+        assert session is not None
+        if sock is None or not session.suspended:
+            if sock is not None:
+                sock.close()
+            elif session.suspended:
+                self._redials[worker.worker] = time.monotonic() + 2 * _REDIAL_SECONDS
+            return
+        self._redials.pop(worker.worker, None)
+        hello = self._hello()
+        hello.session, hello.got = worker.number, session.received
+        session.resume(sock, hello)
+        self.reader.add(sock.fileno(), lambda what: self._on_event(worker, what))
+        self.flush_locked(worker)
+        self.control.wake()
 
     def _on_event(self, worker: WorkerLink, what: int) -> None:
         with self.lock:
@@ -350,6 +484,9 @@ class Tasks:
         try:
             worker.link.receive(handle)
         except (LinkClosed, FrameError):
+            if worker.session is not None and not worker.session.lost:
+                self._broken_locked(worker)
+                return
             self.reader.remove(worker.link.fileno())
             worker.link.close()
 
@@ -391,7 +528,7 @@ class Tasks:
             for ref, (size, offset, id_) in zip(task.refs, message.outs, strict=True):
                 if id_:
                     ref._token = self._stored_token(ref, id_, worker, message.hseq)
-                    ref._value, ref._state = (offset, size), STORED
+                    ref._value, ref._state = self.place_from(worker, offset, size)
                 else:
                     ref._value, ref._state = bytes(payload[at : at + size]), INLINE
                     at += size
@@ -399,6 +536,11 @@ class Tasks:
             for ref in task.refs:
                 ref._value, ref._state = cancelled(task), FAILED
         self._finish(task, worker, message.hseq)
+
+    @staticmethod
+    def place_from(worker: WorkerLink, offset: int, size: int) -> tuple[tuple[int, int], int]:
+        """(value, state) of a ref whose value this worker has stored."""
+        return ((worker.node, size), AWAY) if worker.remote else ((offset, size), STORED)
 
     def _retry(self, task: Task, worker: WorkerLink) -> None:
         """Its code raised what the caller wants to be retried."""
@@ -488,9 +630,22 @@ class Tasks:
         queue = self._by_number[message.cls]
         if queue.declared:
             queue.declared -= 1
-        worker = self.link_to_locked(message.worker, message.path, message.pid) if queue.ready else None
-        if worker is None:
-            self.control.send(m.LeaseDone(message.lease))
+        if not queue.ready:
+            self._on_lease(queue, message, None)
+            return
+        self._coming[message.lease] = message.worker
+        self.reach_locked(
+            message.worker,
+            message.path,
+            message.address,
+            message.pid,
+            lambda worker: self._on_lease(queue, message, worker),
+        )
+
+    def _on_lease(self, queue: TaskQueue, message: m.Grant, worker: WorkerLink | None) -> None:
+        self._coming.pop(message.lease, None)
+        if worker is None or (worker.remote and not queue.ready):
+            self.control.send(m.LeaseDone(message.lease, False, message.worker))
             self.pump_locked(queue)
             return
         worker.lease, worker.queue, worker.running = message.lease, queue, 0
@@ -518,7 +673,7 @@ class Tasks:
         assert worker.queue is not None
         queue, worker.queue = worker.queue, None
         queue.leases.remove(worker)
-        self.control.send(m.LeaseDone(worker.lease, worker.retiring))
+        self.control.send(m.LeaseDone(worker.lease, worker.retiring, worker.worker))
         worker.lease = 0
         if queue.ready and not queue.leases:
             queue.declared = 0
@@ -579,7 +734,9 @@ class Tasks:
 
     def drop_link_locked(self, worker: WorkerLink) -> None:
         """Read what a dead worker still had said, then close."""
-        if not worker.link.closed:
+        if worker.session is not None:
+            worker.session.lost = True  # no connection is to come back
+        if not worker.link.closed and worker.link.fileno() >= 0:
             poller = select.poll()
             poller.register(worker.link.fileno(), select.POLLIN)
             while not worker.link.closed and poller.poll(0):
@@ -636,8 +793,10 @@ class Tasks:
         self.streams.drop_locked()
         if self.dirty:
             self.flush_dirty_locked()
-        busy = bool(self.waiting)
+        busy = bool(self.waiting) or bool(self._dialing) or bool(self._redials)
         now = time.monotonic()
+        if self._redials:
+            self._redial_locked(now)
         for queue in self.queues.values():
             busy = busy or bool(queue.ready) or bool(queue.leases)
             for worker in list(queue.leases):
@@ -655,7 +814,8 @@ class Tasks:
                 self.control.send(m.KillTask(worker.lease, worker.worker))
 
     def leases(self) -> list[tuple[int, str]]:
-        return [(worker.lease, worker.worker) for worker in self.links.values() if worker.lease]
+        held = [(worker.lease, worker.worker) for worker in self.links.values() if worker.lease]
+        return held + list(self._coming.items())
 
     def pushed(self) -> tuple[list[int], list[tuple[int, int]]]:
         """The numbers of tasks that workers have; and of those that stream, how many items have arrived."""
@@ -665,7 +825,8 @@ class Tasks:
     def abandon(self) -> None:
         """In a forked child: close our copies only."""
         for worker in self.links.values():
-            worker.link.sock.close()
+            if worker.link.fileno() >= 0:
+                worker.link.sock.close()
 
     def close(self) -> None:
         for worker in self.links.values():

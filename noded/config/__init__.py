@@ -20,6 +20,7 @@ from noded.config.settings import (
     log_dir,
     make_node_dir,
     node_dir,
+    node_home,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "run_base",
     "node_dir",
     "cluster_dir",
+    "node_home",
     "log_dir",
     "make_dir",
     "make_node_dir",

@@ -36,6 +36,8 @@ class NodeInfo:
     version: str
     private: bool
     started: int = 0
+    head: str = ""
+    """The address of its cluster's head."""
     dir: Path = Path()
     alive: bool = True
 

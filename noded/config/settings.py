@@ -9,6 +9,7 @@ of NODED_CONFIG, else $NODED_HOME/noded.toml where there is one.
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -16,16 +17,18 @@ from typing import Any
 
 from noded.config import machine, values
 from noded.config.errors import ConfigError
+from noded.config.nodes import node_in
 from noded.config.places import has_room, home, make_dir, run_base
 
 DEFAULT_PORT = 8265
 LEAST_STORE = 80 * 10**6
 LARGEST_STORE = 64 * 10**9
 
+_A_PATH = "an absolute path, such as /etc/noded/node.pem"
 _A_SIZE = "a number of bytes, such as 2GB, 512MiB or 1e9"
 # Variables with our prefix that are no options.
 _OTHER_VARIABLES = frozenset(
-    "NODED_" + name for name in "ADDRESS CONFIG GPUS_WITHOUT_ASKING HOME MARK RUN_DIR TOKEN TOKEN_FILE".split()
+    "NODED_" + name for name in "CONFIG GPUS_WITHOUT_ASKING HOME MARK RUN_DIR TOKEN TOKEN_FILE".split()
 )
 
 
@@ -41,9 +44,23 @@ def _option(parse: values.Parser, form: str, help: str, default: object, *, hidd
     return field(default=MISSING if isinstance(default, Found) else default, metadata=told)
 
 
+def _path(value: Any) -> Path:
+    """Absolute, as a daemon does not run where it was started, and may be started again."""
+    path = Path(os.path.expanduser(value))
+    if not path.is_absolute():
+        raise ValueError
+    return path
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     head: bool = _option(values.flag, "true or false", "Be the head of the cluster.", False)
+    address: str | None = _option(
+        values.matching(r"(?:noded://)?[^\s/]+:[0-9]{1,5}"),
+        "the head's address as HOST:PORT",
+        "Join the cluster whose head listens here (HOST:PORT); --head makes it of no account.",
+        Found("none"),
+    )
     cluster: str = _option(
         values.matching("[a-z0-9-]{1,40}"), "1 to 40 of a-z, 0-9 and -", "Name of the cluster.", "default"
     )
@@ -51,7 +68,7 @@ class Config:
         values.matching("[A-Za-z0-9][A-Za-z0-9_-]{0,39}"),
         "1 to 40 letters, digits, - and _, not - or _ first",
         "Name of this node in the cluster.",
-        "head",
+        Found("head on the head, else the first of node-1, node-2, … that does not run here"),
     )
     host: str = _option(values.matching(r"[^\s/]+"), "an address or a host name", "Address to listen on.", "127.0.0.1")
     port: int = _option(
@@ -59,6 +76,18 @@ class Config:
         "a whole number from 0 to 65535",
         "TCP port to listen on; 0: any free one.",
         Found(f"{DEFAULT_PORT} on the head, else any free one"),
+    )
+    node_ip_address: str | None = _option(
+        values.matching(r"[^\s/]+"),
+        "an address",
+        "Address by which other nodes reach this one.",
+        Found("that of --host, or the one it would use to reach the head"),
+    )
+    advertise: str | None = _option(
+        values.matching(r"[^\s/]+"),
+        "an address, or HOST:PORT",
+        "Address and port by which other nodes reach this one, where they are not those that it listens on.",
+        Found("none"),
     )
     num_cpus: float = _option(
         values.number,
@@ -102,8 +131,26 @@ class Config:
         "Seconds that workers wait for a daemon that went away.",
         60.0,
     )
+    head_grace: float = _option(
+        values.number,
+        "a number of seconds, zero or more",
+        "Seconds that a node works on without its head before it ends.",
+        600.0,
+    )
     allowed_host: tuple[str, ...] = _option(
         values.hosts, "a host name", "Further Host name that HTTP requests may carry.", ()
+    )
+    tls_cert: Path | None = _option(  # noqa: RUF009 - it is a field()
+        _path, _A_PATH, "TLS: this node's certificate, a PEM file; it serves as a client's, too.", Found("none: no TLS")
+    )
+    tls_key: Path | None = _option(  # noqa: RUF009 - it is a field()
+        _path, _A_PATH, "TLS: the key of --tls-cert.", Found("none: no TLS")
+    )
+    tls_ca: Path | None = _option(  # noqa: RUF009 - it is a field()
+        _path,
+        _A_PATH,
+        "TLS: certificate of the cluster's own CA; what it has signed is trusted as a node.",
+        Found("none: no TLS"),
     )
     log_level: str = _option(
         values.matching("debug|info|warning|error"),
@@ -128,9 +175,15 @@ class Config:
     def load(cls, flags: Mapping[str, object], env: Mapping[str, str]) -> Config:
         """`flags`: by option name, and "config" for the file. None, False and () mean not given."""
         layers = _layers(flags, env)
-        chosen = {option.name: _pick(option, layers) for option in OPTIONS}
+        chosen = {option.name: _pick(option, layers) for option in OPTIONS if option.name != "address"}
+        chosen["address"] = None if chosen["head"] else _pick(_by_name("address"), layers)
+        if chosen["address"] is not None:
+            chosen["address"] = chosen["address"].removeprefix("noded://")
+        _all_or_none(chosen)
         if chosen["run_dir"] is not None:
             env = {**env, "NODED_RUN_DIR": chosen["run_dir"]}
+        if chosen["node_name"] is None:
+            chosen["node_name"] = "head" if chosen["head"] else free_node_name(env, chosen["cluster"])
         base = run_base(env, chosen["cluster"], chosen["node_name"])
         if not has_room(base / chosen["cluster"] / chosen["node_name"]):
             raise ConfigError(
@@ -138,6 +191,13 @@ class Config:
                 f"for a socket below {base}: give shorter ones"
             )
         return cls(**_found_out(chosen), home=home(env), run_base=base)
+
+    @property
+    def tls(self) -> tuple[Path, Path, Path] | None:
+        """Certificate, key and CA."""
+        if self.tls_cert is None or self.tls_key is None or self.tls_ca is None:
+            return None
+        return self.tls_cert, self.tls_key, self.tls_ca
 
 
 @dataclass(frozen=True)
@@ -163,9 +223,24 @@ class Option:
 OPTIONS = tuple(Option(name=each.name, **each.metadata) for each in fields(Config) if each.metadata)
 
 
+def _by_name(name: str) -> Option:
+    return next(option for option in OPTIONS if option.name == name)
+
+
+def free_node_name(env: Mapping[str, str], cluster: str) -> str:
+    """The first of node-1, node-2, … whose daemon does not run: one that has ended is started again, with its work."""
+    number = 1
+    while True:
+        name = f"node-{number}"
+        node = node_in(run_base(env, cluster, name) / cluster / name)
+        if node is None or not node.runs():
+            return name
+        number += 1
+
+
 def chosen_cluster(flags: Mapping[str, object], env: Mapping[str, str]) -> str:
     """The cluster that the settings name, for commands that need nothing else of them."""
-    return str(_pick(next(option for option in OPTIONS if option.name == "cluster"), _layers(flags, env)))
+    return str(_pick(_by_name("cluster"), _layers(flags, env)))
 
 
 def node_dir(config: Config) -> Path:
@@ -185,7 +260,14 @@ def cluster_dir(config: Config) -> Path:
 
 
 def log_dir(config: Config) -> Path:
-    return (node_dir(config) if config.private else cluster_dir(config)) / "logs"
+    if config.private:
+        return node_dir(config) / "logs"
+    return (cluster_dir(config) if config.node_name == "head" else node_home(config)) / "logs"
+
+
+def node_home(config: Config) -> Path:
+    """Durable things of one node, apart from those of others of its cluster on this host."""
+    return cluster_dir(config) / "nodes" / config.node_name
 
 
 # Where values may be: the source, the option's name there, the values by option.
@@ -257,6 +339,17 @@ def _pick(option: Option, layers: list[_Layer]) -> Any:
             except values.REFUSALS:
                 raise ConfigError(f"{source}: {name_of(option)} cannot be {value!r}: give {option.form}") from None
     return None if isinstance(option.default, Found) else option.default
+
+
+def _all_or_none(chosen: Mapping[str, Any]) -> None:
+    names = ("tls_cert", "tls_key", "tls_ca")
+    missing = [name for name in names if chosen[name] is None]
+    if missing and len(missing) < len(names):
+        given = " and ".join(name for name in names if name not in missing)
+        raise ConfigError(
+            f"{given} without {' and '.join(missing)}: TLS needs all of --tls-cert, --tls-key and --tls-ca; "
+            "without TLS give none of them"
+        )
 
 
 def _found_out(chosen: dict[str, Any]) -> dict[str, Any]:

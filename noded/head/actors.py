@@ -1,8 +1,8 @@
 """The actor table: who exists under which id and name, in which state, and who wants to know.
 
 Records that must survive the head (named, detached or restartable actors) are written before they are acted
-on; the others are re-told by their workers and creators. Where an actor runs is the host's business
-(``ActorHost``, implemented by the node).
+on; the others are re-told by their nodes and creators. Where an actor runs is the host's business
+(``ActorHost``, see ``actor_placement.py``).
 
 States: pending -> starting -> alive -> dead, and restarting between a death and the next starting.
 """
@@ -21,6 +21,7 @@ import msgspec
 from noded import ids
 from noded.head.storage import Delete, Put, Storage
 from noded.wire import messages as m
+from noded.wire.cluster_messages import HostedActor
 
 log = logging.getLogger("noded.actors")
 
@@ -38,6 +39,8 @@ class Stored(msgspec.Struct, array_like=True):
     worker: str
     ending: str = ""
     """Why it ends for good; written before its worker is told to, so that nobody takes that for a crash."""
+    node: int = 0
+    instance: int = 0
 
 
 @dataclass(eq=False)
@@ -45,8 +48,12 @@ class ActorRecord:
     spec: m.ActorSpec
     payload: bytes = b""
     state: str = "pending"
+    node: int = 0
+    """The number of its node; 0: it has none."""
+    instance: int = 0
+    """Which start of it this is."""
+    address: str = ""
     worker: str = ""
-    path: str = ""
     pid: int = 0
     restarts: int = 0
     death: m.Death | None = None
@@ -68,12 +75,12 @@ class ActorRecord:
             id=self.spec.id,
             state=self.state,
             worker=self.worker,
-            path=self.path,
             pid=self.pid,
             death=self.death,
             reason=self.reason,
             kind=self.kind,
             unordered=self.spec.unordered,
+            address=self.address if self.worker else "",
         )
 
 
@@ -86,11 +93,11 @@ class ActorHost(Protocol):
     def stop(self, record: ActorRecord, reason: str, *, graceful: bool) -> None:
         """End its worker, or stop looking for one; answers with ``exited``."""
 
-    def reserved(self, id_: bytes) -> bool:
-        """After a restart: True while a worker has this actor, or should have, of which nobody has told yet."""
+    def place_unless_hosted(self, record: ActorRecord) -> None:
+        """As ``place``, but a node may have had it since before the head's start."""
 
-    def claim(self, spec: m.ActorSpec) -> bool:
-        """After a restart: True when a worker was given this actor before; answers with ``adopt``."""
+    def reserved(self, id_: bytes) -> bool:
+        """After a restart: True while a node has this actor, or may have it, of which nobody has told yet."""
 
 
 class ActorTable:
@@ -110,7 +117,7 @@ class ActorTable:
 
     # ------------------------------------------------------------ creation
 
-    def create(self, prefix: bytes, spec: m.ActorSpec, payload: bytes) -> None:
+    def create(self, prefix: bytes, spec: m.ActorSpec, payload: bytes, again: bool = False) -> None:
         """From a client; repeating it is harmless."""
         known = self.records.get(spec.id)
         if known is not None:
@@ -132,21 +139,21 @@ class ActorTable:
         record = ActorRecord(spec, payload)
         record.watchers = self._watchers.pop(spec.id, set()) | {prefix}
         self.records[spec.id] = record
-        if self.host.claim(spec):
-            return
+        place = self.host.place_unless_hosted if again else self.host.place
         if record.durable:
-            record.written = self._spawn(self._write_then_place(record))
+            record.written = self._spawn(self._write_then_place(record, place))
         else:
-            self.host.place(record)
+            place(record)
 
-    async def _write_then_place(self, record: ActorRecord) -> None:
+    async def _write_then_place(self, record: ActorRecord, place: Callable[[ActorRecord], None]) -> None:
         await self._storage.write([self._put(record)])
         if record.state == "pending":
-            self.host.place(record)
+            place(record)
 
     def _put(self, record: ActorRecord) -> Put:
         ending = record.kill_reason if record.no_restart else ""
         stored = Stored(1, record.spec, record.payload, record.restarts, record.worker, ending)
+        stored.node, stored.instance = record.node, record.instance
         return Put(TABLE, record.spec.id.hex(), msgspec.msgpack.encode(stored))
 
     def _spawn(self, coroutine: object) -> asyncio.Task[None]:
@@ -199,8 +206,8 @@ class ActorTable:
 
     # ------------------------------------------------------------ the host's answers
 
-    def started(self, record: ActorRecord, worker: str, path: str, pid: int) -> None:
-        record.worker, record.path, record.pid = worker, path, pid
+    def started(self, record: ActorRecord, worker: str, pid: int) -> None:
+        record.worker, record.pid = worker, pid
         record.state, record.death, record.reason = "starting", None, ""
         if record.durable:
             self._spawn(self._storage.write([self._put(record)]))
@@ -234,7 +241,7 @@ class ActorTable:
         self._die(record, None, reason)
 
     def leaves(self, id_: bytes, reason: str) -> None:
-        """From its own worker, which waits for Exit: the actor ends by its own wish."""
+        """From its own worker, which waits for its end: the actor ends by its own wish."""
         self.kill(id_, True, reason, graceful=True)
 
     def exited(self, record: ActorRecord, death: m.Death | None) -> None:
@@ -245,11 +252,20 @@ class ActorTable:
         if not record.no_restart and record.payload and (left < 0 or record.restarts < left):
             record.restarts += 1
             record.state, record.death, record.reason = "restarting", death, ""
-            record.worker = record.path = ""
+            record.worker, record.node = "", 0
             self._tell(record)
-            self.host.place(record)
+            if record.durable:
+                # The next instance is written before it is anywhere: a head that restarts knows the old one from it.
+                self._spawn(self._write_then_restart(record))
+            else:
+                self.host.place(record)
             return
         self._die(record, death, record.kill_reason)
+
+    async def _write_then_restart(self, record: ActorRecord) -> None:
+        await self._storage.write([self._put(record)])
+        if record.state == "restarting":
+            self.host.place(record)
 
     def _die(self, record: ActorRecord, death: m.Death | None, reason: str) -> None:
         record.state, record.death, record.reason = "dead", death, reason
@@ -318,44 +334,44 @@ class ActorTable:
     # ------------------------------------------------------------ restart of the head
 
     async def restore(self) -> None:
-        """Read the durable records; which of them have a worker is known when ``adopt`` has been called for
-        each.
-        """
+        """Read the durable records; which of them have a worker the nodes tell when they register."""
         for value in (await self._storage.load(TABLE)).values():
             stored = msgspec.msgpack.decode(value, type=Stored)
-            record = ActorRecord(stored.spec, stored.payload, "restoring", stored.worker, restarts=stored.restarts)
+            record = ActorRecord(stored.spec, stored.payload, "restoring", restarts=stored.restarts)
+            record.worker, record.node, record.instance = stored.worker, stored.node, stored.instance
             record.kill_reason, record.no_restart = stored.ending, bool(stored.ending)
             self.records[stored.spec.id] = record
             if stored.spec.name:
                 self.names[stored.spec.namespace, stored.spec.name] = stored.spec.id
 
-    def adopt(self, spec: m.ActorSpec, worker: str, path: str, pid: int, *, alive: bool) -> ActorRecord:
-        """A worker hosts this actor, whatever we knew of it."""
+    def adopt(self, actor: HostedActor, node: int, address: str) -> ActorRecord:
+        """A node hosts this actor, whatever we knew of it."""
+        spec = actor.spec
+        assert spec is not None
         record = self.records.get(spec.id)
         if record is None:
             record = self.records[spec.id] = ActorRecord(spec)
             record.watchers = self._watchers.pop(spec.id, set())
             if spec.name:
                 self.names.setdefault((spec.namespace, spec.name), spec.id)
-        record.worker, record.path, record.pid = worker, path, pid
-        record.state = "alive" if alive else "starting"
-        self._tell(record)
+        before = record.state, record.worker
+        record.node, record.address, record.instance = node, address, actor.instance
+        record.worker, record.pid = actor.worker, actor.pid
+        record.state = "alive" if actor.alive or record.state == "alive" else "starting"
+        if before != (record.state, record.worker):
+            self._tell(record)
         return record
 
-    def place_unhosted(self, hosted: set[bytes]) -> None:
-        """After a restart: durable actors without a worker are placed, or have died."""
-        for record in [r for r in self.records.values() if r.state == "restoring" and r.spec.id not in hosted]:
+    def forget_unhosted(self) -> None:
+        """After a restart, when every node of before has told or is dead: durable actors that none has are placed, or
+        have died.
+        """
+        for record in [r for r in self.records.values() if r.state == "restoring" and not r.node]:
             if not record.worker and not record.no_restart:
                 record.state = "pending"
                 self.host.place(record)
             else:
-                self.exited(record, m.Death(record.worker, reason="its worker ended while the daemon was away"))
-
-    def end_again(self, id_: bytes) -> None:
-        """After a restart: its worker is back, though it was to end."""
-        record = self.records.get(id_)
-        if record is not None and record.no_restart and record.state != "dead":
-            self.host.stop(record, record.kill_reason, graceful=True)
+                self.exited(record, m.Death(record.worker, reason="its worker ended while the head was away"))
 
     async def stop(self, *, end_detached: bool) -> None:
         """Let writes finish; a clean end of the head ends detached state too."""

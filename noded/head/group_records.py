@@ -16,11 +16,13 @@ from noded.wire import messages as m
 
 
 class Stored(msgspec.Struct, array_like=True):
-    """A group's durable record, version 1."""
+    """A group's durable record, version 2 (1 had no nodes)."""
 
     version: int
     spec: m.GroupSpec
     created: bool
+    nodes: list[int] = []
+    """Of each bundle."""
 
 
 @dataclass(eq=False)
@@ -40,10 +42,13 @@ class GroupRecord:
     since: float = field(default_factory=time.monotonic)
     waited: float = 0.0
     """Seconds until it was created."""
+    nodes: list[int] = field(default_factory=list)
+    lost: bool = False
+    """It was created, and a node of it is dead."""
 
     def at(self) -> m.GroupAt:
         state = "infeasible" if self.infeasible and self.state == "pending" else self.state
-        return m.GroupAt(self.spec.id, state, self.reason)
+        return m.GroupAt(self.spec.id, state, self.reason, self.nodes if self.state == "created" else [])
 
 
 def malformed(spec: m.GroupSpec) -> str:
@@ -69,7 +74,7 @@ def describe(record: GroupRecord) -> dict[str, Any]:
         "name": spec.name,
         "bundles": {index: _floats(bundle) for index, bundle in enumerate(spec.bundles)},
         "strategy": spec.strategy,
-        "state": record.state.upper(),
+        "state": "RESCHEDULING" if record.lost and record.state == "pending" else record.state.upper(),
         "stats": {
             "end_to_end_creation_latency_ms": waited,
             "scheduling_latency_ms": waited,

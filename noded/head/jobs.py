@@ -30,6 +30,9 @@ class JobTable:
     def get(self, job: str) -> m.JobConfig | None:
         return self._jobs.get(job)
 
+    def configs(self) -> dict[str, m.JobConfig]:
+        return dict(self._jobs)
+
     def known(self) -> set[str]:
         return set(self._jobs)
 

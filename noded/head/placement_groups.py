@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -22,7 +22,6 @@ import msgspec
 from noded import ids
 from noded.head.group_records import GroupRecord, Stored, describe, malformed
 from noded.head.storage import Delete, Op, Put, Storage
-from noded.policy import labels
 from noded.wire import messages as m
 
 log = logging.getLogger("noded.groups")
@@ -44,16 +43,31 @@ class GroupHost(Protocol):
         bundles: list[dict[str, int]],
         strategy: str,
         job: str,
-        on_created: Callable[[], None],
+        on_created: Callable[[list[int]], None],
         on_infeasible: Callable[[str], None],
+        on_lost: Callable[[], None],
+        labels: Sequence[str] = (),
     ) -> None:
-        """Wait for the resources; ``on_infeasible(reason)`` may be followed by ``on_created()`` later."""
+        """Wait for the resources; ``on_infeasible(reason)`` may be followed by ``on_created(nodes)`` later, and that by
+        ``on_lost()`` and ``on_created`` again.
+        """
 
     def release_group(self, id: bytes, on_released: Callable[[], None]) -> None:
         """End what runs in it, or stop waiting; then give the resources back."""
 
-    def restore_group(self, id: bytes, bundles: list[dict[str, int]], strategy: str) -> None:
-        """After a restart: it has its resources, whatever is free."""
+    def restore_group(
+        self,
+        id: bytes,
+        bundles: list[dict[str, int]],
+        strategy: str,
+        job: str,
+        nodes: list[int],
+        on_created: Callable[[list[int]], None],
+        on_infeasible: Callable[[str], None],
+        on_lost: Callable[[], None],
+        labels: Sequence[str] = (),
+    ) -> None:
+        """After a restart: it is on these nodes, whatever is free."""
 
 
 class GroupTable:
@@ -70,7 +84,6 @@ class GroupTable:
         *,
         may_create: Callable[[bytes], bool],
         outlives: Callable[[bytes], bool],
-        node_labels: Callable[[], Collection[Mapping[str, str]]],
         infeasible_after: float = INFEASIBLE_AFTER,
     ):
         self.records: dict[bytes, GroupRecord] = {}
@@ -81,7 +94,6 @@ class GroupTable:
         self._notify = notify
         self._may_create = may_create
         self._outlives = outlives
-        self._node_labels = node_labels
         self._infeasible_after = infeasible_after
         self._dirty: dict[bytes, GroupRecord] = {}
         self._writer: asyncio.Task[None] | None = None
@@ -130,32 +142,31 @@ class GroupTable:
 
     def _reserve(self, record: GroupRecord) -> None:
         spec = record.spec
-        reason = self._refused(spec)
-        if reason:
-            self._on_infeasible(record, reason)
-            return
-        self._host.reserve_group(
-            spec.id,
-            spec.bundles,
-            spec.strategy,
-            spec.job,
-            lambda: self._on_created(record),
+        self._host.reserve_group(spec.id, spec.bundles, spec.strategy, spec.job, *self._answers(record), spec.labels)
+
+    def _answers(
+        self, record: GroupRecord
+    ) -> tuple[Callable[[list[int]], None], Callable[[str], None], Callable[[], None]]:
+        return (
+            lambda nodes: self._on_created(record, nodes),
             lambda reason: self._on_infeasible(record, reason),
+            lambda: self._on_lost(record),
         )
 
-    def _refused(self, spec: m.GroupSpec) -> str:
-        """Why no node has the labels that a bundle wants."""
-        for index, text in enumerate(spec.labels):
-            reasons = [labels.refuse(text, found) for found in self._node_labels()]
-            if reasons and all(reasons):
-                return f"no node has the labels for bundle {index}: {reasons[0]}"
-        return ""
-
-    def _on_created(self, record: GroupRecord) -> None:
+    def _on_created(self, record: GroupRecord, nodes: list[int]) -> None:
         if record.state == "pending":
+            record.nodes = nodes
             record.state, record.reason, record.infeasible = "created", "", False
-            record.waited = time.monotonic() - record.since
+            if not record.waited:
+                record.waited = time.monotonic() - record.since
             self._write(record)
+
+    def _on_lost(self, record: GroupRecord) -> None:
+        """A node that had bundles of it is dead: they are placed anew."""
+        if record.state == "created":
+            record.state, record.lost, record.since = "pending", True, time.monotonic()
+            self._write(record)
+            self._tell(record)
 
     def _on_infeasible(self, record: GroupRecord, reason: str) -> None:
         if record.state != "pending":
@@ -296,7 +307,7 @@ class GroupTable:
         ops: list[Op] = []
         for record, state in batch:
             if state != "removed":
-                stored = Stored(1, record.spec, state == "created")
+                stored = Stored(2, record.spec, state == "created", record.nodes)
                 ops.append(Put(TABLE, record.spec.id.hex(), msgspec.msgpack.encode(stored)))
             elif record.stored:
                 ops.append(Delete(TABLE, record.spec.id.hex()))
@@ -312,8 +323,10 @@ class GroupTable:
 
     # ------------------------------------------------------------ restart of the head
 
-    def restore(self, found: Mapping[str, bytes]) -> None:
-        """From the durable records: those that were created have their resources from here on."""
+    def restore(self, found: Mapping[str, bytes], own: int) -> None:
+        """From the durable records: those that were created have their resources from here on. ``own``: the head's
+        node, where groups of the time before there were others are.
+        """
         for value in found.values():
             stored = msgspec.msgpack.decode(value, type=Stored)
             spec = stored.spec
@@ -322,8 +335,12 @@ class GroupTable:
             record.written.set()
             if spec.name:
                 self.names[spec.namespace, spec.name] = spec.id
+            record.nodes = stored.nodes or [own] * len(spec.bundles)
             if stored.created:
-                self._host.restore_group(spec.id, spec.bundles, spec.strategy)
+                answers = self._answers(record)
+                self._host.restore_group(
+                    spec.id, spec.bundles, spec.strategy, spec.job, record.nodes, *answers, spec.labels
+                )
 
     def resume(self) -> None:
         """Everything else that is in use has its resources as well: those that were pending wait again."""

@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from noded.http.answers import error_answer
+from noded.http.gateway import reached_address
 
 FREE_PATHS = frozenset({"/healthz"})
 ALWAYS_ALLOWED = ("localhost", "127.0.0.1", "::1")
@@ -28,7 +29,8 @@ def guard(token: bytes, allowed_hosts: Iterable[str]) -> Middleware:
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path in FREE_PATHS:
             return await handler(request)
-        refused = _wrong_origin(request.headers, names | _reached_address(request)) or _no_token(request.headers, token)
+        # Bound to all addresses, the node has the one by which it was reached. An address cannot be rebound.
+        refused = _wrong_origin(request.headers, names | {reached_address.get()}) or _no_token(request.headers, token)
         if refused is None:
             return await handler(request)
         refused.force_close()
@@ -43,12 +45,6 @@ def host_name(host: str) -> str:
     if text.startswith("["):
         return text[1:].partition("]")[0]
     return text if text.count(":") > 1 else text.partition(":")[0].rstrip(".")
-
-
-def _reached_address(request: web.Request) -> frozenset[str]:
-    # Bound to all addresses, the node has the one by which it was reached. An address cannot be rebound.
-    sockname = request.transport.get_extra_info("sockname") if request.transport else None
-    return frozenset((str(sockname[0]),)) if sockname else frozenset()
 
 
 def _wrong_origin(headers: Mapping[str, str], names: frozenset[str]) -> web.Response | None:

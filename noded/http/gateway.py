@@ -12,6 +12,7 @@ import logging
 import socket
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,10 @@ from noded.http.view import NodeView
 
 if TYPE_CHECKING:
     from aiohttp import web
+
+# The address of ours by which this connection came. A transport does not know it where there is TLS: its socket
+# is the plain end of a tunnel.
+reached_address: ContextVar[str] = ContextVar("reached_address", default="127.0.0.1")
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +81,8 @@ class Gateway:
             runner = await asyncio.shield(starting)
             assert runner.server is not None, "a runner that was set up has a server"
             protocol = runner.server()
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Replay(protocol, data), sock)
+            address = str(sock.getsockname()[0])
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Replay(protocol, data, address), sock)
         except OSError as error:
             log.debug("an HTTP connection ended before it was served: %s", error)
             sock.close()
@@ -90,12 +96,17 @@ class Gateway:
 class _Replay(asyncio.Protocol):
     """Stands in for the real protocol until it has been given what was read before."""
 
-    def __init__(self, protocol: asyncio.Protocol, data: bytes) -> None:
+    def __init__(self, protocol: asyncio.Protocol, data: bytes, address: str) -> None:
         self._protocol = protocol
         self._data = data
+        self._address = address
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._protocol.connection_made(transport)
+        before = reached_address.set(self._address)
+        try:
+            self._protocol.connection_made(transport)  # starts the task that answers, in this context
+        finally:
+            reached_address.reset(before)
         transport.set_protocol(self._protocol)
         self._protocol.data_received(self._data)
 

@@ -1,110 +1,141 @@
-"""Runs actors on this node: takes resources and a worker for each, and tells the table what became of it."""
+"""Runs actors on this node, as the head wants it: takes resources and a worker for each, and tells the head what became
+of it. Each start of an actor is an *instance* with a number; what is said of an instance that is not there any more is
+ignored on either side.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
 from noded.node.capacity import Share, bundle_of
 from noded.node.leases import ActorLease, Leases
 from noded.node.workers import Worker, WorkerPool
+from noded.wire import cluster_messages as c
 from noded.wire import messages as m
 
+_PATIENCE = 0.03
+_UNCLAIMED_SECONDS = 10.0
 
-class Record(Protocol):
-    """What is used of an actor's record in the head's table."""
 
-    spec: m.ActorSpec
-    payload: bytes
-    worker: str
-    restarts: int
+class HeadSide(Protocol):
+    """What the head is told."""
+
+    def actor_started(self, id_: bytes, instance: int, worker: str, pid: int) -> None: ...
+
+    def actor_never(self, id_: bytes, instance: int, reason: str, kind: str) -> None: ...
+
+    def actor_exited(self, id_: bytes, instance: int, death: m.Death | None) -> None: ...
+
+    def actor_hosted(self, actor: c.HostedActor) -> None:
+        """After a restart: it is here."""
+
+
+@dataclass(eq=False)
+class Hosted:
+    """One instance of an actor on this node."""
+
+    id: bytes
+    instance: int
+    lease: ActorLease
+    spec: m.ActorSpec | None = None
+    """Unknown after a restart, until its worker or the head has told."""
+    payload: bytes = b""
+    restarted: bool = False
+    alive: bool = False
+    since: float = 0.0
 
 
 class NodeActorHost:
-    """``on_started(record, worker id, path, pid)``, ``on_never(record, reason, kind)``, ``on_exited(record, death
-    or None)``, ``on_gone(actor's id, death)`` of one whose record is not known (yet).
-    """
-
     def __init__(
         self,
         leases: Leases,
         pool: WorkerPool,
-        worker_path: Callable[[str], str],
-        on_started: Callable[[Any, str, str, int], None],
-        on_never: Callable[[Any, str, str], None],
-        on_exited: Callable[[Any, m.Death | None], None],
-        on_claim: Callable[[Worker, m.ActorSpec], None],
-        on_gone: Callable[[bytes, m.Death], None],
+        head: HeadSide,
+        take_job: Callable[[str, m.JobConfig], None],
     ):
         self._leases = leases
         self._pool = pool
-        self._worker_path = worker_path
-        self._on_started = on_started
-        self._on_never = on_never
-        self._on_exited = on_exited
-        self._on_claim = on_claim
-        self._on_gone = on_gone
-        self.hosted: dict[bytes, tuple[Record, ActorLease]] = {}
-        self._reserved: dict[bytes, Worker] = {}
+        self._head = head
+        self._take_job = take_job
+        self.hosted: dict[bytes, Hosted] = {}
 
-    def place(self, record: Record) -> None:
-        spec = record.spec
+    # ------------------------------------------------------------ the head's wishes
+
+    def host(self, message: c.HostActor, payload: bytes) -> None:
+        """Start this instance, unless it is here already."""
+        spec = message.spec
+        self._take_job(spec.job, message.job_config)
+        known = self.hosted.get(spec.id)
+        if known is not None and known.instance == message.instance:
+            known.spec, known.payload = known.spec or spec, payload
+            if known.lease.worker is not None and known.lease.worker.client is not None:
+                self.attached(known.lease.worker, None)
+            return
+        if known is not None:
+            self.stop(c.StopActor(spec.id, known.instance, "it is started anew", False))
         lease = ActorLease(
             spec.id,
             spec.job,
             spec.resources,
             spec.placement,
             spec.class_name,
-            lambda worker: self._started(record, worker),
-            lambda reason, kind: self._never(record, reason, kind),
+            lambda worker: self._started(hosted, worker),
+            lambda reason, kind: self._never(hosted, reason, kind),
             spec.where,
             spec.env,
         )
-        self.hosted[spec.id] = record, lease
+        if not message.wait:
+            lease.until = time.monotonic() + _PATIENCE
+        hosted = self.hosted[spec.id] = Hosted(spec.id, message.instance, lease, spec, payload, message.restarted)
         self._leases.request_actor(lease)
 
-    def _started(self, record: Record, worker: Worker) -> None:
-        self._instantiate(record, worker)
-        self._on_started(record, worker.id, self._worker_path(worker.id), worker.record.pid)
-
-    def _instantiate(self, record: Record, worker: Worker) -> None:
-        assert worker.client is not None
-        gpus, where = self._leases.brought(worker.assigned)
-        spec = msgspec.structs.replace(record.spec, where=where)
-        worker.client.send(m.Instantiate(spec, gpus, record.restarts > 0), record.payload)
-
-    def _never(self, record: Record, reason: str, kind: str) -> None:
-        self.hosted.pop(record.spec.id, None)
-        self._on_never(record, reason, kind)
-
-    def stop(self, record: Record, reason: str, *, graceful: bool) -> None:
-        found = self.hosted.get(record.spec.id)
-        if found is None:
-            self._on_exited(record, None)
+    def stop(self, message: c.StopActor) -> None:
+        """End that instance, or stop looking for a worker; answered with ``actor_exited``."""
+        hosted = self.hosted.get(message.id)
+        if hosted is None or hosted.instance != message.instance:
+            self._head.actor_exited(message.id, message.instance, None)
             return
-        lease = found[1]
+        lease = hosted.lease
         if lease.worker is None:
-            del self.hosted[record.spec.id]
+            del self.hosted[message.id]
             self._leases.actor_over(lease)
-            self._on_exited(record, None)
-        elif graceful:
-            self._pool.end(lease.worker, reason)
+            self._head.actor_exited(message.id, message.instance, None)
+        elif message.graceful:
+            self._pool.end(lease.worker, message.reason)
         else:
-            self._pool.kill(lease.worker, reason)
+            self._pool.kill(lease.worker, message.reason)
+
+    # ------------------------------------------------------------ what becomes of it
+
+    def _started(self, hosted: Hosted, worker: Worker) -> None:
+        worker.record.instance = hosted.instance
+        self._pool.save(worker)
+        self._instantiate(hosted, worker)
+        self._head.actor_started(hosted.id, hosted.instance, worker.id, worker.record.pid)
+
+    def _instantiate(self, hosted: Hosted, worker: Worker) -> None:
+        assert worker.client is not None and hosted.spec is not None
+        gpus, where = self._leases.brought(worker.assigned)
+        spec = msgspec.structs.replace(hosted.spec, where=where)
+        worker.client.send(m.Instantiate(spec, gpus, hosted.restarted), hosted.payload)
+
+    def _never(self, hosted: Hosted, reason: str, kind: str) -> None:
+        if self.hosted.get(hosted.id) is hosted:
+            del self.hosted[hosted.id]
+        self._head.actor_never(hosted.id, hosted.instance, reason, kind)
 
     def worker_exited(self, worker: Worker, death: m.Death) -> None:
         lease = worker.assigned
         if not isinstance(lease, ActorLease):
             return
-        if self._reserved.get(lease.id) is worker:
-            del self._reserved[lease.id]
+        hosted = self.hosted.get(lease.id)
+        if hosted is None or hosted.lease is not lease:
             self._leases.actor_over(lease)
-            self._on_gone(lease.id, death)
-            return
-        found = self.hosted.get(lease.id)
-        if found is None or found[1] is not lease:
             return
         if lease.worker is None and not lease.over:
             # It died before the actor was given to it: another one.
@@ -112,11 +143,11 @@ class NodeActorHost:
             return
         del self.hosted[lease.id]
         self._leases.actor_over(lease)
-        self._on_exited(found[0], death)
+        self._head.actor_exited(lease.id, hosted.instance, death)
 
     # ------------------------------------------------------------ daemon restart
 
-    def reserve(self, worker: Worker) -> None:
+    def restore(self, worker: Worker) -> None:
         """The ledger says that this worker was given this actor: its resources are taken from now on, and nobody else
         gets the actor, whether or not it has begun to build it.
         """
@@ -125,42 +156,54 @@ class NodeActorHost:
         lease = worker.assigned = ActorLease(record.actor, record.job, {}, {}, "", _nothing, _nothing, where)
         lease.share, lease.worker = Share(record.resources, record.devices, bundle_of(record.resources)), worker
         self._leases.adopt_actor(lease)
-        self._reserved[record.actor] = worker
+        self.hosted[record.actor] = Hosted(record.actor, record.instance, lease, since=time.monotonic())
 
-    def reserved(self, id_: bytes) -> bool:
-        """A worker was given this actor before the restart, and nobody has told of it yet."""
-        return id_ in self._reserved
-
-    def claim(self, spec: m.ActorSpec) -> bool:
-        """True when a worker was given this actor before the restart: it is adopted, and told again if need be."""
-        worker = self._reserved.get(spec.id)
-        if worker is None:
-            return False
-        self._on_claim(worker, spec)
-        if worker.client is not None:
-            self.attached(worker, has_actor=False)
-        return True
-
-    def adopt(self, record: Record, worker: Worker) -> None:
-        """Somebody told of the actor of a reserved worker (or the worker itself of one that nobody knew)."""
-        id_ = record.spec.id
-        if id_ in self.hosted:
+    def attached(self, worker: Worker, spec: m.ActorSpec | None, alive: bool = False) -> None:
+        """A worker that was given an actor is connected (again), with what it has of it."""
+        hosted = self.hosted.get(worker.record.actor)
+        if hosted is None or hosted.lease.worker is not worker:
             return
-        if self._reserved.pop(id_, None) is None:
-            self.reserve(worker)
-            del self._reserved[id_]
-        self.hosted[id_] = record, worker.assigned
+        if spec is not None:
+            hosted.spec, hosted.alive = spec, hosted.alive or alive
+            self._head.actor_hosted(self._told(hosted))
+        elif hosted.spec is not None and hosted.payload:
+            # The daemon before us may have died between choosing the worker and telling it; twice does no harm.
+            self._instantiate(hosted, worker)
 
-    def attached(self, worker: Worker, *, has_actor: bool) -> None:
-        """The daemon before us may have died between choosing the worker and telling it."""
-        found = self.hosted.get(worker.record.actor)
-        if found is not None and found[1].worker is worker and not has_actor and found[0].payload:
-            self._instantiate(found[0], worker)
+    def up(self, id_: bytes) -> None:
+        """Its constructor has returned: what it was made of is needed no more."""
+        hosted = self.hosted.get(id_)
+        if hosted is not None:
+            hosted.alive, hosted.payload = True, b""
 
-    def end_unclaimed(self) -> None:
-        """Everybody has told, and nobody of these actors: they were never built and never will be."""
-        for worker in self._reserved.values():
-            self._pool.kill(worker, "the actor it was chosen for is not wanted any more")
+    def instance_of(self, id_: bytes) -> int:
+        hosted = self.hosted.get(id_)
+        return hosted.instance if hosted is not None else 0
+
+    def told(self) -> list[c.HostedActor]:
+        """All that are here, for a head that does not know."""
+        return [self._told(hosted) for hosted in self.hosted.values() if hosted.lease.worker is not None]
+
+    @staticmethod
+    def _told(hosted: Hosted) -> c.HostedActor:
+        worker = hosted.lease.worker
+        assert worker is not None
+        return c.HostedActor(hosted.id, hosted.instance, worker.id, worker.record.pid, hosted.spec, hosted.alive)
+
+    def end_unclaimed(self, patience: float = _UNCLAIMED_SECONDS) -> None:
+        """After a restart: everybody has told, and nobody of these actors: they were never built and never will be."""
+        now = time.monotonic()
+        for hosted in self.hosted.values():
+            if hosted.spec is None and hosted.lease.worker is not None and now - hosted.since > patience:
+                self._pool.kill(hosted.lease.worker, "the actor it was chosen for is not wanted any more")
+
+    def restartable(self) -> list[str]:
+        """The workers of actors that the head would start elsewhere if it believed this node dead."""
+        return [
+            h.lease.worker.id
+            for h in self.hosted.values()
+            if h.lease.worker is not None and (h.spec is None or h.spec.max_restarts)
+        ]
 
 
 def _nothing(*_: object) -> None:

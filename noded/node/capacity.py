@@ -22,6 +22,8 @@ from noded.wire import messages as m
 log = logging.getLogger("noded.capacity")
 
 GPU = "GPU"
+_PIECE = 900
+"""Bytes of a group's record that go into one of the ledger's."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,28 @@ class Share:
     bundle: int = -1
 
 
+Bundles = dict[int, dict[str, int]]
+"""Amounts by the bundle's index in its group."""
+
+
 @dataclass(eq=False)
 class Group:
-    """A placement group with its resources taken."""
+    """A placement group, or those of its bundles that are on this node, with their resources taken."""
 
     id: bytes
-    bundles: list[dict[str, int]]
-    shares: list[dict[int, int]]
+    bundles: Bundles
+    shares: dict[int, dict[int, int]]
     """GPUs of each bundle."""
+    attempt: int = 0
+    """Of the head to place it, the last that this node has heard of."""
+
+
+class KeptGroup(msgspec.Struct, array_like=True):
+    """As the next daemon finds it."""
+
+    bundles: Bundles
+    shares: dict[int, dict[int, int]]
+    attempt: int = 0
 
 
 class Kept(Protocol):
@@ -89,7 +105,7 @@ def bundle_of(resources: Mapping[str, int]) -> int:
 
 class Capacity:
     """``total`` and ``available`` in fixed-point units, bundles among them; ``ids``: the GPUs' names by index;
-    ``kept``: which GPUs the bundles have.
+    ``kept``: the bundles, with their GPUs, for the next daemon.
     """
 
     def __init__(self, total: dict[str, int], ids: list[str], kept: Kept):
@@ -139,8 +155,9 @@ class Capacity:
             return Share(dict(resources))
         if where.bundle >= 0:
             return self._named(resources, _suffix(where.group, where.bundle), where.bundle)
-        able = [i for i, bundle in enumerate(group.bundles) if all(bundle.get(n, 0) >= a for n, a in resources.items())]
-        shares = [self._named(resources, _suffix(where.group, index), index) for index in able or [0]]
+        able = [i for i, bundle in group.bundles.items() if all(bundle.get(n, 0) >= a for n, a in resources.items())]
+        able = able or [next(iter(group.bundles))]
+        shares = [self._named(resources, _suffix(where.group, index), index) for index in able]
         return next((share for share in shares if not self.lacking(share)), shares[0])
 
     @staticmethod
@@ -188,9 +205,9 @@ class Capacity:
             return {
                 n: (a, self.total.get(n, 0)) for n, a in resources.items() if a > self.total.get(n, 0) or _odd(n, a)
             }
-        if where.bundle >= len(group.bundles):
-            return {"bundle index": (where.bundle * UNIT, (len(group.bundles) - 1) * UNIT)}
-        bundles = [group.bundles[where.bundle]] if where.bundle >= 0 else group.bundles
+        if where.bundle >= 0 and where.bundle not in group.bundles:
+            return {"bundle index": (where.bundle * UNIT, max(group.bundles) * UNIT)}
+        bundles = [group.bundles[where.bundle]] if where.bundle >= 0 else list(group.bundles.values())
         if any(
             all(amount <= bundle.get(name, 0) and not _odd(name, amount) for name, amount in resources.items())
             for bundle in bundles
@@ -202,14 +219,14 @@ class Capacity:
 
     # ------------------------------------------------------------ placement groups
 
-    def lacking_for_group(self, bundles: list[dict[str, int]], sum_: Mapping[str, int]) -> list[str]:
+    def lacking_for_group(self, bundles: Bundles, sum_: Mapping[str, int]) -> list[str]:
         """The names of what is not free now: in sum, or, of GPUs, as the bundles need them."""
         found = [name for name, amount in sum_.items() if self.available.get(name, 0) < amount]
         if not found and sum_.get(GPU, 0) and self._gpus_for(bundles, self._free[""]) is None:
             found.append(GPU)
         return found
 
-    def never_for_group(self, bundles: list[dict[str, int]], sum_: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    def never_for_group(self, bundles: Bundles, sum_: Mapping[str, int]) -> dict[str, tuple[int, int]]:
         """What can never be satisfied: name -> (asked, there is)."""
         found = {n: (a, self.total.get(n, 0)) for n, a in sum_.items() if a > self.total.get(n, 0)}
         if not found and sum_.get(GPU, 0):
@@ -219,10 +236,10 @@ class Capacity:
         return found
 
     @staticmethod
-    def _gpus_for(bundles: list[dict[str, int]], free: Mapping[int, int]) -> list[dict[int, int]] | None:
-        shares: list[dict[int, int]] = [{} for _ in bundles]
+    def _gpus_for(bundles: Bundles, free: Mapping[int, int]) -> dict[int, dict[int, int]] | None:
+        shares: dict[int, dict[int, int]] = {}
         # The largest first, or small ones would break up devices that a large one needs whole.
-        for index in sorted(range(len(bundles)), key=lambda i: -bundles[i].get(GPU, 0)):
+        for index in sorted(bundles, key=lambda i: -bundles[i].get(GPU, 0)):
             share = _assign(free, bundles[index].get(GPU, 0))
             if share is None:
                 return None
@@ -230,48 +247,70 @@ class Capacity:
             shares[index] = share
         return shares
 
-    def open_group(self, id_: bytes, bundles: list[dict[str, int]]) -> None:
-        """Take a group's resources, which must be free."""
-        needs = any(GPU in bundle for bundle in bundles)
+    def open_group(self, id_: bytes, bundles: Bundles, attempt: int = 0) -> None:
+        """Take the resources of (further) bundles of a group, which must be free."""
+        needs = any(GPU in bundle for bundle in bundles.values())
         shares = self._gpus_for(bundles, self._free[""]) if needs else None
-        self._add_group(id_, bundles, shares or [])
-        if needs:
-            self._keep(self.groups[id_])
+        group = self._add_bundles(id_, bundles, shares or {})
+        group.attempt = attempt
+        self._keep(group)
 
     def _keep(self, group: Group) -> None:
+        data = msgspec.msgpack.encode(KeptGroup(group.bundles, group.shares, group.attempt))
+        pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
         try:
-            self._kept.put(group.id, msgspec.msgpack.encode(group.shares))
+            for number in range(len(pieces) - 1, -1, -1):  # the first one last: it says how many there are
+                self._kept.put(group.id + bytes([number]), bytes([len(pieces)]) + pieces[number])
         except (LedgerError, ValueError) as problem:
-            log.warning("the GPUs of placement group %s may change at a restart: %s", group.id.hex(), problem)
+            log.warning("placement group %s is lost here at a restart: %s", group.id.hex(), problem)
 
-    def _add_group(self, id_: bytes, bundles: list[dict[str, int]], shares: list[dict[int, int]]) -> None:
-        group = self.groups[id_] = Group(id_, bundles, [{} for _ in bundles])
-        for index, bundle in enumerate(bundles):
+    def _forget_kept(self, id_: bytes) -> None:
+        first = self._kept.get(id_ + b"\0")
+        if first is not None:
+            for number in range(first[0]):  # the first one first: without it the others are nothing
+                self._kept.delete(id_ + bytes([number]))
+
+    def kept_groups(self) -> dict[bytes, KeptGroup]:
+        """After a restart: the bundles that were this node's."""
+        found = {}
+        for key, first in list(self._kept.items()):
+            if not isinstance(key, bytes) or key[-1]:
+                continue
+            pieces = [self._kept.get(key[:-1] + bytes([number])) or b"" for number in range(first[0])]
+            try:
+                found[key[:-1]] = msgspec.msgpack.decode(b"".join(p[1:] for p in pieces), type=KeptGroup)
+            except msgspec.MsgspecError as problem:
+                log.error("the bundles of placement group %s cannot be read: %s", key[:-1].hex(), problem)
+        return found
+
+    def _add_bundles(self, id_: bytes, bundles: Bundles, shares: Mapping[int, dict[int, int]]) -> Group:
+        group = self.groups.get(id_)
+        if group is None:
+            group = self.groups[id_] = Group(id_, {}, {})
+        for index, bundle in bundles.items():
+            group.bundles[index], group.shares[index] = bundle, {}
             suffix = _suffix(id_, index)
             self._free[suffix] = {}
             if shares:
-                self._hold(group, index, shares[index])
+                self._hold(group, index, shares.get(index, {}))
             for name, amount in bundle.items():
                 self.available[name] = self.available.get(name, 0) - amount
                 self.total[name + suffix] = self.available[name + suffix] = amount
+        return group
 
-    def restore_group(self, id_: bytes, bundles: list[dict[str, int]]) -> None:
-        """After a restart, before the leases. GPUs that are not kept come with ``restore_devices``."""
-        kept = self._kept.get(id_)
-        shares = msgspec.msgpack.decode(kept, type=list[dict[int, int]]) if kept else []
-        self._add_group(id_, bundles, shares if len(shares) == len(bundles) else [])
+    def restore_groups(self) -> None:
+        """After a restart, before the leases: what is kept is this node's."""
+        for id_, kept in self.kept_groups().items():
+            self._add_bundles(id_, kept.bundles, kept.shares).attempt = kept.attempt
 
     def restore_devices(self) -> None:
         """All leases of the ledger are taken: bundles without GPUs of their own get those that their leases have, then
         others.
         """
-        for key, _ in list(self._kept.items()):
-            if isinstance(key, bytes) and key not in self.groups:
-                self._kept.delete(key)
         bundles = [
             (group, index, bundle[GPU])
             for group in self.groups.values()
-            for index, bundle in enumerate(group.bundles)
+            for index, bundle in group.bundles.items()
             if bundle.get(GPU, 0)
         ]
         for group, index, amount in bundles:
@@ -296,9 +335,8 @@ class Capacity:
     def close_group(self, id_: bytes) -> None:
         """Its resources are the node's again."""
         group = self.groups.pop(id_)
-        if any(group.shares):
-            self._kept.delete(id_)
-        for index, bundle in enumerate(group.bundles):
+        self._forget_kept(id_)
+        for index, bundle in group.bundles.items():
             suffix = _suffix(id_, index)
             for name, amount in bundle.items():
                 self.available[name] += amount

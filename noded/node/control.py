@@ -18,14 +18,21 @@ from typing import Any, Protocol
 import msgspec
 
 from noded import ids
+from noded.node.actor_host import NodeActorHost
+from noded.node.directory import Directory
+from noded.node.lease_router import LeaseRouter
 from noded.node.leases import Leases
 from noded.node.ledger import Ledger
 from noded.node.object_store import ObjectStore
 from noded.node.session import Client, Session
-from noded.node.workers import Worker, WorkerPool
+from noded.node.workers import WorkerPool
 from noded.wire import messages as m
 
 log = logging.getLogger("noded.control")
+
+REMOTE_GRACE = 30.0
+"""A driver on a host without a node is taken for dead when it has been away for so many seconds."""
+EXPLAIN_SECONDS = 0.03
 
 Question = Callable[[Client | None, dict[str, Any]], Coroutine[Any, Any, Any]]
 
@@ -38,6 +45,7 @@ class ClientRecord(msgspec.Struct, array_like=True):
     start_time: int
     job: str
     detached: bool = False
+    remote: bool = False
 
 
 class Refusal(ValueError):
@@ -55,37 +63,17 @@ def start_time(pid: int) -> int:
         return 0
 
 
-class ActorRequests(Protocol):
-    """What clients ask of the head's actor table."""
+class HeadRequests(Protocol):
+    """What clients ask of the head, here or elsewhere."""
 
-    def create(self, prefix: bytes, spec: m.ActorSpec, payload: bytes) -> None: ...
+    def from_client(self, prefix: bytes, message: Any, payload: bytes) -> None: ...
 
-    def watch(self, prefix: bytes, id_: bytes, *, was: bool, may_come: bool) -> None: ...
-
-    def kill(self, id_: bytes, no_restart: bool, reason: str) -> None: ...
-
-    def up(self, id_: bytes) -> None: ...
-
-    def constructor_failed(self, id_: bytes, error: bytes) -> None: ...
-
-    def leaves(self, id_: bytes, reason: str) -> None: ...
-
-    def creator_died(self, prefix: bytes) -> None: ...
-
-
-class GroupRequests(Protocol):
-    """What clients ask of the head's placement group table."""
-
-    def create(self, prefix: bytes, spec: m.GroupSpec) -> None: ...
-
-    def remove(self, prefix: bytes, id_: bytes) -> None: ...
-
-    def watch(self, prefix: bytes, id_: bytes) -> None: ...
+    def creator_gone(self, prefix: bytes) -> None: ...
 
 
 class ControlServer:
     """``welcome(client)`` makes the answer to an attach; ``on_driver(client)`` and ``on_driver_gone(client)``
-    mark a job's begin and end.
+    mark a job's begin and end. ``on_dial(client, message)``: it wants to talk to a worker of another node.
     """
 
     def __init__(
@@ -96,16 +84,19 @@ class ControlServer:
         store: ObjectStore,
         leases: Leases,
         pool: WorkerPool,
-        actors: ActorRequests,
-        groups: GroupRequests,
+        host: NodeActorHost,
+        router: LeaseRouter,
+        directory: Directory,
+        head: HeadRequests,
         *,
+        node: int,
+        python: str,
         arena_fd: int,
         welcome: Callable[[Client], m.Welcome],
         on_driver: Callable[[Client], Coroutine[Any, Any, None]],
         on_driver_gone: Callable[[Client], None],
         on_detach: Callable[[Client], None],
-        adopt_actor: Callable[[Worker, m.ActorSpec, bool], None],
-        actor_attached: Callable[[Worker, bool], None],
+        on_dial: Callable[[Client, m.Dial], None],
         on_package: Callable[[str, bytes], None],
         questions: dict[str, Question],
     ):
@@ -115,26 +106,31 @@ class ControlServer:
         self._store = store
         self._leases = leases
         self._pool = pool
-        self._actors = actors
+        self._host = host
+        self._router = router
+        self._directory = directory
+        self._head = head
+        self._node = node
+        self._python = python
         self._arena_fd = arena_fd
         self._welcome = welcome
         self._on_driver = on_driver
         self._on_driver_gone = on_driver_gone
         self._on_detach = on_detach
-        self._adopt_actor = adopt_actor
-        self._actor_attached = actor_attached
         self._questions = questions
         self._sessions: set[Session] = set()
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._snapshots: dict[bytes, set[bytes]] = {}
+        self._explaining: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._explain_number = 0
         self._orders: dict[bytes, list[m.CancelFor]] = {}
         """For clients that are away."""
         self._handlers: dict[type, Callable[[Client, Any, Any], None]] = {
             m.Told: self._on_told,
             m.ClassDef: lambda c, msg, _: leases.on_class(c, msg),
             m.Demand: lambda c, msg, _: leases.on_demand(c, msg),
-            m.LeaseDone: lambda c, msg, _: leases.on_lease_done(c, msg.lease, msg.retiring),
+            m.LeaseDone: self._on_lease_done,
             m.Blocked: lambda c, msg, _: self._on_blocked(c, True),
             m.Unblocked: lambda c, msg, _: self._on_blocked(c, False),
             m.Refs: self._on_refs,
@@ -143,22 +139,24 @@ class ControlServer:
             m.Subscribe: lambda c, msg, _: store.on_subscribe(c, msg),
             m.RegionWant: lambda c, msg, _: store.on_region_want(c, msg),
             m.RegionDone: lambda c, msg, _: store.on_region_done(c, msg),
-            m.CreateActor: lambda c, msg, payload: actors.create(c.prefix, msg.spec, bytes(payload)),
-            m.WatchActor: lambda c, msg, _: actors.watch(
-                c.prefix, msg.id, was=msg.was, may_come=ids.prefix_of(msg.id) in clients or bool(store.recovering)
-            ),
-            m.KillActor: lambda c, msg, _: actors.kill(msg.id, msg.no_restart, msg.reason or "noded.kill() was called"),
-            m.ActorUp: lambda c, msg, _: actors.up(msg.id),
-            m.CreateGroup: lambda c, msg, _: groups.create(c.prefix, msg.spec),
-            m.RemoveGroup: lambda c, msg, _: groups.remove(c.prefix, msg.id),
-            m.WatchGroup: lambda c, msg, _: groups.watch(c.prefix, msg.id),
-            m.ActorFailed: lambda c, msg, payload: actors.constructor_failed(msg.id, bytes(payload)),
-            m.ActorLeaves: lambda c, msg, _: actors.leaves(msg.id, msg.reason),
+            m.CreateActor: self._to_head,
+            m.WatchActor: self._to_head,
+            m.KillActor: self._to_head,
+            m.ActorUp: self._on_actor_up,
+            m.CreateGroup: self._to_head,
+            m.RemoveGroup: self._to_head,
+            m.WatchGroup: self._to_head,
+            m.ActorFailed: self._to_head,
+            m.ActorLeaves: self._to_head,
             m.CancelRef: self._on_cancel_ref,
             m.StreamOver: lambda c, msg, _: store.on_stream_over(c, msg),
             m.Package: lambda c, msg, payload: on_package(msg.uri, bytes(payload)),
             m.JobReady: self._on_job_ready,
-            m.KillTask: lambda c, msg, _: leases.kill_task(c, msg),
+            m.KillTask: self._on_kill_task,
+            m.Dial: lambda c, msg, _: on_dial(c, msg),
+            m.Explained: self._on_explained,
+            m.Publish: self._on_publish,
+            m.SealAt: self._on_seal_at,
             m.ForkHold: self._on_fork_hold,
             m.Detach: lambda c, msg, _: self._detach(c),
             m.WorkerIdle: self._on_worker_leaves,
@@ -205,12 +203,29 @@ class ControlServer:
                 continue
             self._sessions.add(session)
 
+    def on_remote(self, sock: socket.socket) -> None:
+        """A driver of a host without a node; it has proved the token."""
+        self._sessions.add(Session(self._loop, sock, self.on_message, self._on_closed, local=False))
+
     def _on_closed(self, session: Session) -> None:
-        """A closed connection alone means: expect it back."""
+        """A closed connection alone means: expect it back; of a driver elsewhere for so long as it may take."""
         self._sessions.discard(session)
-        if session.client is not None and session.client.session is session:
-            session.client.session = None
+        client = session.client
+        if client is not None and client.session is session:
+            client.session = None
+            if client.remote:
+                self.expect_back(client)
             self._leases.kick()
+
+    def expect_back(self, client: Client) -> None:
+        """Nothing but its connection tells of a driver on a host without a node."""
+
+        def look() -> None:
+            if client.session is None and self.clients.get(client.prefix) is client:
+                log.warning("the driver %s (job %s) has not come back", client.prefix.hex(), client.job)
+                self.client_died(client)
+
+        self._loop.call_later(REMOTE_GRACE, look)
 
     # ------------------------------------------------------------ messages
 
@@ -233,13 +248,49 @@ class ControlServer:
         if not client.told:
             self._snapshots[client.prefix].update(id_ for id_, _ in message.holds)
         self._store.on_refs(client, message)
-        client.seq = message.seq
-        self._store.progressed(client)
+        self._read_up_to(client, message.seq)
 
     def _on_sealed(self, client: Client, message: m.Sealed, payload: Any) -> None:
         self._store.on_sealed(client, message)
-        client.seq = message.seq
+        self._read_up_to(client, message.seq)
+
+    def _read_up_to(self, client: Client, seq: int) -> None:
+        client.seq = seq
         self._store.progressed(client)
+        self._directory.progressed(client)
+
+    def _on_publish(self, client: Client, message: m.Publish, payload: Any) -> None:
+        """From a driver without shared memory: this daemon writes for it."""
+        if not client.remote or not message.id.startswith(client.prefix):
+            return
+        self._store.put_for(message.id, payload)
+        self._read_up_to(client, message.seq)
+
+    def _on_seal_at(self, client: Client, message: m.SealAt, payload: Any) -> None:
+        self._read_up_to(client, message.seq)
+
+    # ------------------------------------------------------------ leases, and what is the head's business
+
+    def _on_lease_done(self, client: Client, message: m.LeaseDone, payload: Any) -> None:
+        number = self._router.elsewhere(message.worker)
+        if number:
+            self._router.forward(number, client, message)
+        else:
+            self._leases.on_lease_done(client, message.lease, message.retiring)
+
+    def _on_kill_task(self, client: Client, message: m.KillTask, payload: Any) -> None:
+        number = self._router.elsewhere(message.worker)
+        if number:
+            self._router.forward(number, client, message)
+        else:
+            self._leases.kill_task(client, message)
+
+    def _to_head(self, client: Client, message: Any, payload: Any) -> None:
+        self._head.from_client(client.prefix, message, bytes(payload))
+
+    def _on_actor_up(self, client: Client, message: m.ActorUp, payload: Any) -> None:
+        self._host.up(message.id)
+        self._head.from_client(client.prefix, message, b"")
 
     def _on_blocked(self, client: Client, blocked: bool) -> None:
         worker = self._pool.by_prefix.get(client.prefix)
@@ -258,6 +309,11 @@ class ControlServer:
 
     def _on_cancel_ref(self, client: Client, message: m.CancelRef, payload: Any) -> None:
         """To the process that submitted the task; when that has ended, so has the task."""
+        if self._router.cancel_elsewhere(client, message):
+            return
+        self.cancel_here(client, message)
+
+    def cancel_here(self, client: Client, message: m.CancelRef) -> None:
         owner = self.clients.get(ids.prefix_of(message.id))
         if owner is None:
             return
@@ -269,7 +325,7 @@ class ControlServer:
 
     def _on_fork_hold(self, client: Client, message: m.ForkHold, payload: Any) -> None:
         session = client.session
-        assert session is not None
+        assert isinstance(session, Session)
         if not session.link.fds:
             return
         fd = session.link.fds.pop(0)
@@ -305,8 +361,17 @@ class ControlServer:
         if message.kind == "tool":
             session.tool = True
             return
+        if message.kind == "driver" and not message.prefix:
+            session.send(m.Named(ids.new_prefix(self._node)))
+            return
         if message.kind not in ("driver", "worker") or len(message.prefix) != ids.PREFIX_SIZE:
             self._refuse(session, f"it attaches as {message.kind!r} with the prefix {message.prefix[:16].hex()!r}")
+            return
+        if message.kind == "driver" and (reason := self._wrong_python(message.python)):
+            self._refuse(session, reason)
+            return
+        if not session.local and (message.kind != "driver" or ids.node_of(message.prefix) != self._node):
+            self._refuse(session, "only a driver of this node may attach from another host")
             return
         client = self.clients.get(message.prefix)
         if client is None:
@@ -319,7 +384,9 @@ class ControlServer:
                     message.prefix, "worker", session.pid, start_time(session.pid), worker.record.job, message.worker
                 )
             else:
-                client = Client(message.prefix, "driver", session.pid, start_time(session.pid), message.job)
+                pid = session.pid if session.local else 0
+                client = Client(message.prefix, "driver", pid, start_time(pid) if pid else 0, message.job)
+                client.remote = not session.local
             if message.incarnation:
                 client.told = False
                 if message.incarnation != self._ledger.incarnation:
@@ -341,13 +408,21 @@ class ControlServer:
         else:
             self._greet(client, session)
             worker = self._pool.by_prefix[client.prefix]
-            if message.actor is not None:
-                self._adopt_actor(worker, message.actor, message.actor_alive)
             self._pool.on_attached(worker, client, message.job)
             if worker.record.actor:
-                self._actor_attached(worker, message.actor is not None)
+                self._host.attached(worker, message.actor, message.actor_alive)
             if message.leaving and message.actor is not None:
-                self._actors.leaves(message.actor.id, message.leaving)
+                self._head.from_client(client.prefix, m.ActorLeaves(message.actor.id, message.leaving), b"")
+
+    def _wrong_python(self, theirs: str) -> str:
+        """Values of one minor version cannot be read by another."""
+        if theirs.split(".")[:2] == self._python.split(".")[:2] or not theirs:
+            return ""
+        major, minor = self._python.split(".")[:2]
+        return (
+            f"this program runs Python {theirs}, the cluster {self._python}: run it with Python {major}.{minor}, as "
+            "functions and values of one minor version cannot be read by another"
+        )
 
     def _refuse(self, session: Session, reason: str) -> None:
         session.send(m.Refused(reason))
@@ -362,15 +437,27 @@ class ControlServer:
             self._greet(client, session)
 
     def _save(self, client: Client) -> None:
-        record = ClientRecord(client.kind, client.pid, client.start_time, client.job, client.detached)
+        self.save(client)
+
+    def save(self, client: Client) -> None:
+        record = ClientRecord(client.kind, client.pid, client.start_time, client.job, client.detached, client.remote)
         self._ledger.clients.put(client.prefix, msgspec.msgpack.encode(record))
 
+    def forget(self, client: Client) -> None:
+        self._ledger.clients.delete(client.prefix)
+
+    def forget_node(self, number: int) -> None:
+        self._ledger.clients.delete(ids.node_prefix(number))
+
     def _greet(self, client: Client, session: Session) -> None:
-        session.send_with_fds(self._welcome(client), [self._arena_fd])
+        if client.remote:
+            session.send(self._welcome(client))
+        else:
+            session.send_with_fds(self._welcome(client), [self._arena_fd])
 
     def watch(self, client: Client) -> None:
         """Learn of a driver's end from the kernel."""
-        if client.pidfd >= 0:
+        if client.pidfd >= 0 or client.remote:
             return
         try:
             client.pidfd = os.pidfd_open(client.pid)
@@ -383,10 +470,15 @@ class ControlServer:
         client.seq = max(client.seq, message.seq)
         if client.told:
             return
-        client.told = True
+        client.told, client.last_told = True, message
         self._store.client_told(client, self._snapshots.pop(client.prefix, set()), message)
         self._store.progressed(client)
-        self._leases.client_told(client, message.leases)
+        self._directory.progressed(client)
+        here = [(lease, worker) for lease, worker in message.leases if not self._router.elsewhere(worker)]
+        self._leases.client_told(client, here)
+        self._router.client_told(client, [x for x in message.leases if self._router.elsewhere(x[1])])
+        if not self._store.recovering_own():
+            self._directory.recovered()
         for order in self._orders.pop(client.prefix, ()):
             client.send(order)
         if client.kind == "worker":
@@ -402,19 +494,21 @@ class ControlServer:
             self._loop.remove_reader(client.pidfd)
             os.close(client.pidfd)
             client.pidfd = -1
-        while client.session is not None and not client.session.link.closed:
+        while isinstance(client.session, Session) and not client.session.closed:
             # What it said before it died counts.
-            before = client.session.link
-            client.session._on_readable()
-            if client.session is not None and client.session.link is before and not _readable(before.sock):
-                client.session.close()
+            session = client.session
+            session.on_readable()
+            if client.session is session and not session.closed and not _readable(session.link.sock):
+                session.close()
         del self.clients[client.prefix]
         self._snapshots.pop(client.prefix, None)
         self._orders.pop(client.prefix, None)
         self._ledger.clients.delete(client.prefix)
         self._store.client_died(client)
+        self._directory.client_died(client.prefix)
         self._leases.client_died(client)
-        self._actors.creator_died(client.prefix)
+        self._router.client_died(client)
+        self._head.creator_gone(client.prefix)
         if client.kind == "driver" and not client.detached:
             self._on_driver_gone(client)
 
@@ -431,9 +525,46 @@ class ControlServer:
         else:
             self._ledger.clients.delete(client.prefix)
         self._leases.client_died(client)
-        self._on_driver_gone(client)
+        self._router.client_died(client)
+        if client.remote:
+            self.client_died(client)
+        else:
+            self._on_driver_gone(client)
 
     # ------------------------------------------------------------ questions
+
+    async def explain(self, id_: bytes) -> dict[str, Any]:
+        """What the client that made this id says of it. Raises Refusal."""
+        client = self.clients.get(ids.prefix_of(id_))
+        if client is None:
+            return {"kind": "owner_gone", "reason": "the process that made it has ended"}
+        if client.session is None or not client.told:
+            return {"kind": "owner_away", "reason": f"the process that made it (pid {client.pid}) is not connected now"}
+        self._explain_number += 1
+        future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._explaining[self._explain_number] = future
+        client.send(m.Explain(self._explain_number, id_))
+        try:
+            return await asyncio.wait_for(future, EXPLAIN_SECONDS)
+        except TimeoutError:
+            return {
+                "kind": "owner_busy",
+                "reason": f"the process that made it (pid {client.pid}) does not answer within "
+                f"{EXPLAIN_SECONDS * 1000:g} ms: it is busy in code that holds Python's lock, or stopped",
+            }
+        finally:
+            del self._explaining[self._explain_number]
+
+    def _on_explained(self, client: Client, message: m.Explained, payload: Any) -> None:
+        future = self._explaining.get(message.request)
+        if future is not None and not future.done():
+            future.set_result(json.loads(bytes(payload)))
+
+    def retell(self) -> None:
+        """The head has lost what clients had told it."""
+        for client in self.clients.values():
+            if client.kind in ("driver", "worker"):
+                client.send(m.Retell())
 
     def _ask(self, session: Session, message: m.Ask, payload: Any) -> None:
         question = self._questions.get(message.what)
@@ -446,7 +577,7 @@ class ControlServer:
                 if not isinstance(arguments, dict):
                     raise Refusal(f"the arguments of {message.what!r} are no JSON object")
                 value, ok = await question(session.client, arguments), True
-            except (Refusal, UnicodeDecodeError, json.JSONDecodeError) as refusal:
+            except ValueError as refusal:  # also what is no JSON
                 value, ok = str(refusal), False
             except Exception as error:  # whoever asks waits for an answer, whatever it is
                 log.exception("the question %r cannot be answered", message.what)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from noded.node.capacity import Capacity, Share, bundle_of
+from noded.node.capacity import Bundles, Capacity, Share, bundle_of
 from noded.node.session import Client
 from noded.node.workers import Worker, WorkerPool
 from noded.policy import fairness
+from noded.policy.where import refuse
 from noded.resources import UNIT
 from noded.wire import messages as m
 
@@ -32,6 +35,8 @@ _GROUPS_REMEMBERED = 100_000
 _BUNDLE_SIZE = 40
 _NAMES_SIZE = 1400
 """Bytes of names of resources, with those of their bundles, that have room in a worker's record."""
+_PATIENCE = 0.02
+"""Another node's demand that cannot be served in so many seconds goes back there."""
 _GIVE_UP = 1.0
 """What can never fit is refused after this many seconds."""
 
@@ -45,6 +50,12 @@ class Demand:
     definition: m.ClassDef
     count: int = 0
     since: float = 0.0
+    until: float = math.inf
+    """Of another node's client: what cannot be served by then goes back."""
+    permits: int = 0
+    """Of one that is to be spread: so many may be served here."""
+    why: tuple[str, str] = ("", "")
+    """The policy's last word on why it waits."""
 
     @property
     def resources(self) -> dict[str, int]:
@@ -95,6 +106,8 @@ class ActorLease:
     on_never: Callable[[str, str], None]
     where: m.Place = m.ANYWHERE
     env: str = ""
+    until: float = math.inf
+    """When it goes back to the head, if it has not been placed by then."""
     share: Share = _NOTHING
     worker: Worker | None = None
     blocked: bool = False
@@ -112,10 +125,10 @@ class ActorLease:
 
 @dataclass(eq=False)
 class GroupLease:
-    """A placement group that waits for its resources."""
+    """Bundles of a placement group that wait for their resources."""
 
     id: bytes
-    bundles: list[dict[str, int]]
+    bundles: Bundles
     strategy: str
     job: str
     on_created: Callable[[], None]
@@ -123,10 +136,11 @@ class GroupLease:
     resources: dict[str, int] = field(default_factory=dict)
     where: m.Place = m.ANYWHERE
     infeasible: bool = False
+    attempt: int = 0
     since: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        for bundle in self.bundles:
+        for bundle in self.bundles.values():
             for name, amount in bundle.items():
                 self.resources[name] = self.resources.get(name, 0) + amount
 
@@ -142,8 +156,26 @@ def _too_long(resources: dict[str, int]) -> str:
     return f"the names of the {len(resources)} resources that it asks for are too long together: use fewer"
 
 
+class Router(Protocol):
+    """Other nodes, for demands that find no room here (``lease_router.py``)."""
+
+    @property
+    def alone(self) -> bool:
+        """There are no others."""
+
+    def route(self, demands: Iterable[Demand], now: float) -> None: ...
+
+    def demand_changed(self, client: Client, cls: int, count: int) -> None: ...
+
+    def send_back(self, demand: Demand) -> None: ...
+
+
 class Leases:
-    """Needs ``pool`` set before use. ``refuse_place(place)`` says why nothing may run there on this node, or ""."""
+    """Needs ``pool`` and ``router`` set before use. ``refuse_place(place)`` says why nothing may run there on this node,
+    or "".
+    """
+
+    give_up = _GIVE_UP
 
     def __init__(
         self,
@@ -154,6 +186,9 @@ class Leases:
     ):
         self.capacity = capacity
         self.pool: WorkerPool
+        self.router: Router
+        self.draining = False
+        """Nothing new is taken."""
         self.leases: dict[int, Lease] = {}
         self.demands: dict[tuple[bytes, int], Demand] = {}
         self.actors: list[ActorLease] = []
@@ -185,8 +220,12 @@ class Leases:
     def on_class(self, client: Client, message: m.ClassDef) -> None:
         self._classes[client.prefix, message.cls] = message
 
+    def class_of(self, client: Client, cls: int) -> m.ClassDef | None:
+        return self._classes.get((client.prefix, cls))
+
     def on_demand(self, client: Client, message: m.Demand) -> None:
         key = client.prefix, message.cls
+        self.router.demand_changed(client, message.cls, message.count)
         demand = self.demands.get(key)
         if demand is None:
             if not message.count:
@@ -204,9 +243,31 @@ class Leases:
         if message.count and not demand.count:
             demand.since = time.monotonic()
         demand.count = message.count
+        demand.until = math.inf if message.wait else time.monotonic() + _PATIENCE
         if not demand.count:
             del self.demands[key]
         self.kick()
+
+    def granted_elsewhere(self, client: Client, cls: int) -> None:
+        """Another node has served one of these."""
+        demand = self.demands.get((client.prefix, cls))
+        if demand is not None:
+            demand.count -= 1
+            demand.since = time.monotonic()
+            if demand.count <= 0:
+                del self.demands[client.prefix, cls]
+            self.router.demand_changed(client, cls, max(0, demand.count))
+            self.kick()
+
+    def forget_demand(self, client: Client, cls: int) -> None:
+        self.demands.pop((client.prefix, cls), None)
+
+    def forget_demands(self, client: Client) -> None:
+        for key in [key for key in self.demands if key[0] == client.prefix]:
+            del self.demands[key]
+
+    def refuse_demand(self, demand: Demand, reason: str, kind: str = "never") -> None:
+        self._refuse(demand, reason, kind)
 
     def request_actor(self, actor: ActorLease) -> None:
         if reason := _too_long(actor.wants):
@@ -235,6 +296,9 @@ class Leases:
             ]
             if not waiting:
                 return
+            everybody = waiting
+            if not self.router.alone or self.draining:
+                waiting = [w for w in waiting if self._may_start(w)]
             shares = [self.capacity.fit(w.resources, w.where) for w in waiting]
             requests = [
                 fairness.Request(share.resources, self._turns.get(w.job, 0), w.since, tuple(self._lacking(w, share)))
@@ -242,10 +306,31 @@ class Leases:
             ]
             index = fairness.pick(requests, now)
             if index is None:
-                self._serve_the_rest(waiting, shares, now)
+                self._serve_the_rest(everybody, waiting, shares, now)
                 return
             self._start(waiting[index], shares[index], now)
         self.kick()  # there may be more: after the loop has done what else is due
+
+    def could_run(self, waiting: Waiting) -> bool:
+        """Here, if less were in use."""
+        where = waiting.where
+        if where.group:
+            return where.group in self.capacity.groups
+        if isinstance(waiting, GroupLease):
+            return not self.capacity.never_for_group(waiting.bundles, waiting.resources)
+        return not self._refuse_place(where) and not self.capacity.never(waiting.resources, where)
+
+    def _may_start(self, waiting: Waiting) -> bool:
+        """Beside other nodes: what this one never could serve must not keep anything from those that it can."""
+        if self.draining and not waiting.where.group:
+            return False
+        if isinstance(waiting, Demand) and waiting.where.spread and waiting.client.kind != "guest":
+            return waiting.permits > 0
+        return self.could_run(waiting)
+
+    def refuse_elsewhere(self, where: m.Place, node_id: str, labels: dict[str, str]) -> str:
+        """Why it may not run on that other node."""
+        return refuse(where, node_id, labels)
 
     def _lacking(self, waiting: Waiting, share: Share) -> list[str]:
         where = waiting.where
@@ -274,7 +359,7 @@ class Leases:
         self._turns[waiting.job] = self._turn
         if isinstance(waiting, GroupLease):
             self.groups.remove(waiting)
-            self.capacity.open_group(waiting.id, waiting.bundles)
+            self.capacity.open_group(waiting.id, waiting.bundles, waiting.attempt)
             waiting.on_created()
             return
         if isinstance(waiting, ActorLease):
@@ -285,8 +370,11 @@ class Leases:
             return
         waiting.count -= 1
         waiting.since = now
+        waiting.permits = max(0, waiting.permits - 1)
         if not waiting.count:
             self.demands.pop((waiting.client.prefix, waiting.cls), None)
+        if not self.router.alone:
+            self.router.demand_changed(waiting.client, waiting.cls, waiting.count)
         self._next += 1
         lease = Lease(self._next, waiting.client, waiting.cls, waiting.where)
         self.leases[lease.id] = lease
@@ -300,14 +388,33 @@ class Leases:
         where = m.Place(group=actor.where.group, bundle=placed.bundle) if placed.bundle >= 0 else actor.where
         return self.capacity.fit(actor.wants, where)
 
-    def _serve_the_rest(self, waiting: list[Waiting], shares: list[Share], now: float) -> None:
-        """Nothing fits now: refuse what never will, ask for leases back, look again soon."""
-        for one in waiting:
-            if now - one.since > _GIVE_UP or one.where.group in self._gone_groups:
-                self._refuse_hopeless(one)
+    def _serve_the_rest(
+        self, everybody: list[Waiting], waiting: list[Waiting], shares: list[Share], now: float
+    ) -> None:
+        """Nothing fits now: refuse what never will, send away what others can serve, ask for leases back, look again
+        soon.
+        """
+        if self.router.alone:
+            for one in everybody:
+                if now - one.since > _GIVE_UP or one.where.group in self._gone_groups:
+                    self._refuse_hopeless(one)
+        else:
+            for one in everybody:
+                if one.where.group in self._gone_groups:
+                    self._refuse(one, "its placement group was removed", "removed")
+                elif isinstance(one, (Demand, ActorLease)) and one.until <= now:
+                    self._send_back(one)
+            self.router.route([d for d in everybody if isinstance(d, Demand)], now)
         self._recall(waiting, shares, now)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_SLICE, self._look_again)
+
+    def _send_back(self, one: Demand | ActorLease) -> None:
+        if isinstance(one, Demand):
+            self.demands.pop((one.client.prefix, one.cls), None)
+            self.router.send_back(one)
+        else:
+            self._refuse(one, "there is no room for it now", "full")
 
     def _look_again(self) -> None:
         self._timer = None
@@ -498,22 +605,29 @@ class Leases:
     def reserve_group(
         self,
         id: bytes,
-        bundles: list[dict[str, int]],
+        bundles: Bundles,
         strategy: str,
         job: str,
         on_created: Callable[[], None],
         on_infeasible: Callable[[str], None],
+        *,
+        attempt: int = 0,
+        wait: bool = True,
     ) -> None:
-        """Wait for a group's resources; ``on_infeasible(reason)`` while there is no node that could ever have them."""
-        group = GroupLease(id, bundles, strategy, job, on_created, on_infeasible)
+        """Wait for a group's resources; ``on_infeasible(reason)`` while this node could never have them, or, without
+        ``wait``, when they are not free now.
+        """
+        group = GroupLease(id, bundles, strategy, job, on_created, on_infeasible, attempt=attempt)
         self.groups.append(group)
-        if strategy == "STRICT_SPREAD" and len(bundles) > 1:
-            group.infeasible = True
-            on_infeasible(f"STRICT_SPREAD needs {len(bundles)} nodes, one for each bundle, and there is one")
-        elif not self._contended(group):
+        if not wait or not self._contended(group):
             share = self.capacity.fit(group.resources, group.where)
-            if not self._lacking(group, share):  # no need to go through the queue
+            lacking = self._lacking(group, share)
+            if not lacking:  # no need to go through the queue
                 self._start(group, share, time.monotonic())
+                return
+            if not wait:
+                self.groups.remove(group)
+                on_infeasible(f"not free now: {', '.join(lacking)}")
                 return
         self.kick()
 
@@ -524,16 +638,19 @@ class Leases:
         others: list[Waiting] = [*self.groups, *self.actors, *self.demands.values()]
         return any(not group.resources.keys().isdisjoint(w.resources) for w in others if w is not group)
 
-    def release_group(self, id: bytes, on_released: Callable[[], None]) -> None:
-        """End what runs in the group; ``on_released()`` when its resources are the node's again."""
+    def release_group(self, id: bytes, on_released: Callable[[], None], *, removed: bool = True) -> None:
+        """End what runs in the group; ``on_released()`` when its resources are the node's again. Unless it is
+        ``removed`` it lives on, on other nodes.
+        """
         for group in [g for g in self.groups if g.id == id]:
             self.groups.remove(group)
-        self._gone_groups[id] = None
-        if len(self._gone_groups) > _GROUPS_REMEMBERED:
-            del self._gone_groups[next(iter(self._gone_groups))]
+        if removed:
+            self._gone_groups[id] = None
+            if len(self._gone_groups) > _GROUPS_REMEMBERED:
+                del self._gone_groups[next(iter(self._gone_groups))]
         everybody: list[Waiting] = [*self.actors, *self.demands.values()]
         for waiting in everybody:
-            if waiting.where.group == id:
+            if removed and waiting.where.group == id:
                 self._refuse(waiting, "its placement group was removed", "removed")
         if id not in self.capacity.groups:
             on_released()
@@ -550,10 +667,6 @@ class Leases:
                 self._drop(held)
                 held.client.send(m.Unschedulable(held.cls, "its placement group was removed", "removed"))
         self._close_if_empty(id)
-
-    def restore_group(self, id: bytes, bundles: list[dict[str, int]], strategy: str) -> None:
-        """After a daemon restart, before the leases: the group has its resources."""
-        self.capacity.restore_group(id, bundles)
 
     def _in_group(self, id_: bytes) -> list[Lease | ActorLease]:
         everybody: list[Lease | ActorLease] = [*self.leases.values(), *self._placed]

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Final
 from zlib import crc32
 
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 
 _MAGIC = b"NODEDLGR"
 _PAGE = 4096
@@ -31,7 +31,7 @@ _TABLES = (
     ("workers", 8192, 2048),
     ("regions", 65536, 64),
     ("node", 16, 8192),
-    ("bundles", 2048, 1024),
+    ("bundles", 8192, 1024),
 )
 _SIZE = _PAGE + sum(slots * slot_size for _, slots, slot_size in _TABLES)
 

@@ -3,8 +3,9 @@
 An acceptor thread owns the listening socket, so that a busy loop neither refuses nor delays anybody: it
 answers /healthz itself with the age of the loop's last turn (`beat`), takes noded connections through the
 handshake, and holds an HTTP connection until the head of its first request is complete. Who has not come that
-far is bounded: 256 connections, 5 seconds and 4 KB each; further ones wait in the kernel's backlog. Not here:
-HTTP (`http/`), the control protocol, TLS. See docs/architecture.md, section 10.
+far is bounded: 256 connections, 5 seconds and 4 KB each; further ones wait in the kernel's backlog. With TLS
+there is nothing else: a connection gets a tunnel, whose plain end is then a guest like any other. Not here:
+HTTP (`http/`), the control protocol, TLS itself (`wire/tls.py`). See docs/architecture.md, section 10.
 """
 
 from __future__ import annotations
@@ -21,9 +22,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from noded.wire.dial import set_options
 from noded.wire.handshake import HandshakeError, ServerHandshake
+
+if TYPE_CHECKING:
+    import ssl
+
+    from noded.wire.tls import Tunnel
 
 MAX_GUESTS = 256
 GUEST_SECONDS = 5.0
@@ -39,6 +46,10 @@ _SECONDS_BETWEEN_LOGS = 10.0
 _METHODS = tuple(method + b" " for method in b"GET HEAD POST PUT DELETE PATCH OPTIONS".split())
 _PREAMBLE = b"noded/"
 _TLS_RECORD = b"\x16"
+_NO_TLS_HERE = "it speaks TLS, which is not configured here: use http:// or noded's own protocol"
+_TLS_REQUIRED = (
+    "it does not speak TLS, which this node requires: use https://, or give --tls-cert, --tls-key and --tls-ca there"
+)
 _HEAD_END = b"\r\n\r\n"
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -58,13 +69,23 @@ class PortInUse(ListenError):
 
 
 class Listener:
-    """Callbacks run in the loop's thread and own the (non-blocking) socket from then on."""
+    """Callbacks run in the loop's thread and own the (non-blocking) socket from then on. With `tls`, noded's own
+    protocol needs a certificate that the cluster's CA signed; HTTP does not.
+    """
 
-    def __init__(self, sock: socket.socket, token: bytes, on_http: OnHttp, on_control: OnControl) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        token: bytes,
+        on_http: OnHttp,
+        on_control: OnControl,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._sock = sock
         self._token = token
         self._on_http = on_http
         self._on_control = on_control
+        self._tls = tls
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._wake_fd = -1
@@ -156,7 +177,7 @@ class Listener:
             if not self._has_room():
                 break
             try:
-                sock, _ = self._sock.accept()
+                sock, address = self._sock.accept()
             except BlockingIOError:
                 break
             except OSError as error:
@@ -165,9 +186,8 @@ class Listener:
                 self._refusals.warn(f"cannot accept connections: {error}; raise the limit of open files")
                 return False
             sock.setblocking(False)
-            with suppress(OSError):  # it may be gone already, which reading will tell
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._guests[sock.fileno()] = _Guest(sock, time.monotonic() + GUEST_SECONDS)
+            set_options(sock)
+            self._guests[sock.fileno()] = _Guest(sock, address, time.monotonic() + GUEST_SECONDS)
             poll.register(sock, select.EPOLLIN)
         return True
 
@@ -179,21 +199,47 @@ class Listener:
         except OSError:
             chunk = b""
         if not chunk:
-            return self._end(poll, guest)
+            return self._on_end(poll, guest)
         guest.data += chunk
+        if self._tls is not None and guest.tunnel is None:
+            return self._on_outer(poll, guest, self._tls)
         kind = "noded" if guest.handshake else kind_of(guest.data)
         if kind == "http":
             self._on_request(poll, guest)
+        elif kind == "noded" and guest.tunnel is not None and not guest.tunnel.certified:
+            self._refuse(poll, guest, "it gave no certificate that the cluster's CA signed")
         elif kind == "noded":
             self._on_handshake(poll, guest, chunk)
-        elif kind == "tls":
-            self._refuse(
-                poll,
-                guest,
-                "it speaks TLS, which is not configured here: use http:// or noded's own protocol",
-            )
-        elif kind == "unknown":
+        elif kind == "tls" and guest.tunnel is None:
+            self._refuse(poll, guest, _NO_TLS_HERE)
+        elif kind in ("unknown", "tls"):
             self._refuse(poll, guest, f"its first bytes {bytes(guest.data[:16])!r} are neither HTTP nor noded")
+
+    def _on_end(self, poll: select.epoll, guest: _Guest) -> None:
+        if guest.tunnel is not None and guest.tunnel.failure:
+            self._refuse(poll, guest, f"TLS failed: {guest.tunnel.failure}")
+        else:
+            self._end(poll, guest)
+
+    def _on_outer(self, poll: select.epoll, guest: _Guest, context: ssl.SSLContext) -> None:
+        """The first bytes, where TLS is required: from here on the plain end of a tunnel is the guest."""
+        from noded.wire.tls import tunnel  # only where it is used: it brings in OpenSSL
+
+        if kind_of(guest.data) != "tls":
+            return self._refuse(poll, guest, _TLS_REQUIRED)
+        fd = guest.sock.fileno()
+        poll.unregister(fd)
+        try:
+            inner = tunnel(guest.sock, context, server_side=True, initial=bytes(guest.data))
+        except OSError as error:
+            del self._guests[fd]
+            self._refusals.warn(f"closed the connection from {guest.peer()}: no TLS for it: {error}")
+            return
+        guest.sock, guest.tunnel = inner, inner.tunnel
+        guest.data.clear()
+        # In its place, as they are in order of their deadlines.
+        self._guests = {(inner.fileno() if each is guest else at): each for at, each in self._guests.items()}
+        poll.register(inner, select.EPOLLIN)
 
     def _on_request(self, poll: select.epoll, guest: _Guest) -> None:
         if _HEAD_END in guest.data:
@@ -267,11 +313,13 @@ class Listener:
 class _Guest:
     """A connection that has not yet shown what it is."""
 
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
+    def __init__(self, sock: socket.socket, address: Any, deadline: float) -> None:
         self.sock = sock
+        self.address = address
         self.deadline = deadline
         self.data = bytearray()
         self.handshake: ServerHandshake | None = None
+        self.tunnel: Tunnel | None = None
 
     def send(self, data: bytes) -> bool:
         """A few bytes, which a fresh connection's buffer has room for; False when it is broken."""
@@ -281,10 +329,7 @@ class _Guest:
             return False
 
     def peer(self) -> str:
-        with suppress(OSError):
-            address = self.sock.getpeername()
-            return f"{address[0]} port {address[1]}"
-        return "a peer that is gone"
+        return f"{self.address[0]} port {self.address[1]}"
 
 
 class _SparseLog:

@@ -1,8 +1,9 @@
 """The node's objects: who holds which id, and the regions of the arena they lie in.
 
 Values are never read here, only the ids of refs inside them. An entry is freed when nobody holds it and no
-living object contains it, and no client is left that has not re-told its holds after a daemon restart. See
-``docs/architecture.md`` section 6.
+living object contains it, and no client is left that has not re-told its holds after a daemon restart. Of an object
+whose home is another node the home decides: what is held here is held there by this node (``Elsewhere``), and a result
+that was made here stays until the home says that it is dropped. See ``docs/architecture.md`` section 6.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from noded import ids
 from noded.node.ledger import Ledger
@@ -34,12 +36,72 @@ MAKERS_SECONDS = 10.0
 """After the node started over: how long a maker that is not there yet may take to come back."""
 FULL_SECONDS = 10.0
 """A put that finds no room waits this long for some."""
+_INLINE = 100 << 10
+"""Values up to this many bytes travel inside messages."""
+_OWN_SLAB = 4 << 20
+
+
+class Away:
+    """What is known of an object that concerns other nodes as well."""
+
+    __slots__ = ("asking", "cached", "held_there", "lost", "nodes", "pinned", "pulling", "size", "used", "watching")
+
+    def __init__(self) -> None:
+        self.nodes: dict[int, int] = {}
+        """At its home: the nodes that have a copy, with how many others were sent there for it; see ``partial``."""
+        self.size = 0
+        self.asking: set[int] = set()
+        """At its home: nodes that are to be told when it is there."""
+        self.watching: set[bytes] | None = None
+        """Clients that want to know where it is, and do not want it here."""
+        self.held_there = False
+        """Elsewhere: this node counts as a holder at its home."""
+        self.pinned = False
+        """Elsewhere: it was made here, and its home has not dropped it."""
+        self.cached = False
+        """Elsewhere: a copy that may go when there is no room."""
+        self.used = 0.0
+        self.pulling = False
+        self.lost = ""
+        """Why it cannot be had any more: the nodes that had it are dead."""
+
+
+class Elsewhere(Protocol):
+    """The other nodes, as far as objects go (``directory.py``)."""
+
+    def hold(self, id_: bytes, on: bool) -> None:
+        """This node holds an object whose home is another node, or does not any more."""
+
+    def copy(self, id_: bytes, size: int) -> None:
+        """Such an object lies here now."""
+
+    def uncopy(self, id_: bytes) -> None: ...
+
+    def want(self, id_: bytes) -> None:
+        """Somebody here waits for such an object; answered by ``on_found`` or ``on_not_found``."""
+
+    def pull(self, id_: bytes, size: int, nodes: list[int]) -> None:
+        """Bring it here; answered by ``pulled`` or ``pull_failed``."""
+
+    def found(self, node: int, entry: Entry) -> None:
+        """Tell a node, which has asked, where this object of ours is."""
+
+    def not_found(self, node: int, id_: bytes, kind: str, reason: str) -> None: ...
+
+    def dropped(self, id_: bytes, nodes: Iterable[int]) -> None:
+        """Nobody needs this object of ours any more: these nodes are to forget their copies."""
+
+    def was_dropped(self, id_: bytes, node: int) -> bool:
+        """That node was told so, and has not answered."""
+
+    def hurry(self, receiver: bytes, seq: int) -> None:
+        """Answered with ``has_read`` when this client of another node was read so far and what it told is known."""
 
 
 class Entry:
     """What is known of an id: a place when sealed, else who waits for it."""
 
-    __slots__ = ("containers", "copies", "holders", "id", "nested", "offset", "size", "waiting")
+    __slots__ = ("away", "containers", "copies", "holders", "id", "nested", "offset", "size", "waiting")
 
     def __init__(self, id_: bytes):
         self.id = id_
@@ -52,6 +114,7 @@ class Entry:
         self.containers = 0
         self.nested: list[bytes] = []
         self.waiting: set[bytes] | None = None
+        self.away: Away | None = None
 
 
 @dataclass(eq=False)
@@ -79,7 +142,19 @@ class _Want:
     client: Client
     message: m.RegionWant
     since: float
-    start: int = -1
+    own: Callable[[Region], None] | None = None
+    """The daemon itself wants it."""
+    failed: Callable[[str], None] | None = None
+
+    @property
+    def waits(self) -> bool:
+        return self.own is not None or (self.client.session is not None and not self.client.detached)
+
+    def fail(self, reason: str) -> None:
+        if self.failed is not None:
+            self.failed(reason)
+        else:
+            self.client.send(m.RegionFailed(self.message.request, reason))
 
 
 @dataclass
@@ -106,11 +181,21 @@ class _Cold:
 
 
 class ObjectStore:
-    """``on_actor_free(id)`` is told when nobody holds an actor any more."""
+    """``on_actor_free(id)`` is told when nobody holds an actor any more. ``node``: this node's number."""
 
     def __init__(
-        self, arena: shm.Arena, ledger: Ledger, clients: dict[bytes, Client], on_actor_free: Callable[[bytes], None]
+        self,
+        arena: shm.Arena,
+        ledger: Ledger,
+        clients: dict[bytes, Client],
+        on_actor_free: Callable[[bytes], None],
+        node: int,
     ):
+        self.elsewhere: Elsewhere
+        self.node = node
+        self._own = ids.node_prefix(node)[: ids.NODE_SIZE]
+        self._own_slab: tuple[Region, int] | None = None
+        """Where this daemon puts small copies, and how far it is used."""
         self.arena = arena
         self.entries: dict[bytes, Entry] = {}
         self.recovering: set[bytes] = set()
@@ -134,6 +219,9 @@ class ObjectStore:
         self._cold = _Cold([(0, arena.size)])
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_change = time.monotonic()
+        self._evicting = False
+        self._daemon = Client(ids.node_prefix(node), "daemon", 0, 0)
+        """The writer of copies; no client of ours, so that after a restart its regions are closed ones."""
 
     # ------------------------------------------------------------ holds
 
@@ -144,10 +232,13 @@ class ObjectStore:
         return found
 
     def on_refs(self, client: Client, message: m.Refs) -> None:
-        held, prefix = client.held, client.prefix
+        held, prefix, own = client.held, client.prefix, self._own
         for id_, generation in message.holds:
             held[id_] = generation
-            self.entry(id_).holders.add(prefix)
+            found = self.entry(id_)
+            found.holders.add(prefix)
+            if not id_.startswith(own):
+                self._hold_there(found)
         for id_, generation in message.releases:
             self._release(client, id_, generation)
         for id_, generation, receiver, seq in message.after:
@@ -158,6 +249,10 @@ class ObjectStore:
     def _release_after(self, client: Client, id_: bytes, generation: int, receivers: _Receivers) -> None:
         """Release when all of them have been read so far; of one that has not re-told, that is at its Told."""
         for at, (receiver, seq) in enumerate(receivers):
+            if not receiver.startswith(self._own):
+                self._after[receiver].append((seq, client.prefix, id_, generation, receivers[at + 1 :]))
+                self.elsewhere.hurry(receiver, seq)
+                return
             other = self._clients.get(receiver)
             if other is not None and (not other.told or other.seq < seq):
                 due = seq if other.told else 0
@@ -188,6 +283,18 @@ class ObjectStore:
                     del self._after[client.prefix]
                 self._apply_after(due)
 
+    def has_read(self, receiver: bytes, seq: int) -> None:
+        """A client of another node was read so far, or is dead (then ``seq`` is above all)."""
+        waiting = self._after.pop(receiver, [])
+        rest = [w for w in waiting if w[0] > seq]
+        if rest:
+            self._after[receiver] = rest
+        self._apply_after([w for w in waiting if w[0] <= seq])
+
+    def unread(self) -> list[tuple[bytes, int]]:
+        """Clients of other nodes that releases wait for, and how far."""
+        return [(r, max(w[0] for w in ws)) for r, ws in self._after.items() if ws and not r.startswith(self._own)]
+
     def _apply_after(self, due: Iterable[tuple[int, bytes, bytes, int, _Receivers]]) -> None:
         for _, releaser, id_, generation, others in due:
             client = self._clients.get(releaser)
@@ -197,7 +304,10 @@ class ObjectStore:
     def hold_for_fork(self, token: bytes, held: list[bytes]) -> None:
         """A pseudo-client that stands for the forked children of one."""
         for id_ in held:
-            self.entry(id_).holders.add(token)
+            found = self.entry(id_)
+            found.holders.add(token)
+            if not id_.startswith(self._own):
+                self._hold_there(found)
 
     def drop_holder(self, token: bytes, held: Iterable[bytes]) -> None:
         for id_ in list(held):
@@ -221,18 +331,38 @@ class ObjectStore:
             while self._unfreed:
                 found = self.entries.get(self._unfreed.pop())
                 if found is not None and not found.holders and not found.containers:
-                    self._free(found)
+                    if found.away is None or self._let_go(found):
+                        self._free(found)
         finally:
             self._freeing = False
+
+    def _let_go(self, entry: Entry) -> bool:
+        """Nobody here needs an object that concerns other nodes: True when nothing keeps it here."""
+        away = entry.away
+        assert away is not None
+        if entry.id.startswith(self._own):
+            if away.nodes:
+                self.elsewhere.dropped(entry.id, list(away.nodes))
+            return True
+        if away.held_there:
+            away.held_there = False
+            self.elsewhere.hold(entry.id, False)
+        if entry.offset >= 0 and (away.pinned or away.cached):
+            away.used = time.monotonic()
+            return False
+        return not away.pulling
 
     def _free(self, entry: Entry) -> None:
         del self.entries[entry.id]
         if ids.is_actor_id(entry.id):
-            self._on_actor_free(entry.id)
+            if entry.id.startswith(self._own):
+                self._on_actor_free(entry.id)
             return
         if entry.offset < 0:
             return
         self.ready_count -= 1
+        if not entry.id.startswith(self._own):
+            self.elsewhere.uncopy(entry.id)
         for offset in (entry.offset, *entry.copies):
             self.arena.mark_freed(offset)
             region = self._region_at(offset)
@@ -273,22 +403,51 @@ class ObjectStore:
             region.live += 1
         nested = self._ids_in(header)
         for id_ in nested:
-            self.entry(id_).containers += 1
+            inner = self.entry(id_)
+            inner.containers += 1
+            if not id_.startswith(self._own):
+                self._hold_there(inner)
         if entry.offset >= 0:
             entry.copies.append(header.offset)
             entry.nested = entry.nested + nested
             return
         entry.offset, entry.size, entry.nested = header.offset, header.size, nested
         self.ready_count += 1
-        owner = self._clients.get(ids.prefix_of(header.id))
-        if owner is not None:
-            owner.held.setdefault(header.id, 0)
-            entry.holders.add(owner.prefix)
+        if not header.id.startswith(self._own):
+            self._adopted_guest(entry, region)
+        elif entry.away is None or not entry.away.nodes:  # else its maker has been told, and counted, before
+            owner = self._clients.get(ids.prefix_of(header.id))
+            if owner is not None:
+                owner.held.setdefault(header.id, 0)
+                entry.holders.add(owner.prefix)
+        self._tell_ready(entry)
+        self._maybe_free(entry)
+
+    def _tell_ready(self, entry: Entry) -> None:
+        """The value is here: tell who waits for it, here and elsewhere."""
         waiting, entry.waiting = entry.waiting, None
         for prefix in waiting or ():
             if (waiter := self._clients.get(prefix)) is not None:
-                waiter.send(m.Ready([(header.id, header.offset + shm.HEADER_SIZE, header.size)]))
-        self._maybe_free(entry)
+                self._send_ready(waiter, [entry])
+        away = entry.away
+        if away is None:
+            return
+        watching, away.watching = away.watching, None
+        for prefix in watching or ():
+            if (waiter := self._clients.get(prefix)) is not None:
+                self._send_ready(waiter, [entry])
+        asking, away.asking = away.asking, set()
+        for node in asking:
+            self.elsewhere.found(node, entry)
+
+    def _send_ready(self, client: Client, entries: list[Entry]) -> None:
+        if not client.remote:
+            client.send(m.Ready([(e.id, e.offset + shm.HEADER_SIZE, e.size) for e in entries]))
+            return
+        for entry in entries:
+            inline = entry.size <= _INLINE
+            payload = bytes(self.arena.view(entry.offset + shm.HEADER_SIZE, entry.size)) if inline else b""
+            client.send(m.Value(entry.id, entry.size, inline), payload)
 
     def _ids_in(self, header: shm.ObjectHeader) -> list[bytes]:
         try:
@@ -302,23 +461,352 @@ class ObjectStore:
             self.entry(id_)
 
     def on_subscribe(self, client: Client, message: m.Subscribe) -> None:
-        ready: list[tuple[bytes, int, int]] = []
+        ready: list[Entry] = []
         for id_ in message.ids:
             entry = self.entry(id_)
             if entry.offset >= 0:
-                ready.append((id_, entry.offset + shm.HEADER_SIZE, entry.size))
+                ready.append(entry)
                 continue
-            if not self._may_come(ids.prefix_of(id_)):
-                client.send(m.Lost(id_, "owner", "the process that was to make it has ended"))
-                continue
+            if id_.startswith(self._own):
+                away = entry.away
+                if away is None or not (away.nodes or away.lost):
+                    if not self._may_come(ids.prefix_of(id_)):
+                        client.send(m.Lost(id_, "owner", "the process that was to make it has ended"))
+                        continue
+                elif away.lost:
+                    client.send(m.Lost(id_, "lost", away.lost))
+                    continue
+                elif not message.pull:
+                    client.send(m.Exists([(id_, away.size, next(iter(away.nodes)))]))
+                    continue
+            self._wait_for(entry, client, message.pull)
+        if ready:
+            self._send_ready(client, ready)
+
+    def _wait_for(self, entry: Entry, client: Client, pull: bool) -> None:
+        away = entry.away
+        foreign = not entry.id.startswith(self._own)
+        if foreign and away is None:
+            away = entry.away = Away()
+        if pull:
             if entry.waiting is None:
                 entry.waiting = set()
             entry.waiting.add(client.prefix)
-        if ready:
-            client.send(m.Ready(ready))
+        else:
+            if away is None:
+                away = entry.away = Away()
+            if away.watching is None:
+                away.watching = set()
+            away.watching.add(client.prefix)
+        if foreign:
+            assert away is not None
+            if not away.pulling:
+                self.elsewhere.want(entry.id)
+        elif pull and away is not None and away.nodes:
+            self._pull(entry, list(away.nodes))
 
     def _may_come(self, maker: bytes) -> bool:
         return maker in self._clients or bool(self.recovering) or time.monotonic() < self._makers_until
+
+    # ------------------------------------------------------------ objects of other homes, at this node
+
+    def _hold_there(self, entry: Entry) -> None:
+        """It is held here now: its home is to know."""
+        if entry.away is None:
+            entry.away = Away()
+        if not entry.away.held_there:
+            entry.away.held_there = True
+            self.elsewhere.hold(entry.id, True)
+
+    def _adopted_guest(self, entry: Entry, region: Region | None) -> None:
+        """The value of an object whose home is elsewhere lies here now: made here, or a copy."""
+        away = entry.away
+        if away is None:
+            away = entry.away = Away()
+        if region is not None and ids.is_node_prefix(region.prefix):
+            away.cached = True
+            away.used = time.monotonic()
+        else:
+            away.pinned = True
+        self.elsewhere.copy(entry.id, entry.size)
+
+    def guests(self, node: int) -> tuple[list[bytes], list[tuple[bytes, int]]]:
+        """For the home with this number, all of its objects: those held here, and those that lie here."""
+        home = ids.node_prefix(node)[: ids.NODE_SIZE]
+        mine = [e for e in self.entries.values() if e.away is not None and e.id.startswith(home)]
+        held = [e.id for e in mine if e.away is not None and e.away.held_there]
+        return held, [(e.id, e.size) for e in mine if e.offset >= 0]
+
+    def wanted(self, node: int) -> list[bytes]:
+        """Those that somebody waits for, of that home."""
+        home = ids.node_prefix(node)[: ids.NODE_SIZE]
+        return [
+            e.id
+            for e in self.entries.values()
+            if e.away is not None
+            and e.id.startswith(home)
+            and e.offset < 0
+            and not e.away.pulling
+            and (e.waiting or e.away.watching)
+        ]
+
+    def on_found(self, id_: bytes, size: int, nodes: list[int], value: bytes | memoryview) -> None:
+        """Its home says where it is, or what."""
+        entry = self.entries.get(id_)
+        if entry is None or entry.away is None or entry.offset >= 0:
+            return
+        away = entry.away
+        if not nodes:
+            if entry.waiting or away.watching:
+                self._copy_in(entry, size, value)
+            return
+        watching, away.watching = away.watching, None
+        for prefix in watching or ():
+            if (watcher := self._clients.get(prefix)) is not None:
+                watcher.send(m.Exists([(id_, size, nodes[0])]))
+        if entry.waiting:
+            away.size = size
+            self._pull(entry, nodes)
+
+    def on_not_found(self, id_: bytes, kind: str, reason: str) -> None:
+        entry = self.entries.get(id_)
+        if entry is not None and entry.offset < 0:
+            self._tell_lost(entry, kind, reason)
+
+    def _tell_lost(self, entry: Entry, kind: str, reason: str) -> None:
+        waiting, entry.waiting = set(entry.waiting or ()), None
+        if entry.away is not None:
+            waiting |= entry.away.watching or set()
+            entry.away.watching = None
+            for node in entry.away.asking:
+                self.elsewhere.not_found(node, entry.id, kind, reason)
+            entry.away.asking = set()
+        for prefix in waiting:
+            if (client := self._clients.get(prefix)) is not None:
+                client.send(m.Lost(entry.id, kind, reason))
+
+    def on_dropped(self, dropped: Iterable[bytes]) -> None:
+        """Their home says that nobody needs these any more."""
+        for id_ in dropped:
+            entry = self.entries.get(id_)
+            if entry is None:
+                self.elsewhere.uncopy(id_)  # it may have forgotten that we have said so
+            elif entry.away is not None:
+                entry.away.pinned = entry.away.cached = False
+                self._maybe_free(entry)
+
+    # ------------------------------------------------------------ pulling
+
+    def _pull(self, entry: Entry, nodes: list[int]) -> None:
+        away = entry.away
+        assert away is not None
+        if not away.pulling:
+            away.pulling = True
+            self.elsewhere.pull(entry.id, away.size, nodes)
+
+    def _copy_in(self, entry: Entry, size: int, value: bytes | memoryview) -> None:
+        """A small value that came in a message."""
+
+        def on_space(offset: int) -> None:
+            self.arena.copy_in(offset + shm.HEADER_SIZE, value)
+            assert entry.away is not None
+            entry.away.pulling = False
+            self.seal_own(offset)
+
+        def on_failure(reason: str) -> None:
+            assert entry.away is not None
+            entry.away.pulling = False
+            self._tell_lost(entry, "full", reason)
+
+        assert entry.away is not None
+        if not entry.away.pulling:
+            entry.away.pulling = True
+            self.allocate_own(entry.id, size, on_space, on_failure)
+
+    def pulled(self, id_: bytes, offset: int) -> None:
+        entry = self.entries.get(id_)
+        if entry is not None and entry.away is not None:
+            entry.away.pulling = False
+        self.seal_own(offset)
+
+    def pull_failed(self, id_: bytes, kind: str, reason: str) -> None:
+        entry = self.entries.get(id_)
+        if entry is not None and entry.away is not None:
+            entry.away.pulling = False
+            self._tell_lost(entry, kind, reason)
+            self._maybe_free(entry)
+
+    def allocate_own(
+        self, id_: bytes, size: int, on_space: Callable[[int], None], on_failure: Callable[[str], None]
+    ) -> None:
+        """Room for an object that this daemon writes: ``on_space(offset of its header)``, where it is begun already."""
+        need = shm.footprint(size)
+        if need <= min(_OWN_SLAB, self.arena.size // 16) // 4:
+            if self._own_slab is not None:
+                region, at = self._own_slab
+                if at + need <= region.offset + region.size:
+                    self._own_slab = region, at + need
+                    self.arena.begin(at, id_, size, region.offset + region.size)
+                    region.live += 1  # until it is sealed or given up
+                    on_space(at)
+                    return
+            blocks = max(1, min(_OWN_SLAB, self.arena.size // 16) // shm.BLOCK)
+            single = False
+        else:
+            blocks, single = -(-need // shm.BLOCK), True
+        if need > self.arena.size:
+            on_failure(f"it has {size} bytes, and the object store of this node {self.arena.size}")
+            return
+        self._wants.append(_Want(self._daemon, m.RegionWant(0, blocks * shm.BLOCK, single), time.monotonic()))
+        want = self._wants[-1]
+
+        def got(region: Region) -> None:
+            at = region.offset
+            self.arena.begin(at, id_, size, region.offset + region.size)
+            region.live += 1
+            if single:
+                region.retired = True
+            else:
+                before, self._own_slab = self._own_slab, (region, at + need)
+                if before is not None:
+                    before[0].retired = True
+                    self._maybe_free_region(before[0])
+            on_space(at)
+
+        want.own = got
+        want.failed = on_failure
+        self._serve_wants()
+
+    def put_for(self, id_: bytes, value: bytes | memoryview) -> None:
+        """A small object of a driver that cannot write here itself."""
+
+        def on_space(offset: int) -> None:
+            self.arena.copy_in(offset + shm.HEADER_SIZE, value)
+            self.seal_own(offset)
+
+        def on_failure(reason: str) -> None:
+            log.error("object %s of a driver elsewhere cannot be stored: %s", id_.hex(), reason)
+            self._tell_lost(self.entry(id_), "full", reason)
+
+        self.allocate_own(id_, len(value), on_space, on_failure)
+
+    def seal_own(self, offset: int) -> None:
+        """What was begun at ``offset`` is written."""
+        self.arena.seal(offset)
+        header = self.arena.header(offset)
+        assert header is not None
+        region = self._region_at(offset)
+        self._adopt(header)
+        self._end_begun(region)
+
+    def give_up_own(self, offset: int) -> None:
+        self.arena.mark_freed(offset)
+        self._end_begun(self._region_at(offset))
+
+    def _end_begun(self, region: Region | None) -> None:
+        if region is not None:
+            region.live -= 1
+            self._maybe_free_region(region)
+
+    def evict(self, blocks: int) -> bool:
+        """Give up copies that nobody here uses, the longest unused first; True when any were."""
+        unused = [
+            e
+            for e in self.entries.values()
+            if e.away is not None and e.away.cached and not e.holders and not e.containers and e.offset >= 0
+        ]
+        unused.sort(key=lambda e: e.away.used if e.away is not None else 0.0)
+        freed = 0
+        for entry in unused:
+            if freed >= blocks * shm.BLOCK:
+                break
+            freed += shm.footprint(entry.size)
+            assert entry.away is not None
+            entry.away.cached = False
+            self._maybe_free(entry)
+        return freed > 0
+
+    # ------------------------------------------------------------ objects of this home, at other nodes
+
+    def on_copies(self, node: int, objects: Iterable[tuple[bytes, int]], gone: Iterable[bytes]) -> None:
+        """Objects whose home is here lie there now, or not any more."""
+        for id_, size in objects:
+            if self.elsewhere.was_dropped(id_, node):
+                continue  # it is told again
+            entry = self.entry(id_)
+            away = entry.away
+            if away is None:
+                away = entry.away = Away()
+            known = bool(away.nodes) or entry.offset >= 0
+            away.nodes.setdefault(node, 0)
+            away.size, away.lost = size, ""
+            if not known:
+                owner = self._clients.get(ids.prefix_of(id_))
+                if owner is not None and owner.may_hold(id_):
+                    owner.held.setdefault(id_, 0)
+                    entry.holders.add(owner.prefix)
+                self._tell_exists(entry)
+            self._maybe_free(entry)
+        for id_ in gone:
+            found = self.entries.get(id_)
+            if found is not None and found.away is not None:
+                found.away.nodes.pop(node, None)
+                self._look_whether_lost(found, "the last copy of it was given up")
+
+    def _tell_exists(self, entry: Entry) -> None:
+        away = entry.away
+        assert away is not None
+        watching, away.watching = away.watching, None
+        for prefix in watching or ():
+            if (watcher := self._clients.get(prefix)) is not None:
+                watcher.send(m.Exists([(entry.id, away.size, next(iter(away.nodes)))]))
+        asking, away.asking = away.asking, set()
+        for node in asking:
+            self.elsewhere.found(node, entry)
+        if entry.waiting:
+            self._pull(entry, list(away.nodes))
+
+    def on_want(self, node: int, wanted: Iterable[bytes]) -> None:
+        """Another node asks for objects whose home is here."""
+        for id_ in wanted:
+            entry = self.entry(id_)
+            away = entry.away
+            if entry.offset >= 0 or (away is not None and away.nodes):
+                self.elsewhere.found(node, entry)
+            elif away is not None and away.lost:
+                self.elsewhere.not_found(node, id_, "lost", away.lost)
+            elif not self._may_come(ids.prefix_of(id_)):
+                self.elsewhere.not_found(node, id_, "owner", "the process that was to make it has ended")
+            else:
+                if away is None:
+                    away = entry.away = Away()
+                away.asking.add(node)
+
+    def _look_whether_lost(self, entry: Entry, reason: str) -> None:
+        away = entry.away
+        if away is None or away.nodes or entry.offset >= 0 or away.lost:
+            return
+        away.lost = reason
+        self._tell_lost(entry, "lost", reason)
+
+    def node_died(self, node: int, reason: str) -> None:
+        """It will not come back as what it was: what it held is free, what it had is gone."""
+        number = ids.node_prefix(node)
+        for receiver in [r for r in self._after if r.startswith(number[: ids.NODE_SIZE])]:
+            self.has_read(receiver, 1 << 62)
+        home = number[: ids.NODE_SIZE]
+        for entry in list(self.entries.values()):
+            away = entry.away
+            if away is None:
+                continue
+            away.asking.discard(node)
+            if entry.id.startswith(home):
+                away.held_there = away.pinned = False
+                if entry.offset < 0 and not away.pulling:
+                    self._tell_lost(entry, "owner", f"the node where it was made is dead: {reason}")
+                self._maybe_free(entry)
+            elif away.nodes.pop(node, None) is not None:
+                self._look_whether_lost(entry, f"the node that had it is dead: {reason}")
 
     def expect_makers(self) -> None:
         """A client of an incarnation before this one is back: the makers of what it waits for may follow it."""
@@ -357,12 +845,21 @@ class ObjectStore:
         """In order of arrival, so that a large request is not starved by small ones."""
         while self._wants:
             want = self._wants[0]
-            if want.client.session is None or want.client.detached:
+            if not want.waits:
                 self._wants.pop(0)  # it asks again when it re-attaches
                 continue
             blocks = -(-want.message.size // shm.BLOCK)
             start = self._allocator.alloc(blocks, want.client.prefix)
+            if start is None and not self._evicting:
+                self._evicting = True  # what becomes free calls us
+                try:
+                    self.evict(blocks)
+                finally:
+                    self._evicting = False
+                start = self._allocator.alloc(blocks, want.client.prefix)
             if start is None:
+                if self._evicting:
+                    return
                 asyncio.get_running_loop().call_later(FULL_SECONDS + 0.01, self._expire_wants)
                 return
             self._wants.pop(0)
@@ -376,15 +873,12 @@ class ObjectStore:
                 kept.append(want)
             else:
                 used = (self._allocator.blocks - self._allocator.free_blocks) * shm.BLOCK
-                want.client.send(
-                    m.RegionFailed(
-                        want.message.request,
-                        f"the object store is full: {used} of {self.arena.size} bytes are in use by "
-                        "objects that are still referenced, and "
-                        f"{want.message.size} more did not become free within {FULL_SECONDS:g} s; "
-                        "drop refs, or start the node with a larger "
-                        f"--object-store-memory. Biggest: {self.biggest()}",
-                    )
+                want.fail(
+                    f"the object store is full: {used} of {self.arena.size} bytes are in use by "
+                    "objects that are still referenced, and "
+                    f"{want.message.size} more did not become free within {FULL_SECONDS:g} s; "
+                    "drop refs, or start the node with a larger "
+                    f"--object-store-memory. Biggest: {self.biggest()}"
                 )
         self._wants = kept
         self._serve_wants()
@@ -408,6 +902,10 @@ class ObjectStore:
         bisect.insort(self._starts, region.start)
 
     def _tell_region(self, want: _Want, region: Region) -> None:
+        if want.own is not None:
+            self.arena.clear(region.offset)
+            want.own(region)
+            return
         if want.client.detached:  # it will not write any more, nor give it back
             region.retired = True
             self._maybe_free_region(region)
@@ -431,11 +929,7 @@ class ObjectStore:
             except OSError as error:
                 for a, b in ranges:
                     self._cold.add(a, b)
-                want.client.send(
-                    m.RegionFailed(
-                        want.message.request, f"no memory for {region.size} bytes of the object store: {error}"
-                    )
-                )
+                want.fail(f"no memory for {region.size} bytes of the object store: {error}")
                 region.retired = True
                 self._maybe_free_region(region)
                 return
@@ -501,16 +995,11 @@ class ObjectStore:
         for entry in list(self.entries.values()):
             if (
                 entry.offset < 0
-                and entry.waiting
                 and ids.prefix_of(entry.id) == prefix
                 and not ids.is_actor_id(entry.id)
+                and not (entry.away is not None and entry.away.nodes)
             ):
-                waiting, entry.waiting = entry.waiting, None
-                for waiter in waiting:
-                    if (found := self._clients.get(waiter)) is not None:
-                        found.send(
-                            m.Lost(entry.id, "owner", "the process that was to make it ended before it was there")
-                        )
+                self._tell_lost(entry, "owner", "the process that was to make it ended before it was there")
         self.settle()
 
     # ------------------------------------------------------------ daemon restart
@@ -544,6 +1033,8 @@ class ObjectStore:
             if entry.offset >= 0:
                 client.held.setdefault(entry.id, 0)
                 entry.holders.add(client.prefix)
+                if not entry.id.startswith(self._own):
+                    self._hold_there(entry)
 
     def await_holders(self, id_: bytes) -> None:
         """An actor of before the restart: if nobody tells that it holds it, it has been dropped meanwhile."""
@@ -571,6 +1062,17 @@ class ObjectStore:
         self.recovering.discard(own)
         self.settle()
 
+    def recovering_own(self) -> bool:
+        """A client of this node has not told yet what it holds."""
+        return any(p.startswith(self._own) and not ids.is_node_prefix(p) for p in self.recovering)
+
+    def peer_told(self, client: Client, snapshot: set[bytes]) -> None:
+        """The holds of another node's clients are exactly ``snapshot``."""
+        for id_ in [i for i in client.held if i not in snapshot]:
+            self._release(client, id_, client.held[id_])
+        self.recovering.discard(client.prefix)
+        self.settle()
+
     def settle(self) -> None:
         """Decide what had to wait until every client has re-told its state."""
         if self.recovering:
@@ -581,11 +1083,12 @@ class ObjectStore:
             if found is not None:
                 self._maybe_free(found)
         for entry in list(self.entries.values()):
-            if entry.offset < 0 and entry.waiting and not self._may_come(ids.prefix_of(entry.id)):
-                waiting, entry.waiting = entry.waiting, None
-                for waiter in waiting:
-                    if (client := self._clients.get(waiter)) is not None:
-                        client.send(m.Lost(entry.id, "owner", "the process that was to make it has ended"))
+            away = entry.away
+            if entry.offset >= 0 or not entry.id.startswith(self._own) or (away is not None and away.nodes):
+                continue
+            if entry.waiting or (away is not None and (away.watching or away.asking)):
+                if not self._may_come(ids.prefix_of(entry.id)):
+                    self._tell_lost(entry, "owner", "the process that was to make it has ended")
 
     # ------------------------------------------------------------ figures
 

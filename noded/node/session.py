@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from noded import ids
 from noded.wire import messages as m
-from noded.wire.link import FrameError, Link, LinkClosed
+from noded.wire.loop_link import LoopLink
 
-log = logging.getLogger("noded.session")
 
-_PAYLOAD_LIMIT = 256 << 20
-_UNSENT_LIMIT = 256 << 20
-_UNSENT_PAUSE = 8 << 20
-"""Who leaves this much unread is not listened to before it reads: its requests are what makes the answers."""
+class Way(Protocol):
+    """How messages get to a client: its own connection, or that of its node."""
+
+    def send(self, message: Any, payload: bytes | memoryview = b"") -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(eq=False)
 class Client:
-    """A driver or worker. Alive until the kernel says otherwise; between connections ``session`` is None."""
+    """Who has leases, or holds objects. Alive until the kernel says otherwise, or, of another node's, that node does;
+    between connections ``session`` is None.
+    """
 
     prefix: bytes
     kind: str
+    """``driver`` or ``worker``; ``guest``: a client of another node, which has leases here; ``node``: a whole node,
+    which holds objects for its clients.
+    """
     pid: int
     start_time: int
     job: str = ""
     worker: str = ""
-    session: Session | None = None
+    session: Way | None = None
     seq: int = 0
     """How far its control stream has been read (numbered messages)."""
     told: bool = True
@@ -41,6 +48,20 @@ class Client:
     config: m.JobConfig | None = None
     fork_pipes: dict[int, int] = field(default_factory=dict)
     detached: bool = False
+    remote: bool = False
+    """A driver on a host without a node: it has no shared memory, and ends when it stays away."""
+    last_told: m.Told | None = None
+    """After a daemon restart, or its own reconnect: what it waited for then."""
+
+    def may_hold(self, id_: bytes) -> bool:
+        """Whether a result that turns up for it now may be one that it knows, or waits for."""
+        told = self.last_told
+        if told is None or not self.told:
+            return True
+        seq = ids.seq_of(id_)
+        if seq > told.top:
+            return True
+        return seq in told.pending and ids.index_of(id_) >= dict(told.streams).get(seq, 0)
 
     def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
         """Dropped while it is not connected: it asks again when it re-attaches."""
@@ -48,8 +69,10 @@ class Client:
             self.session.send(message, payload)
 
 
-class Session:
-    """``on_message(session, message, payload)``; ``on_closed(session)`` once, when the connection is over."""
+class Session(LoopLink):
+    """``on_message(session, message, payload)``; ``on_closed(session)`` once, when the connection is over. ``local``:
+    over the Unix socket, else a driver of another host.
+    """
 
     def __init__(
         self,
@@ -60,91 +83,14 @@ class Session:
         *,
         local: bool,
     ):
-        self.link = Link(sock, m.decode_to_daemon, payload_limit=_PAYLOAD_LIMIT)
         self.client: Client | None = None
         self.local = local
         self.tool = False
-        self._loop = loop
-        self._on_message = on_message
-        self._on_closed = on_closed
-        self._writing = False
-        self._deaf = False
-        self._flush_soon = False
-        self.pid, self.uid = self._peer(sock) if local else (0, -1)
-        loop.add_reader(sock.fileno(), self._on_readable)
+        self.pid, self.uid = _peer(sock) if local else (0, -1)
+        who = f"pid {self.pid}" if local else "a driver of another host"
+        super().__init__(loop, sock, m.decode_to_daemon, on_message, on_closed, who)
 
-    @staticmethod
-    def _peer(sock: socket.socket) -> tuple[int, int]:
-        import struct
 
-        pid, uid, _gid = struct.unpack("iii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return pid, uid
-
-    def _handle(self, message: Any, payload: Any) -> None:
-        self._on_message(self, message, payload)
-
-    def _on_readable(self) -> None:
-        try:
-            self.link.receive_with_fds(self._handle)
-        except LinkClosed:
-            self.close()
-        except FrameError as error:
-            log.warning("closing the control connection of pid %s: %s", self.pid, error)
-            self.close()
-        except Exception:
-            # What follows that message may depend on it. Who attaches again tells its whole state anew.
-            log.exception("closing the control connection of pid %s: one of its messages cannot be handled", self.pid)
-            self.close()
-
-    def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
-        """Queue; everything queued in one turn of the loop goes out in one write."""
-        if self.link.closed:
-            return
-        self.link.send(message, payload)
-        if self._writing:
-            self._mind_unread()
-        elif not self._flush_soon:
-            self._flush_soon = True
-            self._loop.call_soon(self.flush)
-
-    def send_with_fds(self, message: Any, fds: list[int]) -> None:
-        self.link.send_with_fds(message, fds)
-        self.flush()
-
-    def flush(self) -> None:
-        self._flush_soon = False
-        if self.link.closed:
-            return
-        try:
-            done = self.link.flush()
-        except LinkClosed:
-            # It is gone, but what it said last (stop, for one) is still to be read. The end is noticed after that.
-            self.link.drop_unsent()
-            done = True
-        if done == self._writing:
-            self._writing = not done
-            if done:
-                self._loop.remove_writer(self.link.fileno())
-            else:
-                self._loop.add_writer(self.link.fileno(), self.flush)
-        self._mind_unread()
-
-    def _mind_unread(self) -> None:
-        unread = self.link.unsent_bytes
-        if unread > _UNSENT_LIMIT:
-            # It has not read for a long time (stopped?); it re-attaches and re-asks when it goes on.
-            self._loop.call_soon(self.close)
-        elif self._deaf != (unread > _UNSENT_PAUSE):
-            self._deaf = not self._deaf
-            if self._deaf:
-                self._loop.remove_reader(self.link.fileno())
-            else:
-                self._loop.add_reader(self.link.fileno(), self._on_readable)
-
-    def close(self) -> None:
-        if not self.link.closed:
-            fd = self.link.fileno()
-            self._loop.remove_reader(fd)
-            self._loop.remove_writer(fd)
-            self.link.close()
-            self._on_closed(self)
+def _peer(sock: socket.socket) -> tuple[int, int]:
+    pid, uid, _gid = struct.unpack("iii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid

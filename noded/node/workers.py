@@ -53,6 +53,8 @@ class WorkerRecord(msgspec.Struct, array_like=True, omit_defaults=True):
     """The id of its runtime environment."""
     gpus: list[int] | None = None
     """Those it was given at first; None: nothing has run in it yet."""
+    instance: int = 0
+    """Which start of its actor it has."""
 
 
 @dataclass(eq=False)
@@ -108,6 +110,7 @@ class WorkerPool:
         run_dir: str,
         log_dir: str,
         *,
+        node: int,
         keep_warm: int,
         job_config: Callable[[str], m.JobConfig | None],
         on_ready: Callable[[Worker], None],
@@ -122,6 +125,8 @@ class WorkerPool:
         self._ledger = ledger
         self._run_dir = run_dir
         self._log_dir = log_dir
+        self.node = node
+        """Its number."""
         self._keep_warm = keep_warm
         self._job_config = job_config
         self._on_ready = on_ready
@@ -287,7 +292,7 @@ class WorkerPool:
 
     def _fork(self) -> None:
         self._ensure_template()
-        wid = ids.new_worker_id()
+        wid = ids.new_worker_id(self.node)
         worker = Worker(wid, WorkerRecord())
         self.workers[wid] = worker
         self.by_prefix[worker.prefix] = worker

@@ -8,24 +8,15 @@ in use. The search for PACK and SPREAD ends after ``_STEPS`` steps; a place it h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from noded.policy import labels
+from noded.policy.nodes import Amounts, NodeView
 from noded.resources import UNIT
 
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 _STEPS = 2_000
-
-Amounts = Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class NodeView:
-    id: str
-    available: Amounts
-    total: Amounts
-    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

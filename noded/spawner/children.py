@@ -61,6 +61,13 @@ class Worker:
         self.key = key
         self.asked = False
 
+    def signal_group(self, number: int) -> None:
+        """It leads a session, and a group in that."""
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            self.signal(number)
+
     def signal(self, number: int) -> None:
         self.asked = self.asked or number in ASKING
         try:
@@ -135,6 +142,10 @@ class Children:
         for template in self.templates.values():
             if wid in template.forks:
                 template.forks[wid].append(number)
+
+    def signal_group(self, wid: str, number: int) -> None:
+        if wid in self.workers:
+            self.workers[wid].signal_group(number)
 
     def _knows(self, wid: str) -> bool:
         pending = any(wid in template.forks for template in self.templates.values())

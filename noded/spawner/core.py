@@ -16,6 +16,7 @@ import time
 from noded.spawner import kernel, options, protocol, sweep
 from noded.spawner.children import Children
 from noded.spawner.daemons import Daemons
+from noded.spawner.guard import Guard
 from noded.spawner.rundir import RunDir, RunDirError
 from noded.spawner.signals import Signals
 from noded.spawner.supervise import Supervised
@@ -69,6 +70,7 @@ class Spawner:
         self._children = Children(settings.directory, settings.tag, oom_score, self._tell)
         self._daemons = Daemons(run_dir.listen(settings.listen_fd), self._welcome, self._received)
         self._supervised = Supervised(settings.supervise, oom_score) if settings.supervise else None
+        self._guard = Guard(self._children.signal_group)
         self._alone_since: float | None = None
         self._stop_asked = False
         self._ended = False
@@ -80,6 +82,7 @@ class Spawner:
             "kill": self._on_kill,
             "ack": self._on_ack,
             "grace": self._on_grace,
+            "guard": self._on_guard,
             "stop": self._on_stop,
         }
 
@@ -115,6 +118,8 @@ class Spawner:
     def _patience(self) -> int:
         """Milliseconds until the next timer."""
         deadlines = [] if self._alone_since is None else [self._alone_since + self._grace]
+        if (due := self._guard.deadline()) is not None:
+            deadlines.append(due)
         if self._supervised:
             deadlines += [at for at in (self._supervised.due, self._supervised.killed_at) if at is not None]
         seconds = min([LONGEST_POLL, *(at - time.monotonic() for at in deadlines)])
@@ -129,6 +134,7 @@ class Spawner:
                 self._children.read_template(template)
             self._children.reap(leave=self._supervised.pid if self._supervised else None)
             self._daemons.tidy()
+            self._guard.check()
             self._check_grace()
             if self._owner_ended:
                 self._end("the owner has ended")
@@ -187,6 +193,7 @@ class Spawner:
         }
         last: Packet = {"t": "welcome", "protocol": protocol.PROTOCOL, "epoch": epoch}
         last["spawner_pid"] = os.getpid()
+        last["guard"] = self._guard.until
         for packet, fds in protocol.split_welcome(last, lists, list(self._kept.values())):
             link.send(packet, fds)
 
@@ -247,6 +254,12 @@ class Spawner:
 
     def _on_grace(self, packet: Packet) -> None:
         self._grace = protocol.number(packet, "seconds")
+
+    def _on_guard(self, packet: Packet) -> None:
+        wids = packet.get("wids")
+        if not isinstance(wids, list) or not all(isinstance(wid, str) for wid in wids):
+            raise protocol.ProtocolError("guard: 'wids' must be a list of texts")
+        self._guard.set(protocol.number(packet, "until"), wids)
 
     def _on_stop(self, _: Packet) -> None:
         self._stop_asked = True

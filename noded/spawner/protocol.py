@@ -16,11 +16,13 @@ daemon -> spawner
   kill      wid, signal           send a signal (a fork under way gets it as soon as it exists)
   ack       wid                   the exit of wid is dealt with: forget it
   grace     seconds               how long to wait for a daemon when there is none
+  guard     until, wids           stop these workers (SIGSTOP) when CLOCK_MONOTONIC is there, unless told otherwise
+                                  before; those that were stopped and are not due any more go on
   stop                            end everything; the end of the connection says that it is done
 spawner -> daemon
-  welcome   protocol, epoch, names, workers, exits, templates, spawner_pid  + descriptors in order of names
+  welcome   protocol, epoch, names, workers, exits, templates, spawner_pid, guard  + descriptors in order of names
                                   workers: {wid, pid, key}; exits: the exit packets without ack.
-                                  Forks still under way are answered after it
+                                  Forks still under way are answered after it. guard: the present deadline or null
   part      names, workers, exits, templates  + descriptors
                                   comes before welcome when that would be too large; `Welcome` joins them
   forked    wid, pid              the worker exists and is a child of the spawner
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     Packet = dict[str, Any]
     Received = tuple[Packet, list[int]]
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_PACKET = 65536
 MAX_FDS = 200
 MAX_NAME = 128
@@ -156,6 +158,7 @@ class Welcome:
         self.workers: list[Packet] = []
         self.exits: list[Packet] = []
         self.templates: list[str] = []
+        self.guard_until: float | None = None
 
     def add(self, packet: Packet, fds: list[int]) -> bool:
         """True when this was the last one. ProtocolError when the spawner refuses or says something else."""
@@ -168,4 +171,5 @@ class Welcome:
         self.templates += packet["templates"]
         self.epoch = packet.get("epoch", 0)
         self.spawner_pid = packet.get("spawner_pid", 0)
+        self.guard_until = packet.get("guard")
         return bool(packet["t"] == "welcome")

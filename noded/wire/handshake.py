@@ -26,9 +26,10 @@ _MAX_VERSION_DIGITS = 8
 _NONCE = 32
 _MAC = 32
 _ACCEPTED = b"\x01"
-_TARGET = re.compile(rb"node|(?:node|worker)/[0-9a-f]+")
+_TARGET = re.compile(rb"node|peer|head|transfer|(?:node|worker)/[0-9a-f]+")
 
-Reason = Literal["bad_preamble", "version", "bad_token", "oversize"]
+Reason = Literal["bad_preamble", "version", "bad_token", "oversize", "tls", "leftover"]
+"""The last two are found by who connects (`dial`), around this handshake."""
 
 
 class HandshakeError(Exception):
@@ -90,8 +91,8 @@ class ClientHandshake(_Handshake):
         wanted = target.encode()
         if len(wanted) > MAX_TARGET or not _TARGET.fullmatch(wanted):
             raise ValueError(
-                f"bad handshake target {target!r}: use 'node', 'node/<hex id>' or 'worker/<hex id>', "
-                f"at most {MAX_TARGET} bytes"
+                f"bad handshake target {target!r}: use 'node', 'peer', 'head', 'transfer', 'node/<hex id>' or "
+                f"'worker/<hex id>', at most {MAX_TARGET} bytes"
             )
         self.target = target
         self._hello = _MAGIC + b"%d " % VERSION + wanted + b"\n" + secrets.token_bytes(_NONCE)
@@ -175,6 +176,6 @@ class ServerHandshake(_Handshake):
         if not _TARGET.fullmatch(bytes(buffer[start:end])):
             raise HandshakeError(
                 "bad_preamble",
-                f"the peer asks for {bytes(buffer[start:end])!r}, which is no node and no worker",
+                f"the peer asks for {bytes(buffer[start:end])!r}, which is nothing that a node has",
             )
         return self._take(end + 1)

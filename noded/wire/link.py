@@ -43,6 +43,12 @@ class LinkClosed(Exception):
     """The peer has closed the connection or is gone."""
 
 
+def frame_of(message: Any, payload: bytes = b"") -> bytes:
+    """A whole frame, for what goes to many."""
+    header = encode(message)
+    return _pack(len(header), len(payload)) + header + payload
+
+
 class Link:
     """Frames over one socket. ``decode`` turns header bytes into a message and raises for anything unknown."""
 
@@ -101,12 +107,27 @@ class Link:
         self.unsent += 1
         self.unsent_bytes += len(header) + size + 8
 
-    def send_with_fds(self, message: Any, fds: list[int]) -> None:
+    def send_encoded(self, header: bytes, payload: bytes | memoryview) -> None:
+        """As ``send``, of a message that is encoded already."""
+        size = len(payload)
+        self.out.append(_pack(len(header), size) + header)
+        if size:
+            self.out.append(payload)
+        self.unsent += 1
+        self.unsent_bytes += len(header) + size + 8
+
+    def send_frame(self, frame: bytes) -> None:
+        """Queue a frame that is encoded already (``frame_of``)."""
+        self.out.append(frame)
+        self.unsent += 1
+        self.unsent_bytes += len(frame)
+
+    def send_with_fds(self, message: Any, fds: list[int], payload: bytes = b"") -> None:
         """Queue a message and descriptors, which arrive with it or earlier, in order (duplicated until then;
         64 at most wait).
         """
         self._fds_out += [os.dup(fd) for fd in fds]
-        self.send(message)
+        self.send(message, payload)
 
     def flush(self) -> bool:
         """Write what the socket takes now. True when nothing is left. Raises LinkClosed."""
@@ -305,6 +326,12 @@ class Link:
         except _UNREADABLE as error:
             raise FrameError(f"a message that is none: {error}") from None
         handle(message, view[8 + header :])
+
+    def reset(self) -> None:
+        """Forget what was to be written, and what was read in part."""
+        self.drop_unsent()
+        self._start = self._stop = 0
+        self._big, self._big_at = None, 0
 
     def close(self) -> None:
         if not self.closed:

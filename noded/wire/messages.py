@@ -2,15 +2,15 @@
 
 New behaviour is a new message or a new field with a default, never a new meaning for an old one. A message's
 payload (opaque bytes behind the header, see ``link.py``) is named in its comment; user values are only ever
-in payloads or in the arena, and no daemon unpickles them. The spawner has a protocol of its own
-(``spawner/protocol.py``).
+in payloads or in the arena, and no daemon unpickles them. Between daemons: ``cluster_messages.py``. The spawner has a
+protocol of its own (``spawner/protocol.py``).
 """
 
 from __future__ import annotations
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Must match exactly between a client and its daemon, except for re-attach, which accepts N-1."""
 
 
@@ -30,6 +30,8 @@ class JobConfig(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     env: dict[str, str] = {}
     log_to_driver: bool = True
     entrypoint: str = ""
+    node: int = 0
+    """The number of the driver's node; told by that."""
 
 
 class Death(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -43,6 +45,8 @@ class Death(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Empty when the worker ended by itself; else who ended it and why."""
     max_rss_kb: int = 0
     stderr: list[str] = []
+    node: str = ""
+    """The node's id, where that is the cause."""
 
 
 class Extra(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -74,6 +78,8 @@ class Place(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=
     spread: bool = False
     labels: str = ""
     """Conditions on the node's labels, see ``policy/labels.py``."""
+    near: int = 0
+    """The number of the node that most of its arguments lie on, as far as that matters."""
 
 
 ANYWHERE = Place()
@@ -160,6 +166,7 @@ class Attach(_Message, tag=1):
     kind: str
     """``driver``, ``worker``, or ``tool`` (asks questions only)."""
     prefix: bytes
+    """Empty for a driver that has none yet: it is answered with Named, and attaches again."""
     pid: int
     job: str = ""
     worker: str = ""
@@ -188,6 +195,8 @@ class Told(_Message, tag=2):
     blocked: bool = False
     streams: list[tuple[int, int]] = []
     """Of pending tasks that stream: so many of its items have arrived."""
+    top: int = 0
+    """The highest number of a submission so far."""
 
 
 class ClassDef(_Message, tag=3):
@@ -203,12 +212,16 @@ class Demand(_Message, tag=4):
 
     cls: int
     count: int
+    wait: bool = True
+    """Between nodes: keep what cannot be served now; else it is sent back."""
 
 
 class LeaseDone(_Message, tag=5):
     lease: int
     retiring: bool = False
     """Its worker takes no more tasks."""
+    worker: str = ""
+    """It says which node the lease is of."""
 
 
 class Blocked(_Message, tag=6):
@@ -246,9 +259,10 @@ class Pending(_Message, tag=10):
 
 
 class Subscribe(_Message, tag=11):
-    """Answer with Ready or Lost as soon as known."""
+    """Answer with Ready or Lost as soon as known; without ``pull`` also with Exists, when it is on another node."""
 
     ids: list[bytes]
+    pull: bool = True
 
 
 class RegionWant(_Message, tag=12):
@@ -268,6 +282,8 @@ class CreateActor(_Message, tag=14):
 
     spec: ActorSpec
     request: int
+    again: bool = False
+    """It was asked for before; the head may have started anew since."""
 
 
 class WatchActor(_Message, tag=15):
@@ -375,6 +391,33 @@ class StreamOver(_Message, tag=31):
     count: int
 
 
+class Dial(_Message, tag=32):
+    """Connect us to a worker of another node; answered with Dialed."""
+
+    worker: str
+    address: str
+
+
+class Explained(_Message, tag=33):
+    """What an Explain asked for. Payload: JSON."""
+
+    request: int
+
+
+class Publish(_Message, tag=34):
+    """From a driver without shared memory: a small object. Payload: its value."""
+
+    seq: int
+    id: bytes
+
+
+class SealAt(_Message, tag=35):
+    """From a driver without shared memory, which has sent this object over a connection of its own."""
+
+    seq: int
+    id: bytes
+
+
 # ---------------------------------------------------------------- control: daemon -> client
 
 
@@ -394,6 +437,11 @@ class Welcome(_Message, tag=40):
     cluster: str
     grace: float = 60.0
     """Seconds without a daemon after which the node ends everything, and nobody need wait for it any more."""
+    number: int = 0
+    """Of the node, see ``ids.py``."""
+    head: bool = True
+    warning: str = ""
+    """For people, where something does not match."""
 
 
 class Refused(_Message, tag=41):
@@ -410,6 +458,8 @@ class Grant(_Message, tag=42):
     """What CUDA_VISIBLE_DEVICES is to name."""
     where: Place = ANYWHERE
     """The class's, with the bundle that was chosen."""
+    address: str = ""
+    """Of its node, when that is another one; ``path`` is empty then."""
 
 
 class Recall(_Message, tag=43):
@@ -470,6 +520,8 @@ class ActorAt(_Message, tag=50):
     """Of a reason: ``never`` (fits nowhere), ``env`` (its runtime environment), ``removed`` (its placement group)."""
     unordered: bool = False
     """See ``ActorSpec``."""
+    address: str = ""
+    """Of its node, when that is another one; ``path`` is empty then."""
 
 
 class SetJob(_Message, tag=51):
@@ -518,6 +570,8 @@ class GroupAt(_Message, tag=57):
     id: bytes
     state: str
     reason: str = ""
+    nodes: list[int] = []
+    """Of a created one: the number of the node of each bundle."""
 
 
 class CancelFor(_Message, tag=58):
@@ -529,6 +583,48 @@ class CancelFor(_Message, tag=58):
     origin: bytes = b""
 
 
+class Named(_Message, tag=59):
+    """A driver's prefix: it attaches again with this one."""
+
+    prefix: bytes
+
+
+class Exists(_Message, tag=60):
+    """(id, size of the value, number of a node that has it): it is not here, and can be had."""
+
+    objects: list[tuple[bytes, int, int]]
+
+
+class Dialed(_Message, tag=61):
+    """Comes with the connected socket, unless there is an error."""
+
+    worker: str
+    error: str = ""
+
+
+class Caller(_Message, tag=62):
+    """To a worker: comes with the socket of somebody on another node who wants to talk to it."""
+
+
+class Retell(_Message, tag=63):
+    """The head has started anew: tell again about actors and placement groups."""
+
+
+class Explain(_Message, tag=64):
+    """What do you know of this task, actor or object, and why does it wait?"""
+
+    request: int
+    id: bytes
+
+
+class Value(_Message, tag=65):
+    """In place of Ready, to a driver without shared memory. Payload: the value, if it is small, else it is fetched."""
+
+    id: bytes
+    size: int
+    inline: bool
+
+
 # ---------------------------------------------------------------- data: client -> worker
 
 
@@ -536,6 +632,9 @@ class Hello(_Message, tag=70):
     version: int
     prefix: bytes
     pid: int
+    session: int = 0
+    """On a connection between nodes: number of a session that outlives it; ``got``: frames of it that have arrived."""
+    got: int = 0
 
 
 class Func(_Message, tag=71):
@@ -558,9 +657,11 @@ class Push(_Message, tag=72):
     returns: int = 1
     args: int = 0
     deps: list[tuple[int, int, int, bytes]] = []
-    """(slot, size, offset, id): id empty = inline. slot >= 0 is a position, -1-i the i-th keyword."""
+    """(slot, size, offset, id): id empty = inline. slot >= 0 is a position, -1-i the i-th keyword. offset -1: not in
+    this node's arena, or not known to be: the worker's daemon has it or gets it.
+    """
     place: tuple[bytes, int, int] | None = None
-    """Arguments in the arena: (id, offset, size)."""
+    """Arguments in the arena: (id, offset, size); offset as in ``deps``."""
     extra: Extra | None = None
 
 
@@ -599,6 +700,12 @@ class Lent(_Message, tag=77):
     resources: dict[str, int]
     gpus: list[str]
     where: Place
+
+
+class GotCalls(_Message, tag=78):
+    """On a connection between nodes: so many frames of this session have arrived here."""
+
+    count: int
 
 
 # ---------------------------------------------------------------- data: worker -> client
@@ -660,6 +767,12 @@ class Item(_Message, tag=95):
     """Of a stored one: the worker's control seq behind which the daemon knows of it."""
 
 
+class GotAnswers(_Message, tag=96):
+    """On a connection between nodes: so many frames of this session have arrived here; -1: it is not known here."""
+
+    count: int
+
+
 ToDaemon = (
     Attach
     | Told
@@ -692,6 +805,10 @@ ToDaemon = (
     | Package
     | ActorLeaves
     | StreamOver
+    | Dial
+    | Explained
+    | Publish
+    | SealAt
 )
 ToClient = (
     Welcome
@@ -713,9 +830,16 @@ ToClient = (
     | Exit
     | GroupAt
     | CancelFor
+    | Named
+    | Exists
+    | Dialed
+    | Caller
+    | Retell
+    | Explain
+    | Value
 )
-ToWorker = Hello | Func | Push | Call | Cancel | GiveBack | Taken | Lent
-FromWorker = Done | DoneMany | Failed | Returned | Stale | Item
+ToWorker = Hello | Func | Push | Call | Cancel | GiveBack | Taken | Lent | GotCalls
+FromWorker = Done | DoneMany | Failed | Returned | Stale | Item | GotAnswers
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_daemon = msgspec.msgpack.Decoder(ToDaemon).decode

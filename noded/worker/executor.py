@@ -8,6 +8,7 @@ blocked worker gives its CPUs back, finished replies go out. Actors that run sev
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import deque
@@ -32,6 +33,7 @@ from noded.worker.streams import NamedStream
 
 LONG = 0.005
 """Seconds after which nothing may wait behind a task any more."""
+_CALLER_SECONDS = 120.0
 _FLUSH_AT = 32
 _FLUSH_SECONDS = 0.001
 Item = tuple[Inbound | None, Any, Any]
@@ -50,6 +52,8 @@ class Executor:
         self._early: list[Item] = []
         """Calls that came before the actor's constructor has run."""
         self.inbound: list[Inbound] = []
+        self._sessions: dict[tuple[bytes, int], Inbound] = {}
+        """Callers of other nodes, by prefix and the number of their session."""
         self.highest_lease = 0
         self.current: Execution | None = None
         """What the main thread runs."""
@@ -75,6 +79,7 @@ class Executor:
         """Of an actor that runs several calls at once."""
         self.exiting = ""
         self.cancels = Cancels(self, self._where_calls_wait)
+        self.take_in: Callable[[socket.socket, bool], None] = lambda sock, remote: sock.close()
 
     def bind(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -117,15 +122,43 @@ class Executor:
         elif kind is m.GiveBack:
             self._return_unstarted_locked()
         elif kind is m.Hello:
+            self._on_hello(inbound, message)
+
+    def _on_hello(self, inbound: Inbound, message: m.Hello) -> None:
+        if message.version != m.PROTOCOL_VERSION:
+            inbound.close_locked()
+            return
+        if inbound.session is None:
             inbound.prefix = message.prefix
-            if message.version != m.PROTOCOL_VERSION:
+            return
+        key = message.prefix, message.session
+        known = self._sessions.get(key)
+        if known is None:
+            inbound.prefix = message.prefix
+            self._sessions[key] = inbound
+            inbound.session.send_uncounted(m.GotAnswers(0 if not message.got else -1))
+            inbound.flush_locked()
+            return
+        # The caller's connection was broken, and this is its next one.
+        self.inbound.remove(inbound)
+        known.resume_locked(inbound.give_up_socket(), message.got)
+
+    def drop_lost_callers_locked(self) -> None:
+        """Of other nodes, that have been away for longer than a node may be."""
+        now = time.monotonic()
+        for key, inbound in list(self._sessions.items()):
+            session = inbound.session
+            if session is None or session.closed:
+                del self._sessions[key]
+            elif session.suspended and now - inbound.suspended_at > _CALLER_SECONDS:
                 inbound.close_locked()
 
     def on_closed(self, inbound: Inbound) -> None:
         """The caller is gone, or will never read: what it has queued here is its daemon's to decide; results
         would have no reader.
         """
-        self.inbound.remove(inbound)
+        if inbound in self.inbound:
+            self.inbound.remove(inbound)
         self.streaming.on_closed(inbound)
         self.cancels.forget(inbound)
 
@@ -141,6 +174,10 @@ class Executor:
             self.runtime.job = message.job  # from now on told at an attach, entered or not
         if kind is m.SetJob or kind is m.Instantiate:
             self.queue.appendleft((None, message, payload))
+        elif kind is m.Caller:
+            fd = self.runtime.control.take_fd()
+            if fd >= 0:
+                self.take_in(socket.socket(fileno=fd), True)
         elif kind is m.Exit:
             self.exiting = message.reason or "asked to"
         self.runtime.reader.wake()
@@ -430,8 +467,12 @@ class Executor:
                     self._blocked_before = 0.0
                     self._say_blocked_locked()
             for inbound in list(self.inbound):
+                if inbound.session is not None:
+                    inbound.session.acknowledge()
                 if inbound.link.out:
                     inbound.flush_locked()
+            if self._sessions:
+                self.drop_lost_callers_locked()
             busy = bool(started) or self._count != self._count_at_tick or bool(self.queue)
             self._count_at_tick = self._count
         return busy or (self.engine is not None and self.engine.busy())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from noded.client.reader import Reader
 from noded.wire import messages as m
 from noded.wire.link import FrameError, Link, LinkClosed
+from noded.wire.session_link import SessionLink
 
 _UNSENT_LIMIT = 8 << 20
 
@@ -40,8 +43,21 @@ class Inbound:
         on_message: Callable[[Inbound, Any, Any], None],
         on_closed: Callable[[Inbound], None],
         on_drained: Callable[[Inbound], None],
+        *,
+        remote: bool = False,
     ):
-        self.link = Link(sock, m.decode_to_worker)
+        self.session: SessionLink | None = None
+        """Of a caller on another node: what survives its connections."""
+        if remote:
+            self.session = SessionLink(
+                sock,
+                m.decode_to_worker,
+                m.GotAnswers,
+                lambda message: type(message) is m.GotCalls,
+                lambda message: type(message) is m.Hello,
+            )
+        self.link: Link = self.session if self.session is not None else Link(sock, m.decode_to_worker)
+        self.suspended_at = 0.0
         self.prefix = b""
         self.functions: dict[int, RemoteCode] = {}
         self.lent: m.Lent | None = None
@@ -66,7 +82,10 @@ class Inbound:
                 if what & ~4:
                     self.link.receive(self._handle)
             except (LinkClosed, FrameError):
-                self.close_locked()
+                if self.session is not None and self.prefix:
+                    self.suspend_locked()
+                else:
+                    self.close_locked()
 
     def _handle(self, message: Any, payload: Any) -> None:
         self._on_message(self, message, payload)
@@ -78,6 +97,9 @@ class Inbound:
         try:
             done = self.link.flush()
         except LinkClosed:
+            if self.session is not None:
+                self.suspend_locked()
+                return
             self.link.out.clear()
             self.link.unsent = self.link.unsent_bytes = 0
             return
@@ -90,6 +112,29 @@ class Inbound:
     def slow(self) -> bool:
         """More of its answers than is reasonable are still unsent."""
         return self.link.unsent_bytes > _UNSENT_LIMIT and not self.link.closed
+
+    def suspend_locked(self) -> None:
+        """The connection to another node is broken; its caller may come back on another."""
+        assert self.session is not None
+        if not self.session.suspended:
+            self._reader.remove(self.session.fileno())
+            self.session.suspend()
+            self._writing = False
+            self.suspended_at = time.monotonic()
+
+    def resume_locked(self, sock: socket.socket, got: int) -> None:
+        """It is back, and has had so many of our answers."""
+        assert self.session is not None
+        self.suspend_locked()
+        self.session.resume(sock, m.GotAnswers(self.session.received))
+        self._reader.add(sock.fileno(), self._on_event)
+        self.session.on_ack(got)
+        self.flush_locked()
+
+    def give_up_socket(self) -> socket.socket:
+        """Its socket belongs to a session that was here before."""
+        self._reader.remove(self.link.fileno())
+        return self.link.sock
 
     def close_locked(self) -> None:
         if not self.link.closed:

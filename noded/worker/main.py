@@ -71,9 +71,16 @@ def run(args: dict[str, Any]) -> int:
             except (BlockingIOError, InterruptedError):
                 return
             with runtime.lock:
-                executor.inbound.append(
-                    Inbound(sock, runtime.lock, reader, executor.on_data, executor.on_closed, executor.on_drained)
-                )
+                take_in(sock, False)
+
+    def take_in(sock: socket.socket, remote: bool) -> None:
+        executor.inbound.append(
+            Inbound(
+                sock, runtime.lock, reader, executor.on_data, executor.on_closed, executor.on_drained, remote=remote
+            )
+        )
+
+    executor.take_in = take_in
 
     reader.add(listener.fileno(), on_connect)
     try:

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from harness.processes import Process, all_processes, kill, mentioning
 from harness.wait import wait_for
 from noded.cli.control import request_status
-from noded.config import find_nodes
+from noded.config import node_in
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _numbers = itertools.count(1)
@@ -70,9 +70,10 @@ class Node:
         if self._output is None:
             self._output = tempfile.TemporaryFile(prefix="noded-test-output-")
         read_end, write_end = os.pipe()
+        command = [*noded_command(), *self._role(), "--ready-fd", str(write_end), *self.flags]
         try:
             self._process = subprocess.Popen(
-                [*noded_command(), "--head", "--port", "0", "--ready-fd", str(write_end), *self.flags],
+                self._in_place(command),
                 env={**os.environ, **self.env},
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
@@ -129,7 +130,9 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """What the daemon says of itself, as `noded status` gets it."""
-        return request_status(next(node for node in find_nodes(os.environ) if str(node.dir) == self.dir))
+        node = node_in(Path(self.dir))
+        assert node is not None, f"there is no node in {self.dir}"
+        return request_status(node)
 
     def settle(self, timeout: float = 20) -> dict[str, Any]:
         """Wait until no driver, lease or actor is left, nothing is in use, and the store is empty."""
@@ -177,6 +180,14 @@ class Node:
                 raise
         finally:
             self._close_output()
+
+    def _role(self) -> list[str]:
+        """What the command line says before the node's flags."""
+        return ["--head", "--port", "0"]
+
+    def _in_place(self, command: list[str]) -> list[str]:
+        """The command that runs `command` where the node is to be, as the same process."""
+        return command
 
     def _first_line(self, fd: int) -> str:
         data = b""

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noded.policy import labels
-from noded.policy.bundles import STRATEGIES, Assignment, Never, NodeView, Wait, assign
+from noded.policy.bundles import STRATEGIES, Assignment, Never, Wait, assign
+from noded.policy.nodes import NodeView
 from noded.resources import UNIT
 
 Bundle = dict[str, int]

@@ -96,6 +96,9 @@ def test_every_option_by_flag_variable_and_file(env: dict[str, str], toml: Path)
         "labels": ("zone=a, kind=", {"zone": "a", "kind": ""}),
         "storage": ("memory", "memory"),
         "daemon_grace": ("5", 5.0),
+        "tls_cert": ("/tls/node.pem", Path("/tls/node.pem")),
+        "tls_key": ("/tls/node.key", Path("/tls/node.key")),
+        "tls_ca": ("~/ca.pem", Path.home() / "ca.pem"),
         "allowed_host": ("A.example, b.example", ("a.example", "b.example")),
         "log_level": ("debug", "debug"),
         "log_format": ("json", "json"),
@@ -105,11 +108,14 @@ def test_every_option_by_flag_variable_and_file(env: dict[str, str], toml: Path)
         if option.hidden:
             continue
         text, value = examples[option.name]
-        assert getattr(Config.load({option.name: text}, env), option.name) == value
-        assert getattr(Config.load({}, env | {option.variable: text}), option.name) == value
+        # These come together only.
+        others = {name: examples[name][0] for name in examples if name.startswith("tls_") and name != option.name}
+        flags = others if option.name.startswith("tls_") else {}
+        assert getattr(Config.load(flags | {option.name: text}, env), option.name) == value
+        assert getattr(Config.load(flags, env | {option.variable: text}), option.name) == value
         quoted = text.replace('"', '\\"')
         toml.write_text(f'{option.name} = "{quoted}"')
-        assert getattr(Config.load({}, env), option.name) == value
+        assert getattr(Config.load(flags, env), option.name) == value
         toml.unlink()
 
 
@@ -148,6 +154,7 @@ def test_sizes(env: dict[str, str], text: str, size: int) -> None:
     + [("resources", "["), ("resources", "[1]"), ("resources", '{"CPU": 1}'), ("resources", '{"a": "b"}')]
     + [("labels", text) for text in ("zone", "=a", "a=b,a=c", '{"a": 1}', "noded.io/x=y", "ray.io/node-id=z", "{")]
     + [("resources", '{"": 1}'), ("storage", "redis"), ("allowed_host", "a,,b"), ("allowed_host", "http://a")]
+    + [("tls_cert", "node.pem"), ("tls_key", 3), ("tls_ca", "")]
     + [("head", "maybe"), ("log_level", "loud"), ("daemon_grace", "soon"), ("host", "a b")],
 )
 def test_a_wrong_value_names_source_key_and_form(env: dict[str, str], name: str, value: object) -> None:
@@ -163,6 +170,16 @@ def test_a_wrong_value_elsewhere_names_it_there(env: dict[str, str], toml: Path)
     toml.write_text('num_cpus = "many"')
     with pytest.raises(ConfigError, match=rf"file {toml}: num_cpus cannot be 'many': give a number"):
         Config.load({}, env)
+
+
+def test_tls_files_come_together(env: dict[str, str]) -> None:
+    assert Config.load({}, env).tls is None
+    given = {"tls_cert": "/c", "tls_key": "/k", "tls_ca": "/a"}
+    assert Config.load(given, env).tls == (Path("/c"), Path("/k"), Path("/a"))
+    with pytest.raises(ConfigError, match="tls_cert and tls_ca without tls_key: TLS needs all of --tls-cert"):
+        Config.load({"tls_cert": "/c"}, env | {"NODED_TLS_CA": "/a"})
+    with pytest.raises(ConfigError, match=r"tls_key without tls_cert and tls_ca: .*give none of them"):
+        Config.load({"tls_key": "/k"}, env)
 
 
 def test_unknown_keys_and_likely_slips_are_refused(env: dict[str, str], toml: Path) -> None:

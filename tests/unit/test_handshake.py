@@ -25,7 +25,7 @@ def feed_all(side: ClientHandshake | ServerHandshake, data: bytes, cuts: list[in
 
 
 @given(
-    target=st.sampled_from(["node", "node/00", "worker/" + "ab" * 60]),
+    target=st.sampled_from(["node", "peer", "head", "transfer", "node/00", "worker/" + "ab" * 60]),
     cuts=st.lists(st.integers(0, 1000), max_size=200),
     after_client=st.binary(max_size=9000),
     after_server=st.binary(max_size=9000),
@@ -106,6 +106,24 @@ def test_replayed_client_transcript_is_refused() -> None:
     assert caught.value.reason == "bad_token" and not again.done
 
 
+def test_replayed_server_transcript_is_refused() -> None:
+    client, server = ClientHandshake(TOKEN, TARGET), ServerHandshake(TOKEN)
+    hello = server.feed(client.start())
+    accepted = server.feed(client.feed(hello))
+    again = ClientHandshake(TOKEN, TARGET)
+    with pytest.raises(HandshakeError) as caught:
+        again.feed(hello + accepted)
+    assert caught.value.reason == "bad_token" and not again.done
+
+
+def test_a_proof_for_one_target_is_none_for_another() -> None:
+    client, server = ClientHandshake(TOKEN, "transfer"), ServerHandshake(TOKEN)
+    hello = server.feed(client.start().replace(b"transfer", b"head", 1))
+    with pytest.raises(HandshakeError) as caught:
+        client.feed(hello)
+    assert caught.value.reason == "bad_token" and not server.done
+
+
 def test_a_proof_reflected_to_its_maker_is_refused() -> None:
     client, server = ClientHandshake(TOKEN, TARGET), ServerHandshake(TOKEN)
     answer = server.feed(client.start())
@@ -133,6 +151,9 @@ def test_wrong_tokens() -> None:
         (b"noded/1 daemon\n", "bad_preamble"),
         (b"noded/1 node/\n", "bad_preamble"),
         (b"noded/1 worker\n", "bad_preamble"),
+        (b"noded/1 peer/00\n", "bad_preamble"),
+        (b"noded/1 head/00\n", "bad_preamble"),
+        (b"noded/1 transfers\n", "bad_preamble"),
         (b"noded/1 node/XYZ\n", "bad_preamble"),
         (b"noded/1 node\r\n", "bad_preamble"),
         (b"noded/2 node\n", "version"),
@@ -157,6 +178,6 @@ def test_longest_target_passes_and_a_longer_one_is_refused_at_home() -> None:
     client, server = ClientHandshake(TOKEN, longest), ServerHandshake(TOKEN)
     server.feed(client.feed(server.feed(client.start())))
     assert server.target == longest
-    for bad in (longest + "a", "node/", "worker", "other", "node/g", "node\n"):
+    for bad in (longest + "a", "node/", "worker", "other", "node/g", "node\n", "peer/00", "heads"):
         with pytest.raises(ValueError, match="target"):
             ClientHandshake(TOKEN, bad)

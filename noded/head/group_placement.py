@@ -1,0 +1,387 @@
+"""Where the bundles of placement groups are: the head's choice of nodes, and the reservation on all of them or none.
+
+An attempt asks each chosen node to reserve its bundles; when all have, the group is created, when one has not, all give
+back and the group waits again. Nodes tell which bundles they keep when they register, and what the head does not want
+is given back; so nothing need be written between. A group that has waited long is tried on nodes that could hold it if
+tasks and leases made way: there its bundles queue like everything else, which is how they get their turn. One group at
+a time does that, so that two never wait for each other's halves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from noded.head.nodes import NodeRecord, NodeTable
+from noded.policy import bundles as policy
+from noded.policy import labels
+from noded.policy.nodes import NodeView
+from noded.wire import cluster_messages as c
+
+log = logging.getLogger("noded.group_placement")
+
+_AGED = 1.0
+_QUEUE_SECONDS = 10.0
+"""A group that queues on its nodes and is not there by then is tried elsewhere."""
+_LOOK_SECONDS = 0.1
+_LOOKED_AT = 32
+
+
+@dataclass(eq=False)
+class Plan:
+    """One group, as far as its place goes."""
+
+    id: bytes
+    bundles: list[dict[str, int]]
+    strategy: str
+    job: str
+    labels: Sequence[str]
+    on_created: Callable[[list[int]], None]
+    on_infeasible: Callable[[str], None]
+    on_lost: Callable[[], None]
+    nodes: list[int] = field(default_factory=list)
+    """Of each bundle; 0: none."""
+    attempt: int = 0
+    asked: dict[int, list[int]] = field(default_factory=dict)
+    """Nodes that have not answered the present attempt, with their bundles."""
+    reserved: dict[int, list[int]] = field(default_factory=dict)
+    queued_until: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+    created: bool = False
+    releasing: set[int] | None = None
+    on_released: Callable[[], None] | None = None
+    why: tuple[str, str] = ("", "")
+
+    def missing(self) -> list[int]:
+        return [index for index, node in enumerate(self.nodes) if not node]
+
+
+class GroupPlacement:
+    """Implements ``placement_groups.GroupHost`` over the nodes."""
+
+    def __init__(self, nodes: NodeTable):
+        self._nodes = nodes
+        self.plans: dict[bytes, Plan] = {}
+        self.waiting: dict[bytes, Plan] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------ the table's wishes
+
+    def reserve_group(
+        self,
+        id: bytes,
+        bundles: list[dict[str, int]],
+        strategy: str,
+        job: str,
+        on_created: Callable[[list[int]], None],
+        on_infeasible: Callable[[str], None],
+        on_lost: Callable[[], None],
+        labels: Sequence[str] = (),
+    ) -> None:
+        """``on_created(nodes of the bundles)``; ``on_infeasible(reason)`` may be followed by it; ``on_lost()`` when a
+        node that has some of it is dead: then ``on_created`` comes again.
+        """
+        plan = Plan(id, bundles, strategy, job, labels, on_created, on_infeasible, on_lost)
+        plan.nodes = [0] * len(bundles)
+        self.plans[id] = plan
+        if not self._try(plan):
+            self.waiting[id] = plan
+            self._look_later()
+
+    def restore_group(
+        self,
+        id: bytes,
+        bundles: list[dict[str, int]],
+        strategy: str,
+        job: str,
+        nodes: list[int],
+        on_created: Callable[[list[int]], None],
+        on_infeasible: Callable[[str], None],
+        on_lost: Callable[[], None],
+        labels: Sequence[str] = (),
+    ) -> None:
+        """After a restart of the head: it was created on these nodes."""
+        plan = Plan(id, bundles, strategy, job, labels, on_created, on_infeasible, on_lost, list(nodes))
+        plan.created = all(nodes)
+        self.plans[id] = plan
+
+    def release_group(self, id: bytes, on_released: Callable[[], None]) -> None:
+        """End what runs in it, or stop waiting; then give the resources back."""
+        plan = self.plans.get(id)
+        if plan is None:
+            on_released()
+            return
+        self.waiting.pop(id, None)
+        plan.on_released = on_released
+        plan.releasing = {*filter(None, plan.nodes), *plan.asked, *plan.reserved}
+        for number in list(plan.releasing):
+            self._release_at(plan, number, removed=True)
+        self._look_whether_released(plan)
+
+    def _release_at(self, plan: Plan, number: int, *, removed: bool) -> None:
+        node = self._nodes.records.get(number)
+        if node is None or node.state == "DEAD":
+            if plan.releasing is not None:
+                plan.releasing.discard(number)
+        elif node.api is not None:  # else when it registers
+            node.api.release_group(c.ReleaseGroup(plan.id, plan.attempt, removed))
+
+    def _look_whether_released(self, plan: Plan) -> None:
+        if plan.releasing is not None and not plan.releasing and self.plans.get(plan.id) is plan:
+            del self.plans[plan.id]
+            if plan.on_released is not None:
+                plan.on_released()
+            self.kick()
+
+    # ------------------------------------------------------------ choosing
+
+    def _try(self, plan: Plan) -> bool:
+        """False: it waits."""
+        if plan.asked:
+            return True
+        plan.why = "", ""
+        if self._nodes.alone:
+            own = next((r for r in self._nodes.records.values() if r.local), None)
+            if own is None or own.api is None:
+                return False
+            reason = self._never_on(own, plan)
+            if reason:
+                self._infeasible(plan, reason)
+                return False
+            self._ask(plan, [own.number] * len(plan.bundles), wait=True)
+            return True
+        if plan.missing() != list(range(len(plan.bundles))) and plan.strategy == "STRICT_PACK":
+            self._give_back(plan)
+        self._nodes.refresh()
+        views = [node for node in self._nodes.cluster if node.schedulable]
+        found = self._assign(plan, views)
+        if isinstance(found, policy.Never):
+            if not self._nodes.waiting_for_nodes:
+                self._infeasible(plan, found.reason)
+            plan.why = "infeasible", found.reason
+            return False
+        if isinstance(found, policy.Wait):
+            plan.why = "resources_busy", found.reason
+            if self._may_queue(plan):
+                emptied = [_emptied(r) for r in self._nodes.alive() if r.state == "ALIVE" and not r.draining]
+                freed = self._assign(plan, [self._without_groups(view) for view in emptied])
+                if isinstance(freed, policy.Assignment):
+                    self._ask(plan, self._numbers(freed), wait=True)
+                    return True
+            return False
+        self._ask(plan, self._numbers(found), wait=False)
+        return True
+
+    @staticmethod
+    def _never_on(own: NodeRecord, plan: Plan) -> str:
+        """Why the only node cannot hold it, amounts aside: those are its own business."""
+        count = len(plan.bundles)
+        if plan.strategy == "STRICT_SPREAD" and count > 1:
+            return f"STRICT_SPREAD needs {count} nodes, one for each bundle, and there is one"
+        for index, text in enumerate(plan.labels):
+            if refusal := labels.refuse(text, own.labels):
+                return f"no node has the labels for bundle {index}: {refusal}"
+        return ""
+
+    def _assign(self, plan: Plan, views: list[NodeView]) -> policy.Assignment | policy.Wait | policy.Never:
+        """Nodes for the bundles that have none, beside those that have one."""
+        missing = plan.missing()
+        if len(missing) < len(plan.bundles) and plan.strategy == "STRICT_SPREAD":
+            used = {r.id for n in plan.nodes if n and (r := self._nodes.records.get(n))}
+            views = [view for view in views if view.id not in used]
+        selectors = [plan.labels[index] for index in missing] if plan.labels else ()
+        return policy.assign([plan.bundles[index] for index in missing], views, plan.strategy, selectors)
+
+    def _may_queue(self, plan: Plan) -> bool:
+        now = time.monotonic()
+        if now - plan.since < _AGED or any(p.queued_until > now and p.asked for p in self.plans.values()):
+            return False
+        return plan is next(iter(self.waiting.values()), plan)
+
+    def _numbers(self, found: policy.Assignment) -> list[int]:
+        return [node.number if (node := self._nodes.by_id(id_)) is not None else 0 for id_ in found.nodes]
+
+    def _without_groups(self, view: NodeView) -> NodeView:
+        """What a node could give if all but the groups on it made way."""
+        record = self._nodes.by_id(view.id)
+        left = dict(view.total)
+        for plan in self.plans.values():
+            for index, number in enumerate(plan.nodes):
+                if record is not None and number == record.number:
+                    for name, amount in plan.bundles[index].items():
+                        left[name] = left.get(name, 0) - amount
+        return NodeView(view.id, left, view.total, view.labels, view.schedulable)
+
+    def _infeasible(self, plan: Plan, reason: str) -> None:
+        plan.why = "infeasible", reason
+        plan.on_infeasible(reason)
+
+    def _ask(self, plan: Plan, numbers: list[int], *, wait: bool) -> None:
+        plan.attempt += 1
+        plan.queued_until = time.monotonic() + _QUEUE_SECONDS if wait and not self._nodes.alone else 0.0
+        plan.asked, plan.reserved = {}, {}
+        missing = plan.missing()
+        for index, number in zip(missing, numbers, strict=True):
+            plan.asked.setdefault(number, []).append(index)
+        for number, indices in list(plan.asked.items()):
+            node = self._nodes.records.get(number)
+            if node is None or node.api is None:
+                self._answered(plan, number, False)
+                return
+            bundles = {index: plan.bundles[index] for index in indices}
+            for bundle in bundles.values():
+                self._nodes.take(node, bundle)
+            node.api.reserve_group(c.ReserveGroup(plan.id, plan.attempt, bundles, plan.strategy, plan.job, wait))
+            if not plan.asked and not plan.reserved:  # it has answered no, and all is given back
+                return
+
+    def kick(self) -> None:
+        """There may be room now."""
+        now = time.monotonic()
+        for plan in list(self.plans.values()) if self._queueing() else ():
+            if plan.queued_until and plan.asked and now > plan.queued_until:
+                self._fail(plan)
+        for id_ in list(self.waiting)[:_LOOKED_AT]:
+            plan = self.waiting[id_]
+            if self._try(plan):
+                self.waiting.pop(id_, None)
+        self._look_later()
+
+    def _queueing(self) -> bool:
+        return any(plan.queued_until and plan.asked for plan in self.plans.values())
+
+    def _look_later(self) -> None:
+        if (self.waiting or self._queueing()) and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self.kick()
+
+    # ------------------------------------------------------------ the nodes' answers
+
+    def reserved(self, node: NodeRecord, message: c.GroupReserved) -> None:
+        plan = self.plans.get(message.id)
+        if plan is None or plan.attempt != message.attempt or node.number not in plan.asked:
+            if message.ok and node.api is not None and (plan is None or node.number not in plan.nodes):
+                node.api.release_group(c.ReleaseGroup(message.id, message.attempt, plan is None))
+            return
+        if not message.ok and self._nodes.alone:
+            self._infeasible(plan, message.reason)  # it waits there
+            return
+        self._answered(plan, node.number, message.ok)
+
+    def _answered(self, plan: Plan, number: int, ok: bool) -> None:
+        indices = plan.asked.pop(number)
+        if not ok:
+            self._fail(plan)
+            return
+        plan.reserved[number] = indices
+        if plan.asked or plan.releasing is not None:
+            return
+        for node, taken in plan.reserved.items():
+            for index in taken:
+                plan.nodes[index] = node
+        plan.reserved, plan.queued_until, plan.created = {}, 0.0, True
+        self.waiting.pop(plan.id, None)
+        plan.on_created(list(plan.nodes))
+
+    def _fail(self, plan: Plan) -> None:
+        """The attempt has failed: all give back, and it waits again."""
+        asked, reserved = plan.asked, plan.reserved
+        plan.asked, plan.reserved, plan.queued_until = {}, {}, 0.0
+        for number in {*asked, *reserved}:
+            if number in plan.nodes:  # it has other bundles of the group: those go as well
+                plan.nodes = [0 if node == number else node for node in plan.nodes]
+            self._release_at(plan, number, removed=False)
+        if plan.releasing is None:
+            self.waiting.setdefault(plan.id, plan)
+            self._look_later()
+
+    def _give_back(self, plan: Plan) -> None:
+        for number in {*filter(None, plan.nodes)}:
+            self._release_at(plan, number, removed=False)
+        plan.nodes = [0] * len(plan.bundles)
+
+    def released(self, node: NodeRecord, id_: bytes) -> None:
+        plan = self.plans.get(id_)
+        if plan is not None and plan.releasing is not None:
+            plan.releasing.discard(node.number)
+            self._look_whether_released(plan)
+        else:
+            self.kick()
+
+    # ------------------------------------------------------------ nodes come and go
+
+    def registered(self, node: NodeRecord, held: list[c.HeldGroup]) -> None:
+        """A node is there (again), and keeps these bundles."""
+        kept = {group.id: group for group in held}
+        for group in held:
+            plan = self.plans.get(group.id)
+            wanted = self._wanted(plan, node.number) if plan is not None else []
+            if plan is None or plan.releasing is not None or not set(group.bundles) <= set(wanted):
+                assert node.api is not None
+                node.api.release_group(
+                    c.ReleaseGroup(group.id, group.attempt, plan is None or plan.releasing is not None)
+                )
+                if plan is not None and plan.releasing is None and wanted:
+                    self._lose(plan, node.number)
+        for plan in list(self.plans.values()):
+            if plan.releasing is not None and node.number in plan.releasing and plan.id not in kept:
+                plan.releasing.discard(node.number)
+                self._look_whether_released(plan)
+            elif node.number in plan.asked or (plan.asked and plan.why[0] == "infeasible"):
+                # It may not have heard of it; or there is a node now that can hold it.
+                self._fail(plan)
+            elif plan.releasing is None and node.number in plan.nodes and plan.id not in kept:
+                self._lose(plan, node.number)
+        self.kick()
+
+    @staticmethod
+    def _wanted(plan: Plan, number: int) -> list[int]:
+        return [index for index, node in enumerate(plan.nodes) if node == number]
+
+    def node_died(self, node: NodeRecord) -> None:
+        for plan in list(self.plans.values()):
+            if plan.releasing is not None:
+                plan.releasing.discard(node.number)
+                self._look_whether_released(plan)
+            elif node.number in plan.asked or node.number in plan.reserved:
+                self._fail(plan)
+                if node.number in plan.nodes:
+                    self._lose(plan, node.number)
+            elif node.number in plan.nodes:
+                self._lose(plan, node.number)
+        self.kick()
+
+    def _lose(self, plan: Plan, number: int) -> None:
+        """What a dead node had of it is placed anew."""
+        plan.nodes = [0 if node == number else node for node in plan.nodes]
+        if plan.created:
+            plan.created = False
+            plan.since = time.monotonic()
+            plan.on_lost()
+        self.waiting.setdefault(plan.id, plan)
+        self._look_later()
+
+    def nodes_of(self, id_: bytes) -> list[int] | None:
+        """None while it is not created; empty: there is none."""
+        plan = self.plans.get(id_)
+        if plan is None or plan.releasing is not None:
+            return []
+        return list(plan.nodes) if plan.created else None
+
+    def why(self, id_: bytes) -> tuple[str, str] | None:
+        plan = self.plans.get(id_)
+        if plan is None or plan.created:
+            return None
+        if plan.asked:
+            return "reserving", f"its bundles are being reserved on {len(plan.asked)} nodes"
+        return plan.why
+
+
+def _emptied(record: NodeRecord) -> NodeView:
+    return NodeView(record.id, record.total, record.total, record.labels, True)

@@ -1,0 +1,579 @@
+"""The head: the tables of the cluster, and what nodes and clients ask of them.
+
+It knows its own node as one among others, whose ``NodeApi`` is in this process. Everything here is either durable or
+told again by nodes and clients after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from noded import ids
+from noded.head.actor_placement import ActorPlacement
+from noded.head.actors import ActorTable
+from noded.head.group_placement import GroupPlacement
+from noded.head.jobs import JobTable
+from noded.head.node_server import NodeServer
+from noded.head.nodes import NodeRecord, NodeTable
+from noded.head.placement_groups import TABLE as GROUPS
+from noded.head.placement_groups import GroupTable
+from noded.head.storage import Put, Storage
+from noded.resources import UNIT
+from noded.version import __version__
+from noded.wire import cluster_messages as c
+from noded.wire import messages as m
+
+log = logging.getLogger("noded.head")
+
+CLUSTER = "cluster"
+BEAT_SECONDS = 1.0
+Question = Callable[[dict[str, Any], int], Awaitable[Any]]
+
+
+class Head:
+    """``may_create(prefix)``, ``client_known(prefix)``: of clients of the head's own node. ``packages``: store and read
+    packages of runtime environments.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        storage: Storage,
+        *,
+        cluster: str,
+        epoch: int,
+        head_grace: float,
+        python: str,
+        may_create: Callable[[bytes], bool],
+        local_clients: Callable[[bytes], bool],
+        store_package: Callable[[str, bytes], None],
+        read_package: Callable[[str], Awaitable[bytes]],
+    ):
+        self.storage = storage
+        self.cluster = cluster
+        self.cluster_id = ""
+        self.epoch = epoch
+        self._head_grace = head_grace
+        self._python = python
+        self._may_create = may_create
+        self._local_clients = local_clients
+        self._store_package = store_package
+        self._read_package = read_package
+        self.jobs = JobTable(storage, epoch)
+        self.nodes = NodeTable(storage, on_alive=self._on_alive, on_dead=self._on_dead, on_room=self._on_room)
+        self.group_places = GroupPlacement(self.nodes)
+        self.actor_places = ActorPlacement(
+            self.nodes, group_nodes=self.group_places.nodes_of, job_config=lambda job: self.jobs.get(job)
+        )
+        self.actors = ActorTable(storage, self.notify)
+        self.actors.host = self.actor_places
+        self.actor_places.table = self.actors
+        self.groups = GroupTable(
+            storage,
+            self.group_places,
+            lambda prefix, message: self.notify(prefix, message),
+            may_create=self._may_make_group,
+            outlives=lambda id_: self.is_detached(id_) and self.actors.records[id_].state != "dead",
+        )
+        self.server = NodeServer(loop, self.nodes, self.actor_places, self.group_places, self)
+        self.own: NodeRecord
+        self._driver_jobs: dict[int, set[str]] = {}
+        self._questions: dict[str, Question] = {
+            "number": self._ask_number,
+            "admit_job": self._ask_admit_job,
+            "package": self._ask_package,
+            "nodes": self._ask_nodes,
+            "resources": self._ask_resources,
+            "get_actor": self._ask_get_actor,
+            "named_actors": self._ask_named_actors,
+            "await_actor": self._ask_await_actor,
+            "actor_info": self._ask_actor_info,
+            "placement_groups": self._ask_groups,
+            "get_placement_group": self._ask_get_group,
+            "await_placement_group": self._ask_await_group,
+            "drain": self._ask_drain,
+            "why": self._ask_why,
+            "cluster": self._ask_cluster,
+            "job_config": self._ask_job_config,
+            "timeline": self._ask_timeline,
+        }
+        self._handlers: dict[type, Callable[[bytes, Any, bytes], None]] = {
+            m.CreateActor: lambda p, msg, payload: self.actors.create(p, msg.spec, payload, msg.again),
+            m.WatchActor: self._on_watch_actor,
+            m.KillActor: lambda p, msg, _: self.actors.kill(
+                msg.id, msg.no_restart, msg.reason or "noded.kill() was called"
+            ),
+            m.ActorUp: lambda p, msg, _: self.actors.up(msg.id),
+            m.ActorFailed: lambda p, msg, payload: self.actors.constructor_failed(msg.id, payload),
+            m.ActorLeaves: lambda p, msg, _: self.actors.leaves(msg.id, msg.reason),
+            m.CreateGroup: lambda p, msg, _: self.groups.create(p, msg.spec),
+            m.RemoveGroup: lambda p, msg, _: self.groups.remove(p, msg.id),
+            m.WatchGroup: lambda p, msg, _: self.groups.watch(p, msg.id),
+        }
+
+    # ------------------------------------------------------------ life
+
+    async def restore(self, own: int, cluster_id: str) -> int:
+        """Read the tables; the number of the head's own node (``own``, unless that is 0)."""
+        known = await self.storage.load(CLUSTER)
+        self.cluster_id = known["id"].decode() if "id" in known else cluster_id
+        if "id" not in known:
+            await self.storage.write([Put(CLUSTER, "id", self.cluster_id.encode())])
+        await self.nodes.restore(own)
+        if not own:
+            own = await self.nodes.new_number("head")
+        self.groups.restore(await self.storage.load(GROUPS), own)
+        await self.jobs.restore()
+        await self.actors.restore()
+        return own
+
+    def start(
+        self, register: c.Register, api: Any, actors: list[c.HostedActor], groups: list[c.HeldGroup], jobs: list[str]
+    ) -> None:
+        """The head's own node is there, with what it has."""
+        self.own = self.nodes.register_own(register, api)
+        self.nodes.tell_all(api)
+        self._driver_jobs[self.own.number] = set(jobs)
+        self.group_places.registered(self.own, groups)
+        self.actor_places.registered(self.own, actors)
+        self.groups.resume()
+        self.nodes.start()
+
+    async def stop(self, reason: str) -> None:
+        """A clean end: all nodes end, and detached state with them."""
+        self.server.stop(reason)
+        await self.nodes.stop()
+        await self.actors.stop(end_detached=True)
+        await self.groups.stop(end=True)
+        await self.jobs.stop()
+
+    async def leave(self) -> None:
+        self.server.close()
+        await self.nodes.stop()
+
+    # ------------------------------------------------------------ telling clients
+
+    def notify(self, prefix: bytes, message: m.ActorAt | m.GroupAt, payload: bytes = b"") -> None:
+        self.nodes.to_client(prefix, ids.node_of(prefix), message, payload)
+
+    # ------------------------------------------------------------ from nodes
+
+    def from_client(self, prefix: bytes, message: Any, payload: bytes) -> None:
+        handler = self._handlers.get(type(message))
+        if handler is None:
+            log.warning("a client says %s, which is not the head's business", type(message).__name__)
+            return
+        handler(prefix, message, payload)
+
+    def _on_watch_actor(self, prefix: bytes, message: m.WatchActor, payload: bytes) -> None:
+        maker = ids.prefix_of(message.id)
+        number = ids.node_of(maker)
+        if number == self.own.number:
+            may_come = self._local_clients(maker)
+        else:
+            node = self.nodes.records.get(number)
+            may_come = node is not None and node.state != "DEAD"
+        self.actors.watch(prefix, message.id, was=message.was, may_come=may_come)
+
+    async def answer(self, what: str, arguments: dict[str, Any], number: int) -> Any:
+        question = self._questions.get(what)
+        if question is None:
+            raise ValueError(f"this head does not know the question {what!r}")
+        return await question(arguments, number)
+
+    async def ask(self, what: str, arguments: dict[str, Any]) -> Any:
+        """By the head's own node."""
+        return await self.answer(what, arguments, self.own.number)
+
+    def knows_question(self, what: str) -> bool:
+        return what in self._questions
+
+    def unheld(self, id_: bytes) -> None:
+        self.actors.released(id_)
+
+    def creator_gone(self, prefix: bytes) -> None:
+        self.actors.creator_died(prefix)
+
+    def actors_of(self, number: int) -> list[bytes]:
+        return [
+            r.spec.id
+            for r in self.actors.records.values()
+            if ids.node_of(r.spec.id) == number and not r.spec.detached and r.state != "dead"
+        ]
+
+    def store_package(self, uri: str, data: bytes) -> None:
+        self._store_package(uri, data)
+
+    def greeting(self) -> c.Registered:
+        return c.Registered(0, self.cluster_id, self.epoch, self.own.number, BEAT_SECONDS, head_grace=self._head_grace)
+
+    def cannot_join(self, message: c.Register) -> str:
+        if message.version != c.CLUSTER_VERSION or message.noded != __version__:
+            return (
+                f"it runs noded {message.noded} (protocol {message.version}), the head {__version__} "
+                f"(protocol {c.CLUSTER_VERSION}): install the same version on all nodes"
+            )
+        if message.python.split(".")[:2] != self._python.split(".")[:2]:
+            return (
+                f"it runs Python {message.python}, the head {self._python}: values of one cannot be read by the other; "
+                "use the same minor version of Python on all nodes"
+            )
+        if message.cluster != self.cluster:
+            return (
+                f"it is to be a node of the cluster {message.cluster!r}, this is the head of {self.cluster!r}: start it "
+                f"with --cluster {self.cluster}"
+            )
+        if message.head_epoch > self.epoch:
+            return f"it has seen a head with epoch {message.head_epoch}, this one has {self.epoch} and is out of date"
+        if message.cluster_id != self.cluster_id:
+            return "it belonged to another cluster of this name: stop it with `noded stop` and start it again"
+        return ""
+
+    # actor_started and so on: the own node's words
+
+    def actor_started(self, id_: bytes, instance: int, worker: str, pid: int) -> None:
+        self.actor_places.started(self.own, id_, instance, worker, pid)
+
+    def actor_never(self, id_: bytes, instance: int, reason: str, kind: str) -> None:
+        self.actor_places.never(self.own, id_, instance, reason, kind)
+
+    def actor_exited(self, id_: bytes, instance: int, death: m.Death | None) -> None:
+        self.actor_places.exited(self.own, id_, instance, death)
+
+    def actor_hosted(self, actor: c.HostedActor) -> None:
+        self.actor_places.hosted(self.own, actor)
+
+    def group_reserved(self, id_: bytes, attempt: int, ok: bool, reason: str) -> None:
+        self.group_places.reserved(self.own, c.GroupReserved(id_, attempt, ok, reason))
+
+    def group_released(self, id_: bytes, attempt: int) -> None:
+        self.group_places.released(self.own, id_)
+
+    def watch_group(self, prefix: bytes, id_: bytes) -> None:
+        self.groups.watch(prefix, id_)
+
+    async def load_package(self, uri: str) -> bytes:
+        raise LookupError(uri)  # what the head has not, nobody has
+
+    # ------------------------------------------------------------ jobs
+
+    async def admit_job(self, job: str, config: m.JobConfig, number: int = 0) -> str:
+        number = number or self.own.number
+        config.node = number
+        job = await self.jobs.admit(job, config)
+        self._driver_jobs.setdefault(number, set()).add(job)
+        return job
+
+    def job_gone(self, job: str) -> None:
+        for jobs in self._driver_jobs.values():
+            jobs.discard(job)
+        self.end_job(job)
+
+    def jobs_of(self, number: int, jobs: list[str]) -> None:
+        before = self._driver_jobs.get(number, set())
+        self._driver_jobs[number] = set(jobs)
+        for job in before - set(jobs):
+            self.end_job(job)
+
+    def end_job(self, job: str) -> None:
+        self.actors.job_ended(job)
+        self.groups.job_ended(job)
+        spare = [r.spec.id for r in self.actors.records.values() if r.spec.detached and r.state != "dead"]
+        for node in self.nodes.records.values():
+            if node.api is not None:
+                node.api.end_job(c.EndJob(job, spare))
+        if not self.actors.has_detached(job):  # they may restart, and need its import path then
+            self.jobs.over(job)
+
+    def present_jobs(self) -> set[str]:
+        return {job for jobs in self._driver_jobs.values() for job in jobs}
+
+    def all_jobs(self) -> list[str]:
+        return sorted(self.jobs.known())
+
+    def is_detached(self, actor: bytes) -> bool:
+        record = self.actors.records.get(actor)
+        return record is not None and record.spec.detached
+
+    def sweep(self, *, settled: bool) -> None:
+        """Now and then. ``settled``: all clients of the own node have told."""
+        if not settled or self.nodes.waiting_for_nodes:
+            return
+        self.actors.forget_uncreated(_Known(self._local_clients, self.own.number, self.nodes))
+        for job in self.jobs.known() - self.present_jobs():
+            if not self.actors.has_detached(job):
+                self.jobs.over(job)
+
+    def sweep_groups(self) -> None:
+        if not self.nodes.waiting_for_nodes:
+            self.groups.sweep(self.present_jobs())
+
+    def _may_make_group(self, prefix: bytes) -> bool:
+        number = ids.node_of(prefix)
+        if number == self.own.number:
+            return self._may_create(prefix)
+        node = self.nodes.records.get(number)
+        return node is not None and node.state != "DEAD"
+
+    # ------------------------------------------------------------ nodes come and go
+
+    def _on_alive(self, node: NodeRecord) -> None:
+        self._on_room()
+
+    def _on_room(self) -> None:
+        self.group_places.kick()
+        self.actor_places.kick()
+
+    def _on_dead(self, node: NodeRecord) -> None:
+        for job in self._driver_jobs.pop(node.number, set()):
+            self.end_job(job)
+        self.actor_places.node_died(node)
+        self.group_places.node_died(node)
+
+    # ------------------------------------------------------------ questions
+
+    async def _ask_number(self, args: dict[str, Any], number: int) -> Any:
+        """Of a node that has none yet."""
+        if args.get("cluster") != self.cluster:
+            raise ValueError(
+                f"this is the head of the cluster {self.cluster!r}, not of {args.get('cluster')!r}: start the node with "
+                f"--cluster {self.cluster}"
+            )
+        return {"number": await self.nodes.new_number(str(args.get("name"))), "cluster_id": self.cluster_id}
+
+    async def _ask_admit_job(self, args: dict[str, Any], number: int) -> Any:
+        return await self.admit_job(str(args["job"]), c.job_config_of(args["config"]), number)
+
+    async def _ask_package(self, args: dict[str, Any], number: int) -> Any:
+        try:
+            return await self._read_package(str(args["uri"]))
+        except LookupError:
+            raise ValueError(f"the package {args['uri']} is not in this cluster") from None
+
+    async def _ask_nodes(self, args: dict[str, Any], number: int) -> Any:
+        self.nodes.refresh()
+        return [describe_node(record) for record in self.nodes.records.values() if record.id]
+
+    async def _ask_resources(self, args: dict[str, Any], number: int) -> Any:
+        self.nodes.refresh()
+        total: dict[str, int] = {}
+        available: dict[str, int] = {}
+        for record in self.nodes.alive():
+            for name, amount in record.total.items():
+                total[name] = total.get(name, 0) + amount
+            if record.state == "ALIVE":
+                for name, amount in record.available.items():
+                    available[name] = available.get(name, 0) + amount
+        return {
+            "total": _floats(total),
+            "available": {name: amount / UNIT for name, amount in available.items() if amount > 0},
+        }
+
+    async def _ask_get_actor(self, args: dict[str, Any], number: int) -> Any:
+        record = self.actors.by_name(args["name"], args["namespace"])
+        if record is None:
+            raise ValueError(
+                f"there is no actor named {args['name']!r} in namespace {args['namespace']!r}; names "
+                "are only seen in their own namespace"
+            )
+        return describe_actor(record.spec)
+
+    async def _ask_named_actors(self, args: dict[str, Any], number: int) -> Any:
+        return self.actors.named()
+
+    async def _ask_await_actor(self, args: dict[str, Any], number: int) -> Any:
+        return await self.actors.settled(bytes.fromhex(args["id"]))
+
+    async def _ask_actor_info(self, args: dict[str, Any], number: int) -> Any:
+        record = self.actors.records.get(bytes.fromhex(args["id"]))
+        if record is None:
+            raise ValueError(f"the actor {args['id']} is not known")
+        return describe_actor(record.spec)
+
+    async def _ask_groups(self, args: dict[str, Any], number: int) -> Any:
+        """All of them, or the one of this id; with the nodes of their bundles."""
+        found = self.groups.table(bytes.fromhex(args.get("id", "")))
+        for id_, group in found.items():
+            record = self.groups.records[bytes.fromhex(id_)]
+            nodes = record.nodes if record.state != "pending" else [0] * len(group["bundles"])
+            group["bundles_to_node_id"] = {
+                index: node.id if (node := self.nodes.records.get(at)) is not None else ""
+                for index, at in enumerate(nodes or [0] * len(group["bundles"]))
+            }
+        return found
+
+    async def _ask_get_group(self, args: dict[str, Any], number: int) -> Any:
+        record = self.groups.by_name(args["name"], args["namespace"])
+        if record is None:
+            raise ValueError(
+                f"there is no placement group named {args['name']!r} in namespace {args['namespace']!r}; names are "
+                "only seen in their own namespace"
+            )
+        return record.spec.id.hex()
+
+    async def _ask_await_group(self, args: dict[str, Any], number: int) -> Any:
+        return await self.groups.settled(bytes.fromhex(args["id"]))
+
+    async def _ask_drain(self, args: dict[str, Any], number: int) -> Any:
+        record = self.nodes.find(str(args["node"]))
+        if record is None:
+            raise ValueError(
+                f"there is no node {args['node']!r} in this cluster: give its id, its name or its address, see "
+                "`noded status`"
+            )
+        self.nodes.drain(record, bool(args.get("on", True)))
+        return {"node": record.name, "id": record.id, "state": record.entry().state}
+
+    async def _ask_cluster(self, args: dict[str, Any], number: int) -> Any:
+        """For status: the nodes, and what waits at the head."""
+        self.nodes.refresh()
+        return {
+            "nodes": [
+                {
+                    "name": r.name,
+                    "id": r.id,
+                    "address": r.address,
+                    "state": r.entry().state,
+                    "reason": r.reason,
+                    "total": _floats(r.total),
+                    "used": {n: (a - r.available.get(n, 0)) / UNIT for n, a in r.total.items()},
+                    "waiting": r.waiting,
+                }
+                for r in self.nodes.records.values()
+                if r.id
+            ],
+            "actors_waiting": len(self.actor_places.pending),
+            "groups_waiting": len(self.group_places.waiting),
+            "actors": sum(1 for r in self.actors.records.values() if r.state != "dead"),
+        }
+
+    async def _why_of_home(self, id_: bytes) -> Any:
+        """Of a task or an object, the node of the process that made its id knows."""
+        home = self.nodes.records.get(ids.node_of(id_))
+        if home is None:
+            return {"state": "unknown_id", "kind": "no_such_id", "reason": "no node of this cluster has made this id"}
+        if home.state == "DEAD":
+            reason = f"the node where it was made, {home.name}, is dead: {home.reason}"
+            return {"state": "lost", "kind": "owner_gone", "reason": reason}
+        if home.api is None:
+            return {"state": "pending", "kind": "node_away", "reason": f"the node {home.name} is away: {home.reason}"}
+        return await home.api.ask("explain", {"id": id_.hex()})
+
+    async def _ask_job_config(self, args: dict[str, Any], number: int) -> Any:
+        config = self.jobs.get(str(args["job"]))
+        if config is None:
+            raise ValueError(f"there is no job {args['job']}")
+        return c.as_text(config)
+
+    async def _ask_timeline(self, args: dict[str, Any], number: int) -> Any:
+        """Of all nodes that answer."""
+        asked = [node.api.ask("timeline", {}) for node in self.nodes.records.values() if node.api is not None]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return [event for answer in answers if not isinstance(answer, BaseException) for event in answer]
+
+    async def _ask_why(self, args: dict[str, Any], number: int) -> Any:
+        """Why something waits, or what became of it: kinds and their meaning are in ``docs/why.md``."""
+        id_ = _id_of(args.get("id"))
+        if not ids.is_group_id(id_) and not ids.is_actor_id(id_):
+            return await self._why_of_home(id_)
+        if ids.is_group_id(id_):
+            group = self.groups.records.get(id_)
+            if group is None:
+                return {"state": "removed" if self.groups.gone(id_) else "not_created", "kind": "", "reason": ""}
+            kind, reason = self.group_places.why(id_) or ("", group.reason)
+            return {"state": group.state, "kind": kind, "reason": reason or group.reason}
+        record = self.actors.records.get(id_)
+        if record is None:
+            home = self.nodes.records.get(ids.node_of(id_))
+            lives = home is not None and home.state != "DEAD"
+            kind, reason = ("not_created", "nobody has created it (yet)") if lives else ("ended", "it has ended")
+            return {"state": kind, "kind": kind, "reason": reason}
+        node = self.nodes.records.get(record.node)
+        told: dict[str, Any] = {
+            "state": record.state,
+            "class_name": record.spec.class_name,
+            "node": {"id": node.id, "name": node.name, "state": node.state, "reason": node.reason} if node else None,
+            "restarts": record.restarts,
+            "worker": record.worker,
+            "pid": record.pid,
+            "kind": "",
+            "reason": record.reason,
+        }
+        found = self.actor_places.why(id_)
+        if found is not None:
+            told["kind"], told["reason"] = found
+        elif node is not None and node.state == "AWAY":
+            told["kind"], told["reason"] = "node_away", f"its node {node.name} is away: {node.reason}"
+        elif record.state in ("pending", "restarting") and node is not None:
+            told["kind"], told["reason"] = "starting", f"it waits on node {node.name} for resources or a worker"
+        elif record.state == "starting":
+            told["kind"], told["reason"] = "constructor", f"its constructor runs, pid {record.pid}"
+        if record.death is not None:
+            told["death"] = msgspec.to_builtins(record.death)
+        return told
+
+
+def _id_of(text: Any) -> bytes:
+    try:
+        id_ = bytes.fromhex(str(text))
+    except ValueError:
+        id_ = b""
+    if len(id_) != ids.ID_SIZE:
+        raise ValueError(f"{text!r} is no id: ids have {2 * ids.ID_SIZE} hexadecimal digits, as they are printed")
+    return id_
+
+
+class _Known:
+    """Clients that may still create what others wait for: those of the own node, and of other nodes that live."""
+
+    def __init__(self, local: Callable[[bytes], bool], own: int, nodes: NodeTable):
+        self._local = local
+        self._own = own
+        self._nodes = nodes
+
+    def __contains__(self, prefix: object) -> bool:
+        assert isinstance(prefix, bytes)
+        number = ids.node_of(prefix)
+        if number == self._own:
+            return self._local(prefix)
+        node = self._nodes.records.get(number)
+        return node is not None and node.state != "DEAD"
+
+
+def _floats(amounts: Mapping[str, int]) -> dict[str, float]:
+    return {name: amount / UNIT for name, amount in amounts.items()}
+
+
+def describe_node(record: NodeRecord) -> dict[str, Any]:
+    """In Ray's words."""
+    alive = record.state != "DEAD"
+    return {
+        "NodeID": record.id,
+        "Alive": alive,
+        "NodeManagerAddress": record.ip,
+        "NodeManagerHostname": record.hostname,
+        "NodeManagerPort": int(record.address.rpartition(":")[2] or 0),
+        "NodeName": record.name,
+        "ObjectStoreSocketName": f"{record.run_dir}/control.sock" if record.run_dir else "",
+        "Resources": _floats(record.total) if alive else {},
+        "Labels": dict(record.labels),
+        "State": record.entry().state,
+        "DeathReason": record.reason if not alive else "",
+        "alive": alive,
+    }
+
+
+def describe_actor(spec: m.ActorSpec) -> dict[str, Any]:
+    """All that a handle is made of; the methods in a form that JSON takes."""
+    return {
+        "id": spec.id.hex(),
+        "class_name": spec.class_name,
+        "methods": base64.b64encode(msgspec.msgpack.encode(spec.methods)).decode(),
+        "max_pending_calls": spec.max_pending_calls,
+    }

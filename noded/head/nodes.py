@@ -1,0 +1,436 @@
+"""The nodes of the cluster: their numbers, what they have, and whether they are alive.
+
+A number and a death are written before anybody is told. States: ALIVE -> AWAY (silent, or its connection was reset) ->
+ALIVE again, or DEAD; DRAINING is ALIVE without new work. DEAD is final for that start of the node (its ``id``): it may
+come back under its number as another one. What is judged when is in ``policy/liveness.py``; here are the table and who
+is told. The head's own node is in the table as well, and is never judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from noded.head.storage import Op, Put, Storage
+from noded.policy.liveness import Attention, Liveness, State
+from noded.policy.nodes import NodeView
+from noded.policy.scheduling import Cluster
+from noded.wire import cluster_messages as c
+from noded.wire.link import frame_of
+
+log = logging.getLogger("noded.nodes")
+
+TABLE = "nodes"
+JUDGE_SECONDS = 0.25
+_SHOW_DEAD = 200
+"""So many dead nodes are still shown."""
+_FLUSH_SECONDS = 0.05
+
+
+class StoredNode(msgspec.Struct, array_like=True):
+    """A node's durable record, version 1. ``id``: the start that was last alive, ``dead``: it is not any more."""
+
+    version: int
+    number: int
+    name: str
+    id: str
+    dead: bool = False
+    reason: str = ""
+
+
+class NodeApi(Protocol):
+    """What the head can have a node do; of its own node in the same process, of others over their connection."""
+
+    def host_actor(self, message: c.HostActor, payload: bytes) -> None: ...
+
+    def stop_actor(self, message: c.StopActor) -> None: ...
+
+    def reserve_group(self, message: c.ReserveGroup) -> None: ...
+
+    def release_group(self, message: c.ReleaseGroup) -> None: ...
+
+    def to_client(self, prefix: bytes, message: Any, payload: bytes) -> None: ...
+
+    def end_job(self, message: c.EndJob) -> None: ...
+
+    def drain(self, on: bool) -> None: ...
+
+    def stop(self, reason: str) -> None: ...
+
+    def nodes(self, frame: bytes, message: c.Nodes, entries: list[c.NodeEntry]) -> None: ...
+
+    async def ask(self, what: str, arguments: dict[str, Any]) -> Any: ...
+
+
+@dataclass(eq=False)
+class NodeRecord:
+    number: int
+    name: str
+    id: str = ""
+    address: str = ""
+    ip: str = ""
+    hostname: str = ""
+    run_dir: str = ""
+    pid: int = 0
+    state: str = "AWAY"
+    reason: str = ""
+    total: dict[str, int] = field(default_factory=dict)
+    available: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    waiting: int = 0
+    draining: bool = False
+    local: bool = False
+    api: NodeApi | None = None
+    """None while it is not connected."""
+    liveness: Liveness | None = None
+    since: float = field(default_factory=time.time)
+    """Of its state."""
+    python: str = ""
+    noded: str = ""
+
+    def entry(self) -> c.NodeEntry:
+        state = "DRAINING" if self.draining and self.state == "ALIVE" else self.state
+        if self.state == "DEAD":
+            return c.NodeEntry(self.number, self.id, self.name, self.address, state, {}, {}, {}, self.ip, self.reason)
+        return c.NodeEntry(
+            self.number, self.id, self.name, self.address, state, self.total, self.available, self.labels, self.ip,
+            self.reason,
+        )  # fmt: skip
+
+
+class NodeTable:
+    """``on_alive(record)``: it can take work (again); ``on_dead(record)``: what ran there has ended, after that was
+    written; ``on_room()``: somewhere more is free.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        on_alive: Callable[[NodeRecord], None],
+        on_dead: Callable[[NodeRecord], None],
+        on_room: Callable[[], None],
+    ):
+        self._storage = storage
+        self._on_alive = on_alive
+        self._on_dead = on_dead
+        self._on_room = on_room
+        self.records: dict[int, NodeRecord] = {}
+        self.cluster = Cluster()
+        """For decisions: with what was given away since the nodes reported."""
+        self._by_id: dict[str, int] = {}
+        self._next = 1
+        self._attention = Attention(time.monotonic(), JUDGE_SECONDS)
+        self._dirty: set[int] = set()
+        self._flushing = False
+        self._judge_task: asyncio.Task[None] | None = None
+        self._writes: set[asyncio.Task[None]] = set()
+        self._dying: set[int] = set()
+        self.refresh: Callable[[], None] = lambda: None
+        """Called before a decision: the head's own node is seen as it is now."""
+
+    # ------------------------------------------------------------ start
+
+    async def restore(self, own: int) -> None:
+        """All that were alive are awaited; the own one registers by itself."""
+        for value in (await self._storage.load(TABLE)).values():
+            stored = msgspec.msgpack.decode(value, type=StoredNode)
+            self._next = max(self._next, stored.number + 1)
+            record = NodeRecord(stored.number, stored.name, stored.id, reason=stored.reason)
+            if stored.dead:
+                record.state = "DEAD"
+            elif stored.number != own:
+                record.liveness = Liveness(self.now())
+                record.liveness.reset(self.now())
+                record.reason = "it has not registered since the head started"
+                self._by_id[stored.id] = stored.number
+            self.records[stored.number] = record
+        self._next = max(self._next, own + 1)
+
+    def start(self) -> None:
+        self._judge_task = asyncio.get_running_loop().create_task(self._judge(), name="judge nodes")
+
+    async def stop(self) -> None:
+        if self._judge_task is not None:
+            self._judge_task.cancel()
+            await asyncio.wait([self._judge_task])
+        if self._writes:
+            await asyncio.wait(list(self._writes), timeout=5)
+
+    def now(self) -> float:
+        """The judge's own clock: what it has slept or been busy does not count."""
+        return self._attention.tick(time.monotonic())
+
+    # ------------------------------------------------------------ numbers
+
+    async def new_number(self, name: str) -> int:
+        number, self._next = self._next, self._next + 1
+        await self._storage.write([self._put(StoredNode(1, number, name, ""))])
+        self.records[number] = NodeRecord(number, name)
+        return number
+
+    def knows(self, number: int) -> bool:
+        return number in self.records
+
+    @staticmethod
+    def _put(stored: StoredNode) -> Put:
+        return Put(TABLE, f"{stored.number:08d}", msgspec.msgpack.encode(stored))
+
+    # ------------------------------------------------------------ membership
+
+    def refuse(self, message: c.Register) -> str:
+        """Why this start of a node was declared dead; empty when it was not."""
+        record = self.records.get(message.number)
+        if (
+            record is not None
+            and record.id == message.node_id
+            and (record.state == "DEAD" or record.number in self._dying)
+        ):
+            return record.reason or "it was silent for too long"
+        return ""
+
+    def is_dying(self, record: NodeRecord) -> bool:
+        """Its death is being written: nothing of it counts any more."""
+        return record.number in self._dying
+
+    async def register(self, message: c.Register, api: NodeApi) -> NodeRecord:
+        """It is there (again). A start of it that we knew before is dead."""
+        record = self.records.get(message.number)
+        if record is None:
+            record = self.records[message.number] = NodeRecord(message.number, message.name)
+            self._next = max(self._next, message.number + 1)
+        if record.id and record.id != message.node_id and record.state != "DEAD":
+            await self._declare_dead(record, "it started over: its workers had ended")
+        if record.id != message.node_id:
+            record.id, record.draining = message.node_id, False
+            await self._storage.write([self._put(StoredNode(1, record.number, message.name, record.id))])
+        record.name, record.address, record.ip = message.name, message.address, message.node_ip
+        record.hostname, record.run_dir, record.pid = message.hostname, message.run_dir, message.pid
+        record.total, record.available, record.labels = message.total, message.available, message.labels
+        record.python, record.noded = message.python, message.noded
+        record.api = api
+        if record.liveness is None:
+            record.liveness = Liveness(self.now())
+        record.liveness.connected(self.now())
+        self._by_id[record.id] = record.number
+        self._set_state(record, "ALIVE", "")
+        return record
+
+    def register_own(self, message: c.Register, api: NodeApi) -> NodeRecord:
+        """The head's own node, in this process."""
+        record = self.records.get(message.number)
+        if record is None or record.id != message.node_id:
+            record = self.records[message.number] = NodeRecord(message.number, message.name)
+        record.local, record.api, record.id, record.name = True, api, message.node_id, message.name
+        record.address, record.ip, record.hostname = message.address, message.node_ip, message.hostname
+        record.run_dir, record.pid = message.run_dir, message.pid
+        record.total, record.available, record.labels = message.total, message.available, message.labels
+        record.python, record.noded = message.python, message.noded
+        record.liveness = None
+        self._next = max(self._next, record.number + 1)
+        self._by_id[record.id] = record.number
+        record.state = "ALIVE"
+        self.cluster.update(self._view(record))
+        self._dirty.add(record.number)
+        self._write([self._put(StoredNode(1, record.number, record.name, record.id))])
+        self._flush_soon()
+        return record
+
+    def heard(self, record: NodeRecord, message: c.Report) -> None:
+        if record.liveness is not None:
+            record.liveness.heard(self.now())
+        changed = message.total is not None or message.available is not None
+        if message.total is not None:
+            record.total = {n: a for n, a in {**record.total, **message.total}.items() if a}
+        if message.available is not None:
+            record.available = {**record.available, **message.available}
+            for name in [n for n in record.available if n not in record.total]:
+                del record.available[name]
+        record.waiting = message.waiting
+        if record.state == "AWAY":
+            self._set_state(record, "ALIVE", "")
+        elif changed:
+            self._changed(record)
+            self._on_room()
+
+    def own_amounts(self, record: NodeRecord, total: dict[str, int], available: dict[str, int], waiting: int) -> None:
+        """Of the head's own node, as it is now."""
+        record.waiting = waiting
+        if record.total != total or record.available != available:
+            record.total, record.available = total, available
+            self._changed(record)
+
+    def disconnected(self, record: NodeRecord, api: NodeApi) -> None:
+        if record.api is not api:
+            return
+        record.api = None
+        if record.state in ("ALIVE", "AWAY") and record.liveness is not None:
+            record.liveness.reset(self.now())
+            self._set_state(record, "AWAY", "its connection was closed")
+
+    async def left(self, record: NodeRecord, reason: str) -> None:
+        """It ends in order: all that ran there has ended, or will in a moment."""
+        await self._declare_dead(record, reason)
+
+    def drain(self, record: NodeRecord, on: bool) -> None:
+        record.draining = on
+        if record.api is not None:
+            record.api.drain(on)
+        self._changed(record)
+
+    def _set_state(self, record: NodeRecord, state: str, reason: str) -> None:
+        before, record.state, record.reason = record.state, state, reason
+        if before != state:
+            record.since = time.time()
+            if not record.local:
+                log.info("node %s (%s, %s) is %s%s", record.name, record.number, record.address, state,
+                         f": {reason}" if reason else "")  # fmt: skip
+        self._changed(record)
+        if state == "ALIVE":
+            self._on_alive(record)
+
+    def _changed(self, record: NodeRecord) -> None:
+        if record.state == "DEAD":
+            self.cluster.remove(record.id)
+        else:
+            self.cluster.update(self._view(record))
+        self._dirty.add(record.number)
+        self._flush_soon()
+
+    @staticmethod
+    def _view(record: NodeRecord) -> NodeView:
+        may = record.state == "ALIVE" and not record.draining and record.api is not None
+        return NodeView(record.id, dict(record.available), dict(record.total), record.labels, may)
+
+    def take(self, record: NodeRecord, amounts: dict[str, int]) -> None:
+        """Something was sent there: until it reports, count that as taken."""
+        node = self.cluster.get(record.id)
+        if node is not None and amounts:
+            left = {name: amount - amounts.get(name, 0) for name, amount in node.available.items()}
+            self.cluster.update(NodeView(node.id, left, node.total, node.labels, node.schedulable))
+
+    # ------------------------------------------------------------ the judge
+
+    async def _judge(self) -> None:
+        while True:
+            await asyncio.sleep(JUDGE_SECONDS)
+            # What has arrived while we slept, or were stopped, is read before anybody is judged.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            now = self.now()
+            for record in list(self.records.values()):
+                if record.liveness is None or record.state == "DEAD" or record.number in self._dying:
+                    continue
+                state = record.liveness.judge(now)
+                if state is State.AWAY and record.state == "ALIVE":
+                    self._set_state(record, "AWAY", "it is silent")
+                elif state is State.DEAD:
+                    reason = (
+                        "it did not come back after its connection was closed"
+                        if record.api is None
+                        else "it was silent for too long"
+                    )
+                    self._spawn(self._declare_dead(record, reason))
+
+    async def _declare_dead(self, record: NodeRecord, reason: str) -> None:
+        """Written before anything is started elsewhere."""
+        if record.state == "DEAD" or record.number in self._dying:
+            return
+        self._dying.add(record.number)
+        try:
+            record.reason = reason
+            id_ = record.id
+            await self._storage.write([self._put(StoredNode(1, record.number, record.name, id_, True, reason))])
+            self.cluster.remove(id_)
+            self._by_id.pop(id_, None)
+            record.liveness, record.draining = None, False
+            self._set_state(record, "DEAD", reason)
+            self._on_dead(record)
+            self._forget_old()
+            self._on_room()
+        finally:
+            self._dying.discard(record.number)
+
+    def _forget_old(self) -> None:
+        dead = sorted((r for r in self.records.values() if r.state == "DEAD"), key=lambda r: r.since)
+        for record in dead[:-_SHOW_DEAD] if len(dead) > _SHOW_DEAD else ():
+            del self.records[record.number]
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._writes.add(task)
+        task.add_done_callback(self._written)
+
+    def _write(self, ops: list[Op]) -> None:
+        self._spawn(self._storage.write(ops))
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._writes.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("the node table cannot be written", exc_info=task.exception())
+            asyncio.get_running_loop().stop()
+
+    # ------------------------------------------------------------ the view
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            # A view costs its bytes times the nodes it goes to: the more there are, the rarer it is sent.
+            pause = min(0.8, max(_FLUSH_SECONDS, len(self.records) / 1200))
+            asyncio.get_running_loop().call_later(pause, self.flush)
+
+    def flush(self) -> None:
+        """Tell all nodes what has changed: encoded once."""
+        self._flushing = False
+        dirty, self._dirty = self._dirty, set()
+        entries = [self.records[n].entry() for n in dirty if n in self.records]
+        receivers = [r.api for r in self.records.values() if r.api is not None]
+        if not entries or not receivers:
+            return
+        message = c.Nodes()
+        frame = frame_of(message, c.encode_entries(entries))
+        for api in receivers:
+            api.nodes(frame, message, entries)
+
+    def tell_all(self, api: NodeApi) -> None:
+        """Everything, to one that has just come."""
+        entries = [r.entry() for r in self.records.values() if r.id]
+        message = c.Nodes(True)
+        api.nodes(frame_of(message, c.encode_entries(entries)), message, entries)
+
+    # ------------------------------------------------------------ questions
+
+    def by_id(self, id_: str) -> NodeRecord | None:
+        return self.records.get(self._by_id.get(id_, 0))
+
+    def find(self, word: str) -> NodeRecord | None:
+        """By its id, the beginning of it, its name, its number or its address."""
+        for record in self.records.values():
+            if record.state != "DEAD" and word in (record.id, record.name, str(record.number), record.address):
+                return record
+        found = [r for r in self.records.values() if r.state != "DEAD" and len(word) >= 4 and r.id.startswith(word)]
+        return found[0] if len(found) == 1 else None
+
+    def alive(self) -> Iterable[NodeRecord]:
+        return [r for r in self.records.values() if r.state != "DEAD" and r.id]
+
+    @property
+    def alone(self) -> bool:
+        """There is no node but the head's own, dead ones aside."""
+        return all(r.local or r.state == "DEAD" or not r.id for r in self.records.values())
+
+    @property
+    def waiting_for_nodes(self) -> bool:
+        """Some may come back: nothing is hopeless yet."""
+        return any(r.state == "AWAY" and r.id for r in self.records.values())
+
+    def to_client(self, prefix: bytes, number: int, message: Any, payload: bytes = b"") -> None:
+        record = self.records.get(number)
+        if record is not None and record.api is not None:
+            record.api.to_client(prefix, message, payload)

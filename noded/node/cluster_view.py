@@ -1,0 +1,95 @@
+"""What this node knows of the others: told by the head, a moment old."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from noded.policy.nodes import NodeView
+from noded.policy.scheduling import Cluster
+from noded.wire import cluster_messages as c
+
+
+class ClusterView:
+    """``entries``: all nodes that are not forgotten, by number, also this one and dead ones."""
+
+    def __init__(self, number: int):
+        self.number = number
+        """This node's."""
+        self.entries: dict[int, c.NodeEntry] = {}
+        self.by_id: dict[str, int] = {}
+        self.cluster = Cluster()
+        """The same for decisions, with what this node has given away since."""
+        self.on_dead: Callable[[c.NodeEntry], None] = lambda entry: None
+        self.on_change: Callable[[], None] = lambda: None
+
+    def update(self, entries: Iterable[c.NodeEntry], everything: bool) -> None:
+        """Some have changed; with ``everything`` those that are not named are gone."""
+        named = set()
+        dead = []
+        for entry in entries:
+            named.add(entry.number)
+            before = self.entries.get(entry.number)
+            if before is not None and before.id != entry.id:
+                self._forget(before.id)
+                if before.state != "DEAD":
+                    dead.append(_as_dead(before, "it started over"))
+            self.entries[entry.number] = entry
+            if entry.state == "DEAD":
+                self._forget(entry.id)
+                if before is None or before.state != "DEAD" or before.id != entry.id:
+                    dead.append(entry)
+            else:
+                self.by_id[entry.id] = entry.number
+                if entry.number != self.number:
+                    self.cluster.update(node_view(entry))
+        if everything:
+            for number in self.entries.keys() - named:
+                gone = self.entries.pop(number)
+                self._forget(gone.id)
+                if gone.state != "DEAD":
+                    dead.append(_as_dead(gone, "the head does not know it any more"))
+        for entry in dead:
+            self.on_dead(entry)
+        self.on_change()
+
+    def _forget(self, id_: str) -> None:
+        self.by_id.pop(id_, None)
+        self.cluster.remove(id_)
+
+    def take(self, id_: str, resources: Mapping[str, int]) -> None:
+        """Somebody was sent there: until it reports, count that as taken."""
+        node = self.cluster.get(id_)
+        if node is not None and resources:
+            left = {n: a - resources.get(n, 0) for n, a in node.available.items()}
+            self.cluster.update(NodeView(node.id, left, node.total, node.labels, node.schedulable))
+
+    def address(self, number: int) -> str:
+        """Empty where it is not known."""
+        entry = self.entries.get(number)
+        return entry.address if entry is not None else ""
+
+    def others(self) -> list[c.NodeEntry]:
+        """Nodes that are not this one, and not dead."""
+        return [e for e in self.entries.values() if e.number != self.number and e.state != "DEAD"]
+
+    def totals(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """(total, available) of all nodes that are not dead."""
+        total: dict[str, int] = {}
+        available: dict[str, int] = {}
+        for entry in self.entries.values():
+            if entry.state != "DEAD":
+                for name, amount in entry.total.items():
+                    total[name] = total.get(name, 0) + amount
+                for name, amount in entry.available.items():
+                    available[name] = available.get(name, 0) + amount
+        return total, available
+
+
+def node_view(entry: c.NodeEntry) -> NodeView:
+    return NodeView(entry.id, entry.available, entry.total, entry.labels, entry.state == "ALIVE")
+
+
+def _as_dead(entry: c.NodeEntry, reason: str) -> c.NodeEntry:
+    return c.NodeEntry(
+        entry.number, entry.id, entry.name, entry.address, "DEAD", {}, {}, entry.labels, entry.ip, reason
+    )

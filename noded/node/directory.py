@@ -1,0 +1,506 @@
+"""Objects between nodes: which node holds what of whom, where copies lie, and bringing them here.
+
+The home of an object is the node of the client that made its id. Toward a home this node tells, over the connection
+that it keeps to it, what it holds (``Refs``: 0 to 1 and 1 to 0 only), and which of that home's objects lie here
+(``Copies``); the home says when they are dropped. As a home it answers where objects are, so that many readers form a
+chain instead of all drawing on one source: who is on the way to a copy is a source for the next already.
+
+What is held by whom *within* the node, and the memory itself, is in ``object_store.py``; the bytes go by ``transfer``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from noded import ids
+from noded.node.cluster_view import ClusterView
+from noded.node.object_store import Entry, ObjectStore
+from noded.node.peers import Peer, Peers
+from noded.node.session import Client
+from noded.node.transfer import Source
+from noded.node.transfer_pull import PullCancelled, Puller, PullFailed
+from noded.shm import arena as shm
+from noded.wire import cluster_messages as c
+from noded.wire import messages as m
+from noded.wire.chunks import Refused
+
+log = logging.getLogger("noded.directory")
+
+_INLINE = 100 << 10
+_BATCH = 2000
+_SOURCE_SECONDS = 20.0
+"""A home that does not say within this time where else an object is: the pull has failed."""
+_READ_ALL = 1 << 62
+
+
+@dataclass
+class _Spread:
+    """Who draws on whom for one object of ours."""
+
+    loads: dict[int, int] = field(default_factory=dict)
+    drawing: dict[int, int] = field(default_factory=dict)
+    """Node on its way to a copy -> its source."""
+
+
+@dataclass(eq=False)
+class _Barrier:
+    """``HasRead`` is due when these have read so far."""
+
+    asker: int
+    token: int
+    needs: dict[int, int]
+
+
+class Directory:
+    """Implements ``object_store.Elsewhere``. ``pull`` and ``serve`` use the transfer engine; ``client(prefix)`` finds a
+    client of this node.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        peers: Peers,
+        view: ClusterView,
+        clients: dict[bytes, Client],
+        puller: Puller,
+    ):
+        self._store = store
+        self._peers = peers
+        self._view = view
+        self._clients = clients
+        self._puller = puller
+        self._generation = 0
+        self._held: dict[bytes, int] = {}
+        """What this node holds at its home, with the generation of the hold."""
+        self._outbox: defaultdict[int, _Outbox] = defaultdict(_Outbox)
+        self._flushing = False
+        self._hurries: dict[int, dict[int, tuple[bytes, int]]] = {}
+        """Node -> token -> (client, seq) that we have asked about."""
+        self._asked: dict[bytes, int] = {}
+        """Receiver -> the highest seq asked about."""
+        self._token = 0
+        self._unread: defaultdict[bytes, list[tuple[int, int, int]]] = defaultdict(list)
+        """Client of ours -> (seq, node that asks, token)."""
+        self._barriers: list[_Barrier] = []
+        self._spreads: dict[bytes, _Spread] = {}
+        self._more: dict[bytes, asyncio.Future[list[int]]] = {}
+        self._places: dict[bytes, int] = {}
+        """Where what is being brought here is written."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._serving = 0
+
+    # ------------------------------------------------------------ told to homes
+
+    def hold(self, id_: bytes, on: bool) -> None:
+        box = self._outbox[ids.node_of(id_)]
+        if on:
+            self._generation += 1
+            self._held[id_] = self._generation
+            box.holds.append((id_, self._generation))
+        else:
+            generation = self._held.pop(id_, 0)
+            if generation:
+                box.releases.append((id_, generation))
+        self._flush_soon()
+
+    def copy(self, id_: bytes, size: int) -> None:
+        box = self._outbox[ids.node_of(id_)]
+        box.copies[id_] = size
+        box.gone.pop(id_, None)
+        self._flush_soon()
+
+    def uncopy(self, id_: bytes) -> None:
+        box = self._outbox[ids.node_of(id_)]
+        box.copies.pop(id_, None)
+        box.gone[id_] = None
+        self._flush_soon()
+
+    def want(self, id_: bytes) -> None:
+        self._outbox[ids.node_of(id_)].wants.append(id_)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Everything that was noted goes out; to a home that is not connected with the telling when it is."""
+        self._flushing = False
+        boxes, self._outbox = self._outbox, defaultdict(_Outbox)
+        for number, box in boxes.items():
+            if self._is_dead(number):
+                for id_ in box.wants:
+                    self._store.on_not_found(id_, "owner", "the node where it was made is dead")
+                continue
+            peer = self._peers.need(number)
+            if box.holds or box.releases:
+                for at in range(0, max(len(box.holds), len(box.releases)), _BATCH):
+                    seq = self._peers.next_seq(number)
+                    message = m.Refs(seq, box.holds[at : at + _BATCH], box.releases[at : at + _BATCH])
+                    self._peers.send(number, message)
+            if box.copies or box.gone:
+                copies, gone = list(box.copies.items()), list(box.gone)
+                for at in range(0, max(len(copies), len(gone)), _BATCH):
+                    seq = self._peers.next_seq(number)
+                    self._peers.send(number, c.Copies(seq, copies[at : at + _BATCH], gone[at : at + _BATCH]))
+            if box.wants and peer.attached:
+                self._peers.send(number, c.WantObjects(box.wants))
+
+    def _is_dead(self, number: int) -> bool:
+        entry = self._view.entries.get(number)
+        return entry is not None and entry.state == "DEAD"
+
+    # ------------------------------------------------------------ connected to a home
+
+    def attached(self, peer: Peer) -> None:
+        """Tell it all that concerns its objects."""
+        number = peer.number
+        self.flush()
+        held, copies = self._store.guests(number)
+        send = self._peers.send
+        for at in range(0, len(held), _BATCH):
+            holds = [(id_, self._held[id_]) for id_ in held[at : at + _BATCH] if id_ in self._held]
+            send(number, m.Refs(self._peers.next_seq(number), holds))
+        for at in range(0, len(copies), _BATCH):
+            send(number, c.Copies(self._peers.next_seq(number), copies[at : at + _BATCH]))
+        if not self._store.recovering_own():
+            send(number, c.PeerTold(self._peers.next_seq(number)))
+        wanted = self._store.wanted(number)
+        wanted += [id_ for id_ in self._more if ids.node_of(id_) == number]
+        for at in range(0, len(wanted), _BATCH):
+            send(number, c.WantObjects(wanted[at : at + _BATCH]))
+        for token, (prefix, seq) in self._hurries.get(number, {}).items():
+            send(number, c.Hurry(token, prefix, seq))
+
+    def recovered(self) -> None:
+        """All clients of this node have told again what they hold: so may we, to the homes."""
+        for peer in self._peers.peers.values():
+            if peer.attached:
+                self._peers.send(peer.number, c.PeerTold(self._peers.next_seq(peer.number)))
+
+    def need_homes(self) -> None:
+        """After a restart: what lies here, or is held, is told to its homes."""
+        for entry in self._store.entries.values():
+            if entry.away is not None and ids.node_of(entry.id) != self._store.node:
+                self._peers.need(ids.node_of(entry.id))
+
+    def on_dropped(self, dropped: Iterable[bytes]) -> None:
+        self._store.on_dropped(dropped)
+
+    def on_read(self, peer: Peer, seq: int) -> None:
+        peer.read = max(peer.read, seq)
+        if self._barriers:
+            self._look_at_barriers()
+
+    def on_found(self, message: c.Found, payload: bytes | memoryview) -> None:
+        more = self._more.get(message.id)
+        if more is not None and message.nodes:
+            if not more.done():
+                more.set_result(message.nodes)
+            return
+        self._store.on_found(message.id, message.size, message.nodes, payload)
+
+    def on_not_found(self, message: c.NotFound) -> None:
+        more = self._more.get(message.id)
+        if more is not None:
+            if not more.done():
+                more.set_result([])
+            return
+        self._store.on_not_found(message.id, message.kind, message.reason)
+
+    # ------------------------------------------------------------ as a home
+
+    def greet(self, peer: Peer) -> None:
+        """It will tell all that it holds of ours; until then what it held is held."""
+        prefix = ids.node_prefix(peer.number)
+        client = self._clients.get(prefix)
+        if client is None:
+            client = self._clients[prefix] = Client(prefix, "node", 0, 0)
+        client.told = False
+        peer.client, peer.snapshot = client, set()
+        self._store.recovering.add(prefix)
+
+    def on_refs(self, peer: Peer, message: m.Refs) -> None:
+        if peer.client is None:
+            return
+        if peer.snapshot is not None:
+            peer.snapshot.update(id_ for id_, _ in message.holds)
+        self._store.on_refs(peer.client, message)
+        self._peers.answer(peer.number, c.PeerRead(message.seq))
+
+    def on_copies(self, peer: Peer, message: c.Copies) -> None:
+        peer.drops.difference_update(message.gone)
+        told_again = [id_ for id_, _ in message.objects if id_ in peer.drops]
+        self._store.on_copies(peer.number, message.objects, message.gone)
+        for id_, _ in message.objects:
+            spread = self._spreads.get(id_)
+            if spread is not None:
+                self._arrived(spread, peer.number)
+        if told_again:
+            self._peers.answer(peer.number, c.Dropped(told_again))
+        self._peers.answer(peer.number, c.PeerRead(message.seq))
+
+    def on_told(self, peer: Peer, message: c.PeerTold) -> None:
+        client, snapshot = peer.client, peer.snapshot
+        if client is not None and snapshot is not None:
+            peer.snapshot = None
+            client.told = True
+            self._store.peer_told(client, snapshot)
+        self._peers.answer(peer.number, c.PeerRead(message.seq))
+
+    def on_want(self, peer: Peer, message: c.WantObjects) -> None:
+        self._store.on_want(peer.number, message.ids)
+
+    def dropped(self, id_: bytes, nodes: Iterable[int]) -> None:
+        self._spreads.pop(id_, None)
+        for number in nodes:
+            self._peers.peer(number).drops.add(id_)
+            self._peers.answer(number, c.Dropped([id_]))
+
+    def was_dropped(self, id_: bytes, node: int) -> bool:
+        peer = self._peers.peers.get(node)
+        return peer is not None and id_ in peer.drops
+
+    def found(self, node: int, entry: Entry) -> None:
+        if 0 <= entry.offset and entry.size <= _INLINE:
+            value = self._store.arena.view(entry.offset + shm.HEADER_SIZE, entry.size)
+            self._peers.answer(node, c.Found(entry.id, entry.size, []), bytes(value))
+            return
+        size = entry.size if entry.offset >= 0 else entry.away.size if entry.away is not None else 0
+        self._peers.answer(node, c.Found(entry.id, size, self._sources(node, entry)))
+
+    def not_found(self, node: int, id_: bytes, kind: str, reason: str) -> None:
+        self._peers.answer(node, c.NotFound(id_, kind, reason))
+
+    def _sources(self, node: int, entry: Entry) -> list[int]:
+        """Where this node is to get it: the idle ones first, so that readers form a chain."""
+        spread = self._spreads.setdefault(entry.id, _Spread())
+        whole = [n for n in (entry.away.nodes if entry.away is not None else ()) if n != node]
+        if entry.offset >= 0:
+            whole.append(self._store.node)
+        again = node in spread.drawing
+        if again:
+            self._arrived(spread, node)
+        partial = [] if again else [n for n in spread.drawing if n != node and n not in whole]
+        load = spread.loads
+        idle = [n for n in whole if not load.get(n, 0)]
+        if len(idle) > 1 or again:
+            return sorted(whole, key=lambda n: load.get(n, 0))
+        best = min([*whole, *partial], key=lambda n: (load.get(n, 0), n in spread.drawing), default=None)
+        if best is None:
+            return []
+        load[best] = load.get(best, 0) + 1
+        spread.drawing[node] = best
+        return [best]
+
+    @staticmethod
+    def _arrived(spread: _Spread, node: int) -> None:
+        source = spread.drawing.pop(node, None)
+        if source is not None:
+            spread.loads[source] = max(0, spread.loads.get(source, 0) - 1)
+
+    # ------------------------------------------------------------ hand-over of refs between nodes
+
+    def hurry(self, receiver: bytes, seq: int) -> None:
+        number = ids.node_of(receiver)
+        if self._is_dead(number):
+            asyncio.get_running_loop().call_soon(self._store.has_read, receiver, _READ_ALL)
+            return
+        if self._asked.get(receiver, -1) >= seq:
+            return
+        self._asked[receiver] = seq
+        self._token += 1
+        self._hurries.setdefault(number, {})[self._token] = receiver, seq
+        self._peers.send(number, c.Hurry(self._token, receiver, seq))
+
+    def on_has_read(self, peer: Peer, message: c.HasRead) -> None:
+        found = self._hurries.get(peer.number, {}).pop(message.token, None)
+        if found is not None:
+            receiver, seq = found
+            if self._asked.get(receiver) == seq:
+                del self._asked[receiver]
+            self._store.has_read(receiver, seq)
+
+    def on_hurry(self, peer: Peer, message: c.Hurry) -> None:
+        client = self._clients.get(message.prefix)
+        if client is not None and client.kind in ("driver", "worker") and (not client.told or client.seq < message.seq):
+            self._unread[message.prefix].append((message.seq, peer.number, message.token))
+        else:
+            self._has_read(peer.number, message.token)
+
+    def progressed(self, client: Client) -> None:
+        """Its numbered messages were read up to ``client.seq``."""
+        waiting = self._unread.get(client.prefix) if self._unread else None
+        if waiting and client.told:
+            due = [w for w in waiting if w[0] <= client.seq]
+            self._unread[client.prefix] = [w for w in waiting if w[0] > client.seq]
+            for _, asker, token in due:
+                self._has_read(asker, token)
+
+    def client_died(self, prefix: bytes) -> None:
+        for _, asker, token in self._unread.pop(prefix, []):
+            self._has_read(asker, token)
+
+    def _has_read(self, asker: int, token: int) -> None:
+        """It was read here; what it told is to be known at the homes as well."""
+        self.flush()
+        needs = {p.number: p.seq for p in self._peers.peers.values() if p.read < p.seq and not p.dead}
+        barrier = _Barrier(asker, token, needs)
+        if not self._passed(barrier):
+            self._barriers.append(barrier)
+
+    def _passed(self, barrier: _Barrier) -> bool:
+        for number, seq in list(barrier.needs.items()):
+            peer = self._peers.peers.get(number)
+            if peer is None or peer.dead or peer.read >= seq:
+                del barrier.needs[number]
+        if barrier.needs:
+            return False
+        self._peers.answer(barrier.asker, c.HasRead(barrier.token))
+        return True
+
+    def _look_at_barriers(self) -> None:
+        self._barriers = [barrier for barrier in self._barriers if not self._passed(barrier)]
+
+    # ------------------------------------------------------------ bringing objects here
+
+    def pull(self, id_: bytes, size: int, nodes: list[int]) -> None:
+        def on_space(offset: int) -> None:
+            task = asyncio.get_running_loop().create_task(
+                self._pull(id_, size, offset, nodes), name=f"pull {id_.hex()}"
+            )
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        self._store.allocate_own(id_, size, on_space, lambda reason: self._store.pull_failed(id_, "full", reason))
+
+    async def _pull(self, id_: bytes, size: int, offset: int, nodes: list[int]) -> None:
+        tries = 0
+        self._places[id_] = offset
+
+        async def more() -> list[str]:
+            nonlocal tries
+            tries += 1
+            return [] if tries > 3 else self._addresses(await self._other_sources(id_))
+
+        try:
+            addresses = self._addresses(nodes) or await more()
+            await self._puller.pull(id_, size, offset + shm.HEADER_SIZE, addresses, more)
+        except (PullFailed, PullCancelled) as failure:
+            self._store.give_up_own(offset)
+            log.warning("object %s cannot be brought here: %s", id_.hex(), failure)
+            self._store.pull_failed(id_, "lost", f"no node that has it can be reached: {failure}")
+        except BaseException:
+            self._store.give_up_own(offset)
+            self._store.pull_failed(id_, "lost", "this node stopped to bring it here")
+            raise
+        else:
+            self._store.pulled(id_, offset)
+        finally:
+            self._places.pop(id_, None)
+
+    def _addresses(self, nodes: list[int]) -> list[str]:
+        return [a for a in (self._view.address(n) for n in nodes if n != self._store.node) if a]
+
+    async def _other_sources(self, id_: bytes) -> list[int]:
+        home = ids.node_of(id_)
+        if home == self._store.node:
+            entry = self._store.entries.get(id_)
+            await asyncio.sleep(0.2)  # the view may be about to say which of them are dead
+            return list(entry.away.nodes) if entry is not None and entry.away is not None else []
+        if self._is_dead(home):
+            return []
+        future = self._more[id_] = asyncio.get_running_loop().create_future()
+        try:
+            self._peers.send(home, c.WantObjects([id_]))
+            return await asyncio.wait_for(future, _SOURCE_SECONDS)
+        except TimeoutError:
+            return []
+        finally:
+            del self._more[id_]
+
+    # ------------------------------------------------------------ giving objects out
+
+    def open_source(self, id_: bytes) -> Source | None:
+        """For the transfer server: the object, which stays until the source is closed."""
+        entry = self._store.entries.get(id_)
+        if entry is None:
+            return None
+        incoming = None
+        if entry.offset >= 0:
+            offset, size = entry.offset + shm.HEADER_SIZE, entry.size
+        else:
+            incoming = self._puller.incoming(id_)
+            if incoming is None or id_ not in self._places:
+                return None
+            offset, size = self._places[id_] + shm.HEADER_SIZE, incoming.size
+        self._serving += 1
+        token = b"serve" + self._serving.to_bytes(8, "big")
+        entry.holders.add(token)
+        return Source(offset, size, lambda: self._store.drop_holder(token, [id_]), incoming)
+
+    async def allocate(self, id_: bytes, size: int) -> int:
+        """Room for a value that a driver without shared memory sends. Raises Refused."""
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def on_failure(reason: str) -> None:
+            if not future.done():
+                future.set_exception(Refused(reason))
+
+        def on_space(offset: int) -> None:
+            if future.done():
+                self._store.give_up_own(offset)
+            else:
+                future.set_result(offset + shm.HEADER_SIZE)
+
+        client = self._clients.get(ids.prefix_of(id_))
+        if client is None or not client.remote:
+            raise Refused("only a driver of this node that has no shared memory may store values this way")
+        self._store.allocate_own(id_, size, on_space, on_failure)
+        return await future
+
+    def stored(self, id_: bytes, offset: int) -> None:
+        self._store.seal_own(offset - shm.HEADER_SIZE)
+
+    def gave_up(self, offset: int) -> None:
+        self._store.give_up_own(offset - shm.HEADER_SIZE)
+
+    # ------------------------------------------------------------ ends
+
+    def node_died(self, entry: c.NodeEntry, peer: Peer | None) -> None:
+        number = entry.number
+        self._hurries.pop(number, None)
+        for receiver in [r for r in self._asked if ids.node_of(r) == number]:
+            del self._asked[receiver]
+        for spread in self._spreads.values():
+            self._arrived(spread, number)
+        for id_ in [i for i in self._held if ids.node_of(i) == number]:
+            del self._held[id_]
+        for id_, more in self._more.items():
+            if ids.node_of(id_) == number and not more.done():
+                more.set_result([])
+        client = self._clients.pop(ids.node_prefix(number), None)
+        if client is not None:
+            self._store.client_died(client)
+        self._store.node_died(number, entry.reason or "it was declared dead")
+        self._look_at_barriers()
+
+    async def stop(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=5)
+
+
+@dataclass
+class _Outbox:
+    holds: list[tuple[bytes, int]] = field(default_factory=list)
+    releases: list[tuple[bytes, int]] = field(default_factory=list)
+    copies: dict[bytes, int] = field(default_factory=dict)
+    gone: dict[bytes, None] = field(default_factory=dict)
+    wants: list[bytes] = field(default_factory=list)

@@ -1,0 +1,136 @@
+"""What the head has this node do: the same whether it is in this process or sends it (``head_link.py``)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+import msgspec
+
+from noded import ids
+from noded.node.actor_host import NodeActorHost
+from noded.node.cluster_view import ClusterView
+from noded.node.leases import Leases
+from noded.node.session import Client
+from noded.node.workers import WorkerPool
+from noded.wire import cluster_messages as c
+from noded.wire import messages as m
+
+log = logging.getLogger("noded.orders")
+
+
+class HeadSide(Protocol):
+    """What the head is told of groups."""
+
+    def group_reserved(self, id_: bytes, attempt: int, ok: bool, reason: str) -> None: ...
+
+    def group_released(self, id_: bytes, attempt: int) -> None: ...
+
+
+class NodeOrders:
+    """``on_group_at(message)``: the node itself watches a placement group. ``questions``: what may be asked."""
+
+    def __init__(
+        self,
+        leases: Leases,
+        pool: WorkerPool,
+        host: NodeActorHost,
+        view: ClusterView,
+        clients: dict[bytes, Client],
+        head: HeadSide,
+        *,
+        worker_path: Callable[[str], str],
+        on_group_at: Callable[[m.GroupAt], None],
+        request_stop: Callable[[str], None],
+        questions: dict[str, Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]],
+    ):
+        self._leases = leases
+        self._pool = pool
+        self._host = host
+        self._view = view
+        self._clients = clients
+        self._head = head
+        self._worker_path = worker_path
+        self._on_group_at = on_group_at
+        self._request_stop = request_stop
+        self._questions = questions
+
+    # ------------------------------------------------------------ actors and groups
+
+    def host_actor(self, message: c.HostActor, payload: bytes) -> None:
+        self._host.host(message, payload)
+
+    def stop_actor(self, message: c.StopActor) -> None:
+        self._host.stop(message)
+
+    def reserve_group(self, message: c.ReserveGroup) -> None:
+        held = self._leases.capacity.groups.get(message.id)
+        if held is not None and message.bundles.keys() <= held.bundles.keys():
+            held.attempt = message.attempt
+            self._head.group_reserved(message.id, message.attempt, True, "")
+            return
+        self._leases.reserve_group(
+            message.id,
+            message.bundles,
+            message.strategy,
+            message.job,
+            lambda: self._head.group_reserved(message.id, message.attempt, True, ""),
+            lambda reason: self._head.group_reserved(message.id, message.attempt, False, reason),
+            attempt=message.attempt,
+            wait=message.wait,
+        )
+
+    def release_group(self, message: c.ReleaseGroup) -> None:
+        self._leases.release_group(
+            message.id,
+            lambda: self._head.group_released(message.id, message.attempt),
+            removed=message.removed,
+        )
+
+    def held_groups(self) -> list[c.HeldGroup]:
+        return [c.HeldGroup(g.id, g.attempt, sorted(g.bundles)) for g in self._leases.capacity.groups.values()]
+
+    # ------------------------------------------------------------ clients and jobs
+
+    def to_client(self, prefix: bytes, message: Any, payload: bytes) -> None:
+        """Something that the head says to a client of this node, or to the node itself."""
+        if ids.is_node_prefix(prefix):
+            if type(message) is m.GroupAt:
+                self._on_group_at(message)
+            return
+        client = self._clients.get(prefix)
+        if client is None:
+            return
+        if type(message) is m.ActorAt and message.worker:
+            message = self._placed(message)
+        client.send(message, payload)
+
+    def _placed(self, message: m.ActorAt) -> m.ActorAt:
+        """The actor's worker by its path, where it is one of this node's."""
+        if ids.node_of_worker(message.worker) != self._view.number:
+            return message
+        return msgspec.structs.replace(message, path=self._worker_path(message.worker), address="")
+
+    def end_job(self, message: c.EndJob) -> None:
+        spare = set(message.spare)
+        self._pool.end_job(message.job, lambda worker: worker.record.actor in spare)
+
+    # ------------------------------------------------------------ the node
+
+    def drain(self, on: bool) -> None:
+        self._leases.draining = on
+        self._leases.kick()
+
+    def stop(self, reason: str) -> None:
+        log.info("stopping: %s", reason)
+        self._request_stop(reason)
+
+    def nodes(self, frame: bytes, message: c.Nodes, entries: list[c.NodeEntry]) -> None:
+        self._view.update(entries, message.all)
+
+    async def ask(self, what: str, arguments: dict[str, Any]) -> Any:
+        question = self._questions.get(what)
+        if question is None:
+            raise ValueError(f"a node does not know the question {what!r}")
+        return await question(arguments)

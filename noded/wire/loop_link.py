@@ -1,0 +1,130 @@
+"""A link on an asyncio loop: read and written when its socket is ready, bounded in what the other leaves unread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from noded.wire.link import FrameError, Link, LinkClosed
+
+log = logging.getLogger("noded.link")
+
+_PAYLOAD_LIMIT = 256 << 20
+_UNSENT_LIMIT = 256 << 20
+_UNSENT_PAUSE = 8 << 20
+"""Who leaves this much unread is not listened to before it reads: its requests are what makes the answers."""
+
+
+class LoopLink:
+    """``on_message(link, message, payload)``; ``on_closed(link)`` once, when the connection is over. ``who`` names the
+    other side in the log.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        decode: Callable[[memoryview], Any],
+        on_message: Callable[[Any, Any, Any], None],
+        on_closed: Callable[[Any], None],
+        who: str,
+        unsent_limit: int = _UNSENT_LIMIT,
+    ):
+        self.link = Link(sock, decode, payload_limit=_PAYLOAD_LIMIT)
+        self.who = who
+        self.close_reason = ""
+        self._loop = loop
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._unsent_limit = unsent_limit
+        self._writing = False
+        self._deaf = False
+        self._flush_soon = False
+        loop.add_reader(sock.fileno(), self.on_readable)
+
+    @property
+    def closed(self) -> bool:
+        return self.link.closed
+
+    def _handle(self, message: Any, payload: Any) -> None:
+        self._on_message(self, message, payload)
+
+    def on_readable(self) -> None:
+        try:
+            self.link.receive_with_fds(self._handle)
+        except LinkClosed as end:
+            self.close_reason = str(end)
+            self.close()
+        except FrameError as error:
+            log.warning("closing the connection of %s: %s", self.who, error)
+            self.close()
+        except Exception:
+            # What follows that message may depend on it. Who attaches again tells its whole state anew.
+            log.exception("closing the connection of %s: one of its messages cannot be handled", self.who)
+            self.close()
+
+    def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
+        """Queue; everything queued in one turn of the loop goes out in one write."""
+        if self.link.closed:
+            return
+        self.link.send(message, payload)
+        self._soon()
+
+    def send_frame(self, frame: bytes) -> None:
+        """Queue a whole frame that was encoded once for many."""
+        if self.link.closed:
+            return
+        self.link.send_frame(frame)
+        self._soon()
+
+    def _soon(self) -> None:
+        if self._writing:
+            self._mind_unread()
+        elif not self._flush_soon:
+            self._flush_soon = True
+            self._loop.call_soon(self.flush)
+
+    def send_with_fds(self, message: Any, fds: list[int], payload: bytes = b"") -> None:
+        self.link.send_with_fds(message, fds, payload)
+        self.flush()
+
+    def flush(self) -> None:
+        self._flush_soon = False
+        if self.link.closed:
+            return
+        try:
+            done = self.link.flush()
+        except LinkClosed:
+            # It is gone, but what it said last (stop, for one) is still to be read. The end is noticed after that.
+            self.link.drop_unsent()
+            done = True
+        if done == self._writing:
+            self._writing = not done
+            if done:
+                self._loop.remove_writer(self.link.fileno())
+            else:
+                self._loop.add_writer(self.link.fileno(), self.flush)
+        self._mind_unread()
+
+    def _mind_unread(self) -> None:
+        unread = self.link.unsent_bytes
+        if unread > self._unsent_limit:
+            # It has not read for a long time (stopped?); it re-attaches and re-asks when it goes on.
+            self._loop.call_soon(self.close)
+        elif self._deaf != (unread > _UNSENT_PAUSE):
+            self._deaf = not self._deaf
+            if self._deaf:
+                self._loop.remove_reader(self.link.fileno())
+            else:
+                self._loop.add_reader(self.link.fileno(), self.on_readable)
+
+    def close(self) -> None:
+        if not self.link.closed:
+            fd = self.link.fileno()
+            self._loop.remove_reader(fd)
+            self._loop.remove_writer(fd)
+            self.link.close()
+            self._on_closed(self)
