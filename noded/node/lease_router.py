@@ -37,6 +37,8 @@ _SHUN_SECONDS = 0.1
 _PATIENCE = 0.003
 """What this node may serve itself in so many seconds is not sent away."""
 _AT_ONCE = 256
+_EVEN_SECONDS = 0.2
+"""So long a task that is to be spread waits for the node whose turn it is."""
 _GROUPS_KNOWN = 10_000
 
 
@@ -112,8 +114,8 @@ class LeaseRouter:
         self._forget = forget
         self._labels = labels
         self._sent: dict[tuple[bytes, int], _Sent] = {}
-        self._remote: dict[int, dict[int, tuple[bytes, str]]] = {}
-        """Node -> lease -> (client of ours, worker)."""
+        self._remote: dict[int, dict[int, tuple[bytes, str, int]]] = {}
+        """Node -> lease -> (client of ours, worker, class; 0: not known any more)."""
         self._guests_at: dict[int, set[bytes]] = {}
         """Node -> clients of ours that it knows."""
         self._groups: dict[bytes, _GroupPlaces] = {}
@@ -147,11 +149,12 @@ class LeaseRouter:
 
     def _route(self, demand: Demand, now: float) -> None:
         sent = self._sent.setdefault((demand.client.prefix, demand.cls), _Sent())
-        spare = min(demand.count, _AT_ONCE) - sum(sent.counts.values())
+        spare = min(demand.count, _AT_ONCE) - sum(sent.counts.values()) - demand.permits
         if spare < 0:
             self._take_back(demand, sent, -spare)
         near = demand.where.near
         nearby = {self._view.entries[near].id: 1} if near and near in self._view.entries else {}
+        shares = self._shares(demand, sent) if demand.where.spread else {}
         while spare > 0:
             shunned = {self._id(n) for n, until in sent.shunned.items() if until > now}
             answer = self._view.cluster.pick(
@@ -160,7 +163,7 @@ class LeaseRouter:
                 local=self._node_id,
                 near=nearby,
                 visited=shunned,
-                given=sent.given,
+                given=shares,
                 rng=self._rng,
             )
             if isinstance(answer, scheduling.Never):
@@ -172,17 +175,35 @@ class LeaseRouter:
                 if not self._leases.could_run(demand):
                     self._queue_elsewhere(demand, sent, spare)
                 return
+            if demand.where.spread:
+                if shares.get(answer.node, 0) > min(shares.values()) and now - demand.since < _EVEN_SECONDS:
+                    return  # one that has been given less will have room in a moment
+                sent.given[answer.node] = sent.given.get(answer.node, 0) + 1
+                shares = self._shares(demand, sent)
             if answer.node == self._node_id:
-                return
+                if not demand.where.spread:
+                    return
+                demand.permits += 1
+                self._view.take(self._node_id, demand.resources)
+                self._leases.kick()
+                spare -= 1
+                continue
             number = self._view.by_id.get(answer.node)
             if number is None:
                 return
             count = 1 if demand.where.spread else min(spare, self._fitting(answer.node, demand.resources))
             self._view.take(answer.node, {n: a * count for n, a in demand.resources.items()})
-            if demand.where.spread:
-                sent.given[answer.node] = sent.given.get(answer.node, 0) + 1
             self._send_demand(demand, sent, number, sent.counts.get(number, 0) + count, wait=sent.hops >= _HOPS)
             spare -= count
+
+    def _shares(self, demand: Demand, sent: _Sent) -> dict[str, int]:
+        """Of a class that is to be spread: what each node that could run it was given, for what it could hold at once."""
+        shares = {}
+        for node in self._view.cluster:
+            slots = min((node.total.get(n, 0) // a for n, a in demand.resources.items() if a), default=1)
+            if node.schedulable and slots and not self._leases.refuse_elsewhere(demand.where, node.id, node.labels):
+                shares[node.id] = sent.given.get(node.id, 0) * 1000 // slots
+        return shares or {self._node_id: 0}
 
     def _fitting(self, node_id: str, resources: dict[str, int]) -> int:
         node = self._view.cluster.get(node_id)
@@ -307,7 +328,7 @@ class LeaseRouter:
             return  # the other node is told at its end
         kind = type(inner)
         if kind is m.Grant:
-            self._remote.setdefault(peer.number, {})[inner.lease] = client.prefix, inner.worker
+            self._remote.setdefault(peer.number, {})[inner.lease] = client.prefix, inner.worker, inner.cls
             sent = self._sent.get((client.prefix, inner.cls))
             if sent is not None and sent.counts.get(peer.number):
                 sent.counts[peer.number] -= 1
@@ -341,16 +362,25 @@ class LeaseRouter:
 
     def forward(self, number: int, client: Client, message: m.LeaseDone | m.KillTask) -> None:
         if type(message) is m.LeaseDone:
-            self._remote.get(number, {}).pop(message.lease, None)
+            self._over(number, client, message.lease)
         peer = self._peers.peers.get(number)
         if peer is not None and peer.attached:
             self._forward(peer, client.prefix, message)
         # Else: its leases are told again when we are connected, and what is not claimed then is over.
 
+    def _over(self, number: int, client: Client, lease: int) -> None:
+        """A lease of ours ends there: its room is free before the node has reported it."""
+        _, _, cls = self._remote.get(number, {}).pop(lease, (b"", "", 0))
+        definition = self._leases.class_of(client, cls)
+        entry = self._view.entries.get(number)
+        if definition is not None and entry is not None and not definition.where.group:
+            self._view.take(entry.id, {name: -amount for name, amount in definition.resources.items()})
+            self._leases.kick()
+
     def client_told(self, client: Client, claimed: list[tuple[int, str]]) -> None:
         """After its attach: the leases that it has at other nodes are these."""
         for leases in self._remote.values():
-            for lease in [x for x, (prefix, _) in leases.items() if prefix == client.prefix]:
+            for lease in [x for x, (prefix, _, _) in leases.items() if prefix == client.prefix]:
                 del leases[lease]
         for key in [k for k in self._sent if k[0] == client.prefix]:
             del self._sent[key]  # it demands anew
@@ -360,7 +390,7 @@ class LeaseRouter:
             if entry is not None and entry.state == "DEAD":
                 client.send(m.WorkerDied(lease, _lost(entry, worker)))
                 continue
-            self._remote.setdefault(number, {})[lease] = client.prefix, worker
+            self._remote.setdefault(number, {})[lease] = client.prefix, worker, 0
             self._guests_at.setdefault(number, set()).add(client.prefix)
             self._peers.need(number)
         for number, known in self._guests_at.items():
@@ -370,7 +400,7 @@ class LeaseRouter:
 
     def _tell_leases(self, peer: Peer, client: Client) -> None:
         self._introduce(peer, client)
-        leases = [(x, w) for x, (p, w) in self._remote.get(peer.number, {}).items() if p == client.prefix]
+        leases = [(x, w) for x, (p, w, _) in self._remote.get(peer.number, {}).items() if p == client.prefix]
         self._forward(peer, client.prefix, m.Told(0, leases, [], []))
 
     def client_died(self, client: Client) -> None:
@@ -381,7 +411,7 @@ class LeaseRouter:
                 known.discard(client.prefix)
                 self._peers.send(number, c.PeerClientGone(client.prefix))
         for leases in self._remote.values():
-            for lease in [x for x, (prefix, _) in leases.items() if prefix == client.prefix]:
+            for lease in [x for x, (prefix, _, _) in leases.items() if prefix == client.prefix]:
                 del leases[lease]
 
     def cancel_elsewhere(self, client: Client, message: m.CancelRef) -> bool:
@@ -440,7 +470,7 @@ class LeaseRouter:
     def node_died(self, entry: c.NodeEntry) -> None:
         """Its leases have ended, and its clients as well."""
         number = entry.number
-        for lease, (prefix, worker) in self._remote.pop(number, {}).items():
+        for lease, (prefix, worker, _) in self._remote.pop(number, {}).items():
             client = self._clients.get(prefix)
             if client is not None:
                 client.send(m.WorkerDied(lease, _lost(entry, worker)))

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -328,7 +328,7 @@ class Leases:
             return waiting.permits > 0
         return self.could_run(waiting)
 
-    def refuse_elsewhere(self, where: m.Place, node_id: str, labels: dict[str, str]) -> str:
+    def refuse_elsewhere(self, where: m.Place, node_id: str, labels: Mapping[str, str]) -> str:
         """Why it may not run on that other node."""
         return refuse(where, node_id, labels)
 

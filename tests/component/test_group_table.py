@@ -8,28 +8,35 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from noded import ids
 from noded.head import placement_groups
+from noded.head.group_records import Stored
 from noded.head.placement_groups import TABLE, GroupTable
 from noded.head.storage import Op
 from noded.head.storage.memory import MemoryData, MemoryStorage
-from noded.policy import labels
 from noded.wire import messages as m
 
 MAKER, OTHER = b"maker--", b"other--"
+OWN = 1
 
 
 class Host:
-    """Room for so many units of anything; grants in order, as far as there is room."""
+    """Room for so many units of anything; grants in order, as far as there is room. Each grant is on another node."""
 
     def __init__(self, room: int):
         self.room = room
+        self.node = OWN
         self.placed: dict[bytes, int] = {}
-        self.waiting: dict[bytes, tuple[int, Callable[[], None]]] = {}
+        self.nodes: dict[bytes, list[int]] = {}
+        self.asked: dict[bytes, dict[str, Any]] = {}
+        """The wishes of each group, as they came in."""
+        self.waiting: dict[bytes, tuple[int, Callable[[list[int]], None]]] = {}
+        self.lost: dict[bytes, Callable[[], None]] = {}
         self.ending: dict[bytes, Callable[[], None]] = {}
         self.slow = False
         """What runs in a group takes until ``finish()`` to end."""
@@ -48,13 +55,38 @@ class Host:
         bundles: list[dict[str, int]],
         strategy: str,
         job: str,
-        on_created: Callable[[], None],
+        on_created: Callable[[list[int]], None],
         on_infeasible: Callable[[str], None],
+        on_lost: Callable[[], None],
+        labels: Sequence[str] = (),
     ) -> None:
         assert id not in self.placed and id not in self.waiting, "reserved twice"
+        self._remember(id, bundles, strategy, job, labels, on_created, on_lost)
         self.waiting[id] = self.size(bundles), on_created
         if self.size(bundles) > self.room:
             on_infeasible(f"it asks for {self.size(bundles)}, there is {self.room}")
+        self.grant()
+
+    def _remember(
+        self,
+        id: bytes,
+        bundles: list[dict[str, int]],
+        strategy: str,
+        job: str,
+        labels: Sequence[str],
+        on_created: Callable[[list[int]], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.asked[id] = {"bundles": bundles, "strategy": strategy, "job": job, "labels": list(labels)}
+        self.lost[id] = lambda: (self._wait_again(id, on_created), on_lost())[-1]
+
+    def _wait_again(self, id: bytes, on_created: Callable[[list[int]], None]) -> None:
+        self.waiting[id] = self.placed.pop(id), on_created
+        del self.nodes[id]
+
+    def lose(self, id: bytes) -> None:
+        """A node of it has died. Its place goes to whoever waits longest."""
+        self.lost[id]()
         self.grant()
 
     def grant(self) -> None:
@@ -62,7 +94,9 @@ class Host:
             if size <= self.free:
                 del self.waiting[id_]
                 self.placed[id_] = size
-                on_created()
+                self.node += 1
+                self.nodes[id_] = [self.node] * len(self.asked[id_]["bundles"])
+                on_created(list(self.nodes[id_]))
 
     def release_group(self, id: bytes, on_released: Callable[[], None]) -> None:
         self.waiting.pop(id, None)
@@ -74,12 +108,27 @@ class Host:
         ending, self.ending = self.ending, {}
         for id_, on_released in ending.items():
             self.placed.pop(id_, None)
+            self.nodes.pop(id_, None)
             on_released()
         self.grant()
 
-    def restore_group(self, id: bytes, bundles: list[dict[str, int]], strategy: str) -> None:
+    def restore_group(
+        self,
+        id: bytes,
+        bundles: list[dict[str, int]],
+        strategy: str,
+        job: str,
+        nodes: list[int],
+        on_created: Callable[[list[int]], None],
+        on_infeasible: Callable[[str], None],
+        on_lost: Callable[[], None],
+        labels: Sequence[str] = (),
+    ) -> None:
         assert id not in self.placed and id not in self.waiting, "restored twice"
-        self.placed[id] = self.size(bundles)
+        assert len(nodes) == len(bundles) and all(nodes)
+        self._remember(id, bundles, strategy, job, labels, on_created, on_lost)
+        self.placed[id], self.nodes[id] = self.size(bundles), list(nodes)
+        self.node = max(self.node, *nodes)
 
 
 class Disk(MemoryStorage):
@@ -108,24 +157,25 @@ class Head:
         self.reasons: list[str] = []
         self.untold: set[bytes] = set()
         self.lasting: set[bytes] = set()
-        self.labels: dict[str, str] = {"zone": "a"}
+        self.nodes: dict[bytes, list[int]] = {}
+        """As told last, of each group."""
         self.table = GroupTable(
             self.disk,
             self.host,
             self.notify,
             may_create=lambda prefix: prefix in self.untold,
             outlives=lambda actor: actor in self.lasting,
-            node_labels=lambda: [self.labels],
             **options,
         )
 
     def notify(self, prefix: bytes, message: m.GroupAt) -> None:
         self.told.append((prefix, message.state))
+        self.nodes[message.id] = message.nodes
         self.reasons.append(message.reason)
 
     async def start(self) -> Head:
         await self.disk.open()
-        self.table.restore(await self.disk.load(TABLE))
+        self.table.restore(await self.disk.load(TABLE), OWN)
         self.table.resume()
         return self
 
@@ -138,6 +188,9 @@ class Head:
         found = [state for told, state in self.told if told == prefix]
         self.told = [entry for entry in self.told if entry[0] != prefix]
         return found
+
+    async def nodes_on_disk(self, id_: bytes) -> list[int]:
+        return msgspec.msgpack.decode((await self.disk.load(TABLE))[id_.hex()], type=Stored).nodes
 
     async def stored(self) -> int:
         return len(await self.disk.load(TABLE))
@@ -283,19 +336,74 @@ def test_one_that_is_created_in_time_was_never_infeasible() -> None:
     run(body)
 
 
-def test_labels_that_no_node_has_are_infeasible() -> None:
+def test_labels_and_strategy_are_the_hosts_business() -> None:
     async def body() -> None:
-        head = await Head(infeasible_after=0).start()
-        wants = [labels.encode(labels.parse_selector({"zone": zone})) for zone in "ab"]
-        head.table.create(MAKER, spec(1, 1, 1, labels=wants))
-        head.table.create(MAKER, spec(2, 1, 1, labels=wants[:1] * 2))
+        head = await Head().start()
+        head.table.create(MAKER, spec(1, 1, 1, labels=["a", "b"], strategy="SPREAD", job="j7"))
         await head.quiet()
-        await until(lambda: len(head.told) == 2, "not both are told of")
-        assert sorted(head.states()) == ["created", "infeasible"]
-        assert any("bundle 1" in reason and "zone in (b)" in reason for reason in head.reasons)
-        head.table.remove(MAKER, spec(1).id)
+        wishes = {"bundles": spec(1, 1, 1).bundles, "strategy": "SPREAD", "job": "j7", "labels": ["a", "b"]}
+        assert head.host.asked[spec(1).id] == wishes
+        again = await Head(head.data).start()
+        assert again.host.asked[spec(1).id] == wishes
+
+    run(body)
+
+
+def test_one_that_loses_a_node_waits_again_and_is_created_elsewhere() -> None:
+    async def body() -> None:
+        head = await Head().start()
+        head.table.create(MAKER, spec(1, 7, 1))
+        head.table.create(OTHER, spec(2, 7))
         await head.quiet()
-        assert head.states() == ["removed"]
+        assert head.states() == ["created"] and head.nodes[spec(1).id] == head.host.nodes[spec(1).id] != []
+        before = head.nodes[spec(1).id]
+        head.disk.flowing.clear()
+        head.host.lose(spec(1).id)  # the other one takes its place
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert head.states() == ["pending"] and head.states(OTHER) == [] and head.nodes[spec(1).id] == []
+        assert head.table.table(spec(1).id)[spec(1).id.hex()]["state"] == "RESCHEDULING"
+        head.disk.flowing.set()
+        await head.quiet()
+        assert head.states(OTHER) == ["created"]
+        head.table.remove(OTHER, spec(2).id)
+        await head.quiet()
+        assert head.states() == ["created"] and head.nodes[spec(1).id] == head.host.nodes[spec(1).id] != before
+        assert head.table.table(spec(1).id)[spec(1).id.hex()]["state"] == "CREATED"
+        again = await Head(head.data).start()
+        assert again.host.nodes == head.host.nodes
+
+    run(body)
+
+
+def test_one_that_was_lost_and_found_before_the_write_is_told_of_once_it_is_written() -> None:
+    async def body() -> None:
+        head = await Head().start()
+        head.table.create(MAKER, spec(1))
+        await head.quiet()
+        head.states()
+        head.disk.flowing.clear()
+        head.host.lose(spec(1).id)  # there is room elsewhere at once
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert await head.nodes_on_disk(spec(1).id) != head.host.nodes[spec(1).id]
+        head.table.watch(OTHER, spec(1).id)
+        assert "created" not in head.states() and "created" not in head.states(OTHER), "it is not written yet"
+        head.disk.flowing.set()
+        await head.quiet()
+        assert head.states()[-1:] == ["created"] and head.nodes == head.host.nodes
+        again = await Head(head.data).start()
+        assert again.host.nodes == head.host.nodes
+
+    run(body)
+
+
+def test_a_group_of_the_time_before_nodes_had_numbers_is_on_the_heads_own() -> None:
+    async def body() -> None:
+        head = await Head().start()
+        value = msgspec.msgpack.encode((1, spec(1, 2, 3), True))
+        head.table.restore({"": value}, 77)
+        assert head.host.nodes == {spec(1).id: [77, 77]}
 
     run(body)
 
@@ -343,10 +451,9 @@ def test_requests_that_are_none_are_refused_and_not_kept() -> None:
             assert "no placement group" in await head.table.settled(bad.id)
         head.table.create(MAKER, spec(7, labels=["{"]))
         await head.quiet()
-        assert head.table.records.keys() == {spec(7).id} and head.host.free == 10
-        again = Head(head.data)
-        await again.start()  # also not what no later head could read
-        assert "cannot be read" in again.table.records[spec(7).id].reason
+        assert head.table.records.keys() == {spec(7).id} and head.host.free == 9
+        again = await Head(head.data).start()  # also what no node understands is read again
+        assert again.table.records.keys() == {spec(7).id} and again.host.asked[spec(7).id]["labels"] == ["{"]
 
     run(body)
 
@@ -447,7 +554,7 @@ def test_a_restart_restores_what_was_created_and_queues_what_was_pending() -> No
 
         second = Head(first.data)
         await second.disk.open()
-        second.table.restore(await second.disk.load(TABLE))
+        second.table.restore(await second.disk.load(TABLE), OWN)
         assert second.host.placed == {spec(1).id: 6}, "before anything else is granted"
         assert second.host.waiting == {}
         second.table.resume()
@@ -494,7 +601,7 @@ def test_a_head_that_was_replaced_tells_nobody_anything(caplog: pytest.LogCaptur
 _STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("create"), st.integers(1, 8), st.integers(1, 4)),
-        st.tuples(st.just("remove"), st.integers(1, 8), st.just(0)),
+        st.tuples(st.sampled_from(["remove", "lose"]), st.integers(1, 8), st.just(0)),
         st.tuples(st.just("turn"), st.integers(1, 4), st.just(0)),
         st.tuples(st.sampled_from(["stick", "flow", "slow", "finish", "crash"]), st.just(0), st.just(0)),
     ),
@@ -512,13 +619,15 @@ def test_whatever_happens_when_nothing_is_lost_and_nothing_is_twice(steps: list[
         wanted: dict[int, m.GroupSpec] = {}
         removing: set[int] = set()
         known: dict[int, str] = {}
+        lost: set[int] = set()
 
         def read() -> None:
             """The client takes its answers."""
             for state, id_ in answers:
                 seq = ids.seq_of(id_)
                 assert not (known.get(seq) == "removed" and state != "removed"), "it came back"
-                assert not (known.get(seq) == "created" and state == "pending"), "it was lost"
+                if known.get(seq) == "created" and state == "pending":
+                    assert seq in lost, "it was lost, though no node was"
                 known[seq] = state
             answers.clear()
 
@@ -539,6 +648,10 @@ def test_whatever_happens_when_nothing_is_lost_and_nothing_is_twice(steps: list[
             elif what == "remove" and number in wanted:
                 removing.add(number)
                 head.table.remove(MAKER, wanted[number].id)
+            elif what == "lose" and number in wanted and wanted[number].id in head.host.placed:
+                if wanted[number].id not in head.host.ending:
+                    lost.add(number)
+                    head.host.lose(wanted[number].id)
             elif what == "turn":
                 for _ in range(number):
                     await asyncio.sleep(0)
@@ -578,5 +691,7 @@ def test_whatever_happens_when_nothing_is_lost_and_nothing_is_twice(steps: list[
         assert head.host.placed == {id_: head.host.size(wanted[ids.seq_of(id_)].bundles) for id_ in head.host.placed}
         assert head.host.free >= 0
         assert await head.stored() == len(living)
+        last = await Head(head.data, room=8).start()
+        assert last.host.nodes == head.host.nodes
 
     run(body)

@@ -113,7 +113,7 @@ path, fork, wids = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 sock.connect(path)
 say = lambda **packet: sock.send(json.dumps(packet).encode())
-say(t="hello", protocol=1)
+say(t="hello", protocol=2)
 assert json.loads(sock.recv(65536))["epoch"] == 1
 read_end, write_end = os.pipe()
 os.write(write_end, b"kept")
@@ -384,7 +384,7 @@ def test_strangers_are_refused(node: Node) -> None:
     node.start("--grace", "0.2")
     daemon = node.daemon()
     for packet, reason in (
-        ({"t": "hello", "protocol": 99}, "speaks protocol 1, the daemon 99"),
+        ({"t": "hello", "protocol": 99}, "speaks protocol 2, the daemon 99"),
         ({"t": "stop"}, "first packet must be hello"),
     ):
         stranger = node.daemon(hello=False)
@@ -558,7 +558,7 @@ def on_term(*_):
 signal.signal(signal.SIGTERM, on_term)
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 sock.connect(os.path.join(here, "spawner.sock"))
-sock.send(b'{"t":"hello","protocol":1}')
+sock.send(b'{"t":"hello","protocol":2}')
 sock.recv(65536)
 note("up")
 signal.signal(signal.SIGUSR1, lambda *_: sock.send(b'{"t":"stop"}'))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,16 @@ from noded.node.session import Client
 from noded.shm import arena as shm
 from noded.wire import messages as m
 
-OWNER, ONE, TWO = b"owner..", b"first..", b"second."
+NODE = 7
+OWNER, ONE, TWO = (NODE.to_bytes(ids.NODE_SIZE, "big") + name for name in (b"ownr", b"one.", b"two."))
 OBJECT = ids.object_id(OWNER, 1, 0)
+
+
+class Nobody:
+    """The other nodes, of which there are none: nothing here may be their business."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"another node was asked: {name}")
 
 
 class Node:
@@ -26,7 +35,8 @@ class Node:
         self.ledger = Ledger.create(incarnation=bytes(16))
         self.arena = shm.Arena(shm.create(1 << 20), 1 << 20)
         self.clients = {p: Client(p, "worker", 1, 1, told=told) for p in (OWNER, ONE, TWO)}
-        self.store = ObjectStore(self.arena, self.ledger, self.clients, lambda id_: None)
+        self.store = ObjectStore(self.arena, self.ledger, self.clients, lambda id_: None, NODE)
+        self.store.elsewhere = Nobody()
         if not told:
             self.store.recovering = set(self.clients)
         self.at = 0

@@ -38,17 +38,16 @@ def toml(env: dict[str, str]) -> Path:
 
 def test_defaults(env: dict[str, str]) -> None:
     config = Config.load({}, env)
-    assert (config.head, config.cluster, config.node_name, config.host) == (
-        False,
-        "default",
-        "head",
-        "127.0.0.1",
-    )
+    assert (config.head, config.cluster, config.node_name, config.host) == (False, "default", "node-1", "127.0.0.1")
+    assert (config.address, config.advertise, config.node_ip_address) == (None, None, None)
     assert config.num_cpus >= 1 and config.num_gpus is None
     assert config.resources == {} and config.labels == {}
     assert config.object_store_memory + config.memory <= total_memory()
-    assert settings.node_dir(config) == Path(env["NODED_RUN_DIR"], "default", "head")
-    assert settings.log_dir(config) == Path(env["NODED_HOME"], "clusters", "default", "logs")
+    assert settings.node_dir(config) == Path(env["NODED_RUN_DIR"], "default", "node-1")
+    assert settings.log_dir(config) == Path(env["NODED_HOME"], "clusters", "default", "nodes", "node-1", "logs")
+    head = Config.load({"head": True}, env)
+    assert head.node_name == "head" and settings.node_dir(head) == Path(env["NODED_RUN_DIR"], "default", "head")
+    assert settings.log_dir(head) == Path(env["NODED_HOME"], "clusters", "default", "logs")
     assert settings.log_dir(replace(config, private=True)) == settings.node_dir(config) / "logs"
     with pytest.raises(FrozenInstanceError):
         config.port = 1  # type: ignore[misc]
@@ -59,6 +58,23 @@ def test_port_is_fixed_only_for_an_ordinary_head(env: dict[str, str]) -> None:
     assert Config.load({}, env).port == 0
     assert Config.load({"head": True, "private": True}, env).port == 0
     assert Config.load({"head": True, "port": "1"}, env).port == 1
+
+
+def test_a_head_joins_nobody(env: dict[str, str]) -> None:
+    env["NODED_ADDRESS"] = "10.0.0.1:6379"
+    assert Config.load({}, env).address == "10.0.0.1:6379"
+    assert Config.load({"head": True}, env).address is None
+
+
+def test_a_node_without_name_takes_the_first_that_does_not_run_here(env: dict[str, str]) -> None:
+    run = Path(env["NODED_RUN_DIR"])
+    state = settings.process_state(os.getpid())
+    assert state is not None
+    for number, started in ((1, state[1]), (2, state[1] - 1), (3, state[1])):
+        _node(run / "default" / f"node-{number}", node=f"node-{number}", started=started)
+    assert Config.load({}, env).node_name == "node-2", "its daemon has ended: it is started again"
+    assert Config.load({"cluster": "other"}, env).node_name == "node-1"
+    assert Config.load({"node_name": "node-1"}, env).node_name == "node-1"
 
 
 def test_flags_win_over_environment_over_file_over_defaults(env: dict[str, str], toml: Path) -> None:
@@ -84,10 +100,13 @@ def test_a_named_file_replaces_the_one_at_home(env: dict[str, str], toml: Path, 
 def test_every_option_by_flag_variable_and_file(env: dict[str, str], toml: Path) -> None:
     examples: dict[str, tuple[str, object]] = {
         "head": ("true", True),
+        "address": ("noded://head.example:6379", "head.example:6379"),
         "cluster": ("a-1", "a-1"),
         "node_name": ("n_1", "n_1"),
         "host": ("::", "::"),
         "port": ("7", 7),
+        "node_ip_address": ("10.0.0.7", "10.0.0.7"),
+        "advertise": ("gate.example:70", "gate.example:70"),
         "num_cpus": ("1.5", 1.5),
         "num_gpus": ("2", 2.0),
         "memory": ("2GB", 2 * GB),
@@ -96,6 +115,7 @@ def test_every_option_by_flag_variable_and_file(env: dict[str, str], toml: Path)
         "labels": ("zone=a, kind=", {"zone": "a", "kind": ""}),
         "storage": ("memory", "memory"),
         "daemon_grace": ("5", 5.0),
+        "head_grace": ("7.5", 7.5),
         "tls_cert": ("/tls/node.pem", Path("/tls/node.pem")),
         "tls_key": ("/tls/node.key", Path("/tls/node.key")),
         "tls_ca": ("~/ca.pem", Path.home() / "ca.pem"),
@@ -154,6 +174,7 @@ def test_sizes(env: dict[str, str], text: str, size: int) -> None:
     + [("resources", "["), ("resources", "[1]"), ("resources", '{"CPU": 1}'), ("resources", '{"a": "b"}')]
     + [("labels", text) for text in ("zone", "=a", "a=b,a=c", '{"a": 1}', "noded.io/x=y", "ray.io/node-id=z", "{")]
     + [("resources", '{"": 1}'), ("storage", "redis"), ("allowed_host", "a,,b"), ("allowed_host", "http://a")]
+    + [("address", "head"), ("address", "head:x"), ("address", "http://a:1"), ("head_grace", "-1")]
     + [("tls_cert", "node.pem"), ("tls_key", 3), ("tls_ca", "")]
     + [("head", "maybe"), ("log_level", "loud"), ("daemon_grace", "soon"), ("host", "a b")],
 )
@@ -187,7 +208,7 @@ def test_unknown_keys_and_likely_slips_are_refused(env: dict[str, str], toml: Pa
         Config.load({}, env | {"NODED_NUM_CPU": "1"})
     with pytest.raises(ConfigError, match="command line: unknown key 'num_cpu'; did you mean 'num_cpus'"):
         Config.load({"num_cpu": 1}, env)
-    Config.load({}, env | {"NODED_MARK": "a", "NODED_ADDRESS": "b", "NODED_TOKEN": "c", "NODED_MY_OWN": "d"})
+    Config.load({}, env | {"NODED_MARK": "a", "NODED_GPUS_WITHOUT_ASKING": "b", "NODED_TOKEN": "c", "NODED_MY_OWN": "d"})
     toml.write_text("prot = 1")
     with pytest.raises(ConfigError, match=rf"file {toml}: unknown key 'prot'; did you mean 'port'"):
         Config.load({}, env)
@@ -352,7 +373,7 @@ def test_bad_tokens_are_refused_without_being_shown(tmp_path: Path) -> None:
 
 def _node(directory: Path, cluster: str = "default", node: str = "head", pid: int = 0, started: int = 0) -> NodeInfo:
     directory.mkdir(parents=True, exist_ok=True)
-    info = NodeInfo(cluster, node, pid or os.getpid(), 8265, "127.0.0.1", "ab12", "1", False, started, directory)
+    info = NodeInfo(cluster, node, pid or os.getpid(), 8265, "127.0.0.1", "ab12", "1", False, started, dir=directory)
     info.write()
     return info
 
