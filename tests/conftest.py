@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from harness.leaks import LeakCheck
@@ -24,8 +25,19 @@ def pytest_configure(config: pytest.Config) -> None:
     base = tempfile.mkdtemp(prefix="nd-", dir="/tmp")  # short: a Unix socket's path has 107 bytes
     os.environ["NODED_RUN_DIR"] = f"{base}/run"
     os.environ["NODED_HOME"] = f"{base}/home"
+    if outer.pop("NODED_TEST_TLS", "") == "1":
+        _encrypt(base)
     config.stash[_OUTER] = outer
     config.stash[_BASE] = base
+
+
+def _encrypt(base: str) -> None:
+    """NODED_TEST_TLS=1: every node and driver of this session speaks TLS."""
+    from harness.certs import Authority
+
+    files = Authority(Path(base) / "tls").node("tests")
+    for name, path in (("CERT", files.cert), ("KEY", files.key), ("CA", files.ca)):
+        os.environ[f"NODED_TLS_{name}"] = str(path)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

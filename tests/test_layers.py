@@ -65,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"client", "runtime_env", "task_ring"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions"},
-    "cluster_utils": {"client", "config", "policy.labels"},
+    "cluster_utils": {"client", "config", "policy.labels", "wire"},
     "compat": {"", "client", "exceptions", "util"},
 }
 

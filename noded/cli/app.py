@@ -105,6 +105,37 @@ def status(cluster: str | None, as_json: bool) -> None:
         sys.exit(show_status(cluster, os.environ, as_json))
 
 
+@command.command()
+@click.argument("node")
+@click.option("--undo", is_flag=True, help="Let it take new work again.")
+@click.option("--cluster", metavar="NAME", help="The node's cluster.  [default: NODED_CLUSTER, else default]")
+def drain(node: str, undo: bool, cluster: str | None) -> None:
+    """Give a node no new work; what runs there goes on.
+
+    NODE is its name, its id or the beginning of it, its number or its address: see `noded status`. Run it on any
+    machine that has a node of the cluster.
+    """
+    from noded.cli.cluster import drain_node
+
+    with wrong_settings_are_usage_errors():
+        drain_node(chosen_cluster({"cluster": cluster}, os.environ), os.environ, node, on=not undo)
+
+
+@command.command()
+@click.argument("id_", metavar="ID")
+@click.option("--cluster", metavar="NAME", help="The cluster to ask.  [default: NODED_CLUSTER, else default]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def why(id_: str, cluster: str | None, as_json: bool) -> None:
+    """Say why a task, an object, an actor or a placement group waits, or what became of it.
+
+    ID is the hexadecimal id, as refs, handles and errors print it.
+    """
+    from noded.cli.cluster import explain_id
+
+    with wrong_settings_are_usage_errors():
+        explain_id(chosen_cluster({"cluster": cluster}, os.environ), os.environ, id_, as_json)
+
+
 @command.command(context_settings={"allow_interspersed_args": False}, options_metavar="[--as-ray] [-m]")
 @click.option("--as-ray", is_flag=True, help="In it, and in all it starts, `import ray` means noded.")
 @click.option("-m", "as_module", is_flag=True, help="PROGRAM is the name of a module.")

@@ -126,8 +126,11 @@ def _announce(config: settings.Config, told: Mapping[str, Any], log: Path) -> No
     default = config.cluster == "default"
     name = f"node {config.node_name} of cluster {config.cluster}"
     click.echo(f"{name} runs at {told['address']}, pid {told.get('pid')}\n")
+    if config.address is not None:
+        click.echo(f"  head        {config.address}")
     click.echo(f"  connect     noded.init({'' if default else repr(config.cluster)})")
     click.echo(f"  or set      NODED_ADDRESS={told['address']}")
     click.echo(f"  look        noded status{'' if default else f' --cluster {config.cluster}'}")
-    click.echo(f"  stop        noded stop{'' if default else f' --cluster {config.cluster}'}")
+    others = "" if config.address is None else "  (and with it all nodes of this cluster on this machine)"
+    click.echo(f"  stop        noded stop{'' if default else f' --cluster {config.cluster}'}{others}")
     click.echo(f"  output      {log}")

@@ -1,18 +1,19 @@
-"""`noded status`: what the nodes on this machine say of themselves, as tables or JSON.
+"""`noded status`: what the nodes on this machine say of themselves and of their clusters, as tables or JSON.
 
 Each running node is asked itself; keys that one does not tell are left out, so that versions may differ. A
-node whose daemon has ended is shown too: it may come back. The keys are described where the daemon makes
-them.
+node whose daemon has ended is shown too: it may come back. Of each cluster, one of its nodes here is asked which
+nodes it has; the head knows, wherever it is. The keys are described where the daemon makes them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from noded.cli.cluster import ask_any
 from noded.cli.control import ControlError, request_status
 from noded.config import NodeInfo, find_nodes
 
@@ -21,12 +22,16 @@ if TYPE_CHECKING:
 
 _BYTE_RESOURCES = ("memory", "object_store_memory")
 _COUNTS = ("nodes", "workers", "actors", "objects")
+# The head is one more hop away, and may be away itself: the rest is shown without it.
+_HEAD_SECONDS = 2.0
 
 
 def show_status(cluster: str | None, env: Mapping[str, str], as_json: bool) -> int:
     """The exit status: 0 when at least one node has answered."""
     nodes = [node for node in find_nodes(env) if cluster in (None, node.cluster)]
     reports = [_report(node) for node in nodes]
+    for name in {report["cluster"]: None for report in reports}:
+        _add_cluster([(n, r) for n, r in zip(nodes, reports, strict=True) if n.cluster == name])
     if as_json:
         click.echo(json.dumps(reports, indent=2))
     elif not reports:
@@ -58,6 +63,34 @@ def _report(node: NodeInfo) -> dict[str, Any]:
     }
 
 
+def _add_cluster(of_cluster: Sequence[tuple[NodeInfo, dict[str, Any]]]) -> None:
+    """Into each report of a cluster: its nodes, or why they cannot be told; asked once."""
+    answering = [(node, report) for node, report in of_cluster if report["status"] is not None]
+    # The head itself first, then who is connected with it.
+    answering.sort(key=lambda pair: (not pair[1]["status"].get("head"), not _connected(pair[1]["status"])))
+    nodes, error = None, None
+    try:
+        if not answering:
+            error = "no node of it answers here"
+        elif _is_known_away(answering[0][1]["status"]):
+            error = f"its head does not answer: {answering[0][1]['status']['head_link'].get('problem') or 'it is away'}"
+        else:
+            nodes = ask_any([node for node, _ in answering], "cluster", {}, _HEAD_SECONDS)["nodes"]
+    except (ControlError, TypeError, KeyError) as failure:
+        error = f"its head does not answer: {failure}"
+    for _, report in of_cluster:
+        report["cluster_nodes"], report["cluster_error"] = nodes, error
+
+
+def _connected(status: Mapping[str, Any]) -> bool:
+    return bool((status.get("head_link") or {}).get("connected"))
+
+
+def _is_known_away(status: Mapping[str, Any]) -> bool:
+    """All that answer here are members without a connection: they would wait for the head."""
+    return "head_link" in status and not _connected(status)
+
+
 def _print(reports: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.markup import escape
@@ -73,6 +106,45 @@ def _print(reports: list[dict[str, Any]]) -> None:
         if report["status"] is not None:
             for part in _tables(report["status"]):
                 console.print(part)
+        last = number + 1 == len(reports) or reports[number + 1]["cluster"] != report["cluster"]
+        if last and report["cluster_nodes"] is not None:
+            console.print(f"[bold]cluster {escape(report['cluster'])}[/bold]")
+            console.print(_nodes_table(report["cluster_nodes"]))
+        elif last and report["status"] is not None:
+            console.print(f"[bold]cluster {escape(report['cluster'])}[/bold]")
+            console.print(f"  {escape(str(report['cluster_error']))}", style="red")
+
+
+def _nodes_table(nodes: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The living first; what is dead has a reason and nothing else."""
+    from rich import box
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", border_style="dim")
+    for column in ("node", "id", "address", "state"):
+        table.add_column(column, no_wrap=True)
+    for column in ("CPU", "GPU", "memory", "waiting"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for node in sorted(nodes, key=lambda node: node.get("state") == "DEAD"):
+        total, used = node.get("total") or {}, node.get("used") or {}
+        amounts = [
+            f"{_amount(name, used.get(name, 0))}/{_amount(name, total[name])}" if total.get(name) else ""
+            for name in ("CPU", "GPU", "memory")
+        ]
+        state, reason = str(node.get("state", "")), str(node.get("reason") or "")
+        table.add_row(
+            Text(str(node.get("name", ""))),
+            Text(str(node.get("id", ""))[:12]),
+            Text(str(node.get("address", ""))),
+            Text(state, "" if state == "ALIVE" else "yellow" if state in ("AWAY", "DRAINING") else "red"),
+            *amounts,
+            str(node.get("waiting") or ""),
+        )
+        if reason and state != "ALIVE":
+            table.add_row("", Text(""), Text(""), Text(reason, "dim"))
+    return Padding(table, (0, 0, 0, 1), expand=False)
 
 
 def _tables(status: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -113,8 +185,19 @@ def _facts(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "object store",
             f"{size(store.get('used_bytes', 0))} of {size(store.get('total_bytes', 0))} used",
         )
+    if link := status.get("head_link"):
+        yield "head", _link_text(link)
     if storage := status.get("storage"):
         yield "storage", " ".join(str(storage[key]) for key in ("kind", "state") if key in storage)
+
+
+def _link_text(link: Mapping[str, Any]) -> str:
+    text = f"{link.get('address', '')}, {'connected' if link.get('connected') else 'not connected'}"
+    if not link.get("connected") and link.get("problem"):
+        text += f": {link['problem']}"
+    if link.get("frozen"):
+        text += "; frozen: it runs no restartable actors before it has heard of the head"
+    return text
 
 
 def _amount(name: str, amount: float) -> str:

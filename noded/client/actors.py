@@ -223,7 +223,7 @@ class Actors:
             return  # it is elsewhere by now
         if link is None:
             # It died meanwhile, which the daemon will say; or, of another node, it cannot be reached: look again.
-            if message.address:
+            if message.address or not self.tasks.on_a_node:
                 self._unreached[actor.id] = time.monotonic() + _LOOK_AGAIN
             return
         link.actor = actor

@@ -67,7 +67,7 @@ class Tasks:
     ):
         self._dialer = dialer
         self._node = node
-        """The number of our node."""
+        """The number of our node; 0: we are on none, and no path leads to a worker."""
         self._dialing: dict[str, list[Callable[[WorkerLink | None], None]]] = {}
         """Workers of other nodes that we are being connected to, and who waits for it."""
         self._redials: dict[str, float] = {}
@@ -95,6 +95,10 @@ class Tasks:
         """Leases that we were given, of workers that we are being connected to."""
         self.waiting: set[Task] = set()
         """Tasks with unresolved arguments: kept alive here."""
+
+    @property
+    def on_a_node(self) -> bool:
+        return self._node != 0
 
     # ------------------------------------------------------------ functions and classes
 
@@ -365,7 +369,7 @@ class Tasks:
         found = self.links.get(worker)
         if found is not None:
             call(found)
-        elif path:
+        elif path and self._node:
             call(self.link_to_locked(worker, path, pid))
         elif worker in self._dialing:
             self._dialing[worker].append(call)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,9 @@ _QUEUE_AFTER = 0.25
 """What has found no room for so long waits at a node, where it counts among those that wait."""
 _LOOKED_AT = 256
 _LOOK_SECONDS = 0.1
+_LOOK_PART = 0.1
+"""At most this part of the time is spent looking whether there is room now."""
+_SAMPLE = 32
 
 
 @dataclass(eq=False)
@@ -66,6 +69,7 @@ class ActorPlacement:
         self._stops: dict[int, list[c.StopActor]] = {}
         """For nodes that are away."""
         self._rng = random.Random()
+        self._cost = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------ the table's wishes
@@ -123,6 +127,7 @@ class ActorPlacement:
                 self._host(own, record, wait=True)
                 return True
         self._nodes.refresh()
+        self._nodes.expire()
         shunned = [id_ for id_, until in pending.shunned.items() if until > now]
         maker = self._nodes.records.get(ids.node_of(spec.id))
         answer = self._nodes.cluster.pick(
@@ -149,10 +154,17 @@ class ActorPlacement:
         return False
 
     def _able(self, spec: m.ActorSpec) -> NodeRecord | None:
-        """The node that it could run on if less were in use, with the fewest that wait already."""
-        able = [
+        """The node that it could run on if less were in use, with the fewest that wait already; of many, of some."""
+        alive = self._nodes.alive()
+        some = self._rng.sample(alive, _SAMPLE) if len(alive) > 2 * _SAMPLE else []
+        able = self._able_of(some, spec) or self._able_of(alive, spec)
+        return min(able, key=lambda n: (n.waiting, self._rng.random()), default=None)
+
+    @staticmethod
+    def _able_of(nodes: Sequence[NodeRecord], spec: m.ActorSpec) -> list[NodeRecord]:
+        return [
             n
-            for n in self._nodes.alive()
+            for n in nodes
             if n.state == "ALIVE"
             and not n.draining
             and n.api is not None
@@ -160,7 +172,6 @@ class ActorPlacement:
             and not labels.refuse(spec.where.labels, n.labels)
             and spec.where.node in ("", n.id)
         ]
-        return min(able, key=lambda n: (n.waiting, self._rng.random()), default=None)
 
     def _try_group(self, pending: _Pending) -> bool:
         record = pending.record
@@ -197,17 +208,20 @@ class ActorPlacement:
     def kick(self) -> None:
         """There may be room now."""
         if self.pending:
+            began = time.monotonic()
             for id_ in list(self.pending)[:_LOOKED_AT]:
                 pending = self.pending.get(id_)
                 if pending is not None:
                     del self.pending[id_]
                     if not self._try(pending):
                         self.pending[id_] = pending
+            self._cost = time.monotonic() - began
         self._look_later()
 
     def _look_later(self) -> None:
         if self.pending and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look_again)
+            pause = max(_LOOK_SECONDS, self._cost / _LOOK_PART)
+            self._timer = asyncio.get_running_loop().call_later(pause, self._look_again)
 
     def _look_again(self) -> None:
         self._timer = None

@@ -27,7 +27,11 @@ _AGED = 1.0
 _QUEUE_SECONDS = 10.0
 """A group that queues on its nodes and is not there by then is tried elsewhere."""
 _LOOK_SECONDS = 0.1
+_LOOK_PART = 0.1
+"""At most this part of the time is spent looking whether there is room now."""
 _LOOKED_AT = 32
+_SAMPLE = 200
+"""Where there are many more nodes, one of so many is taken, if it can hold all that is to be on one."""
 
 
 @dataclass(eq=False)
@@ -66,6 +70,10 @@ class GroupPlacement:
         self._nodes = nodes
         self.plans: dict[bytes, Plan] = {}
         self.waiting: dict[bytes, Plan] = {}
+        self._queued: dict[bytes, Plan] = {}
+        """Those that may be queueing on their nodes."""
+        self._cost = 0.0
+        self._sampled = 0
         self._timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------ the table's wishes
@@ -156,6 +164,7 @@ class GroupPlacement:
         if plan.missing() != list(range(len(plan.bundles))) and plan.strategy == "STRICT_PACK":
             self._give_back(plan)
         self._nodes.refresh()
+        self._nodes.expire()
         views = [node for node in self._nodes.cluster if node.schedulable]
         found = self._assign(plan, views)
         if isinstance(found, policy.Never):
@@ -166,8 +175,7 @@ class GroupPlacement:
         if isinstance(found, policy.Wait):
             plan.why = "resources_busy", found.reason
             if self._may_queue(plan):
-                emptied = [_emptied(r) for r in self._nodes.alive() if r.state == "ALIVE" and not r.draining]
-                freed = self._assign(plan, [self._without_groups(view) for view in emptied])
+                freed = self._assign(plan, self._without_groups())
                 if isinstance(freed, policy.Assignment):
                     self._ask(plan, self._numbers(freed), wait=True)
                     return True
@@ -193,27 +201,35 @@ class GroupPlacement:
             used = {r.id for n in plan.nodes if n and (r := self._nodes.records.get(n))}
             views = [view for view in views if view.id not in used]
         selectors = [plan.labels[index] for index in missing] if plan.labels else ()
-        return policy.assign([plan.bundles[index] for index in missing], views, plan.strategy, selectors)
+        bundles = [plan.bundles[index] for index in missing]
+        if len(views) > 2 * _SAMPLE and plan.strategy in ("PACK", "STRICT_PACK"):
+            start = self._sampled = (self._sampled + _SAMPLE) % len(views)
+            sample = (views[start:] + views[:start])[:_SAMPLE]
+            found = policy.assign(bundles, sample, "STRICT_PACK", selectors)
+            if isinstance(found, policy.Assignment):
+                return found
+        return policy.assign(bundles, views, plan.strategy, selectors)
 
     def _may_queue(self, plan: Plan) -> bool:
         now = time.monotonic()
-        if now - plan.since < _AGED or any(p.queued_until > now and p.asked for p in self.plans.values()):
+        if now - plan.since < _AGED or any(p.queued_until > now for p in self._queueing()):
             return False
         return plan is next(iter(self.waiting.values()), plan)
 
     def _numbers(self, found: policy.Assignment) -> list[int]:
         return [node.number if (node := self._nodes.by_id(id_)) is not None else 0 for id_ in found.nodes]
 
-    def _without_groups(self, view: NodeView) -> NodeView:
-        """What a node could give if all but the groups on it made way."""
-        record = self._nodes.by_id(view.id)
-        left = dict(view.total)
+    def _without_groups(self) -> list[NodeView]:
+        """What the nodes could give if all but the groups on them made way."""
+        alive = [r for r in self._nodes.alive() if r.state == "ALIVE" and not r.draining]
+        left = {r.number: dict(r.total) for r in alive}
         for plan in self.plans.values():
-            for index, number in enumerate(plan.nodes):
-                if record is not None and number == record.number:
-                    for name, amount in plan.bundles[index].items():
-                        left[name] = left.get(name, 0) - amount
-        return NodeView(view.id, left, view.total, view.labels, view.schedulable)
+            for number, bundle in zip(plan.nodes, plan.bundles, strict=True):
+                room = left.get(number)
+                if room is not None:
+                    for name, amount in bundle.items():
+                        room[name] = room.get(name, 0) - amount
+        return [NodeView(r.id, left[r.number], r.total, r.labels, True) for r in alive]
 
     def _infeasible(self, plan: Plan, reason: str) -> None:
         plan.why = "infeasible", reason
@@ -222,6 +238,8 @@ class GroupPlacement:
     def _ask(self, plan: Plan, numbers: list[int], *, wait: bool) -> None:
         plan.attempt += 1
         plan.queued_until = time.monotonic() + _QUEUE_SECONDS if wait and not self._nodes.alone else 0.0
+        if plan.queued_until:
+            self._queued[plan.id] = plan
         plan.asked, plan.reserved = {}, {}
         missing = plan.missing()
         for index, number in zip(missing, numbers, strict=True):
@@ -241,21 +259,27 @@ class GroupPlacement:
     def kick(self) -> None:
         """There may be room now."""
         now = time.monotonic()
-        for plan in list(self.plans.values()) if self._queueing() else ():
-            if plan.queued_until and plan.asked and now > plan.queued_until:
+        for plan in self._queueing():
+            if now > plan.queued_until:
                 self._fail(plan)
         for id_ in list(self.waiting)[:_LOOKED_AT]:
             plan = self.waiting[id_]
             if self._try(plan):
                 self.waiting.pop(id_, None)
+        self._cost = time.monotonic() - now
         self._look_later()
 
-    def _queueing(self) -> bool:
-        return any(plan.queued_until and plan.asked for plan in self.plans.values())
+    def _queueing(self) -> list[Plan]:
+        if self._queued:
+            self._queued = {
+                id_: p for id_, p in self._queued.items() if self.plans.get(id_) is p and p.queued_until and p.asked
+            }
+        return list(self._queued.values())
 
     def _look_later(self) -> None:
         if (self.waiting or self._queueing()) and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look_again)
+            pause = max(_LOOK_SECONDS, self._cost / _LOOK_PART)
+            self._timer = asyncio.get_running_loop().call_later(pause, self._look_again)
 
     def _look_again(self) -> None:
         self._timer = None
@@ -381,7 +405,3 @@ class GroupPlacement:
         if plan.asked:
             return "reserving", f"its bundles are being reserved on {len(plan.asked)} nodes"
         return plan.why
-
-
-def _emptied(record: NodeRecord) -> NodeView:
-    return NodeView(record.id, record.total, record.total, record.labels, True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -33,6 +34,8 @@ log = logging.getLogger("noded.head")
 
 CLUSTER = "cluster"
 BEAT_SECONDS = 1.0
+_LOOK_PART = 0.1
+"""At most about this part of the time is spent looking for room because nodes have told of some."""
 Question = Callable[[dict[str, Any], int], Awaitable[Any]]
 
 
@@ -84,6 +87,9 @@ class Head:
         self.server = NodeServer(loop, self.nodes, self.actor_places, self.group_places, self)
         self.own: NodeRecord
         self._driver_jobs: dict[int, set[str]] = {}
+        self._loop = loop
+        self._look: asyncio.TimerHandle | None = None
+        self._next_look = 0.0
         self._questions: dict[str, Question] = {
             "number": self._ask_number,
             "admit_job": self._ask_admit_job,
@@ -327,8 +333,21 @@ class Head:
         self._on_room()
 
     def _on_room(self) -> None:
+        """Looked at at once, or soon: many nodes may tell of room, and a look costs where much waits."""
+        if self._look is None:
+            pause = self._next_look - time.monotonic()
+            if pause > 0:
+                self._look = self._loop.call_later(pause, self._look_for_room)
+            else:
+                self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        self._look = None
+        began = time.monotonic()
         self.group_places.kick()
         self.actor_places.kick()
+        ended = time.monotonic()
+        self._next_look = ended + (ended - began) / _LOOK_PART
 
     def _on_dead(self, node: NodeRecord) -> None:
         for job in self._driver_jobs.pop(node.number, set()):

@@ -221,7 +221,7 @@ class NodeServer:
             self._business.jobs_of(record.number, message.jobs)
             self._actors.registered(record, message.actors)
             self._groups.registered(record, message.groups)
-            self._nodes.flush()
+            self._nodes.flush_early()
         finally:
             session.registering = False
             waiting, session.waiting = session.waiting, []

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
 from noded.head.storage import Op, Put, Storage
+from noded.policy.given import Given
 from noded.policy.liveness import Attention, Liveness, State
 from noded.policy.nodes import NodeView
 from noded.policy.scheduling import Cluster
@@ -31,6 +32,7 @@ JUDGE_SECONDS = 0.25
 _SHOW_DEAD = 200
 """So many dead nodes are still shown."""
 _FLUSH_SECONDS = 0.05
+_FLUSH_SECONDS_MOST = 0.5
 
 
 class StoredNode(msgspec.Struct, array_like=True):
@@ -124,11 +126,17 @@ class NodeTable:
         self.records: dict[int, NodeRecord] = {}
         self.cluster = Cluster()
         """For decisions: with what was given away since the nodes reported."""
+        self._given = Given()
         self._by_id: dict[str, int] = {}
         self._next = 1
         self._attention = Attention(time.monotonic(), JUDGE_SECONDS)
         self._dirty: set[int] = set()
-        self._flushing = False
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._flushed = 0.0
+        self._alive: list[NodeRecord] | None = None
+        self._others: set[int] = set()
+        self._away: set[int] = set()
+        """Nodes that are not the head's own and not dead, and those of them (all of them) that are awaited."""
         self._judge_task: asyncio.Task[None] | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._dying: set[int] = set()
@@ -151,6 +159,7 @@ class NodeTable:
                 record.reason = "it has not registered since the head started"
                 self._by_id[stored.id] = stored.number
             self.records[stored.number] = record
+            self._count(record)
         self._next = max(self._next, own + 1)
 
     def start(self) -> None:
@@ -209,6 +218,7 @@ class NodeTable:
             await self._declare_dead(record, "it started over: its workers had ended")
         if record.id != message.node_id:
             record.id, record.draining = message.node_id, False
+            self._count(record)
             await self._storage.write([self._put(StoredNode(1, record.number, message.name, record.id))])
         record.name, record.address, record.ip = message.name, message.address, message.node_ip
         record.hostname, record.run_dir, record.pid = message.hostname, message.run_dir, message.pid
@@ -236,6 +246,7 @@ class NodeTable:
         self._next = max(self._next, record.number + 1)
         self._by_id[record.id] = record.number
         record.state = "ALIVE"
+        self._count(record)
         self.cluster.update(self._view(record))
         self._dirty.add(record.number)
         self._write([self._put(StoredNode(1, record.number, record.name, record.id))])
@@ -286,6 +297,7 @@ class NodeTable:
 
     def _set_state(self, record: NodeRecord, state: str, reason: str) -> None:
         before, record.state, record.reason = record.state, state, reason
+        self._count(record)
         if before != state:
             record.since = time.time()
             if not record.local:
@@ -296,6 +308,7 @@ class NodeTable:
             self._on_alive(record)
 
     def _changed(self, record: NodeRecord) -> None:
+        self._given.forget(record.id)
         if record.state == "DEAD":
             self.cluster.remove(record.id)
         else:
@@ -310,10 +323,22 @@ class NodeTable:
 
     def take(self, record: NodeRecord, amounts: dict[str, int]) -> None:
         """Something was sent there: until it reports, count that as taken."""
-        node = self.cluster.get(record.id)
-        if node is not None and amounts:
-            left = {name: amount - amounts.get(name, 0) for name, amount in node.available.items()}
-            self.cluster.update(NodeView(node.id, left, node.total, node.labels, node.schedulable))
+        if amounts:
+            self._given.add(record.id, amounts, time.monotonic())
+            self._look_at(record)
+
+    def expire(self) -> None:
+        """Before a decision."""
+        for id_ in self._given.expire(time.monotonic()):
+            record = self.by_id(id_)
+            if record is not None:
+                self._look_at(record)
+
+    def _look_at(self, record: NodeRecord) -> None:
+        if record.state != "DEAD":
+            view = self._view(record)
+            left = self._given.off(record.id, view.available)
+            self.cluster.update(NodeView(view.id, left, view.total, view.labels, view.schedulable))
 
     # ------------------------------------------------------------ the judge
 
@@ -362,6 +387,15 @@ class NodeTable:
         for record in dead[:-_SHOW_DEAD] if len(dead) > _SHOW_DEAD else ():
             del self.records[record.number]
 
+    def _count(self, record: NodeRecord) -> None:
+        """Its id, its state, or whose it is has changed."""
+        self._alive = None
+        for among, there in (
+            (self._others, not record.local and record.state != "DEAD" and bool(record.id)),
+            (self._away, record.state == "AWAY" and bool(record.id)),
+        ):
+            (among.add if there else among.discard)(record.number)
+
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._writes.add(task)
@@ -378,16 +412,27 @@ class NodeTable:
 
     # ------------------------------------------------------------ the view
 
+    def _pause(self) -> float:
+        """A view costs its bytes times the nodes it goes to: the more there are, the rarer it is sent."""
+        return min(_FLUSH_SECONDS_MOST, max(_FLUSH_SECONDS, len(self.records) / 2500))
+
     def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            # A view costs its bytes times the nodes it goes to: the more there are, the rarer it is sent.
-            pause = min(0.8, max(_FLUSH_SECONDS, len(self.records) / 1200))
-            asyncio.get_running_loop().call_later(pause, self.flush)
+        if self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(self._pause(), self.flush)
+
+    def flush_early(self) -> None:
+        """Now, unless that was done a moment ago: many nodes may come at once."""
+        if time.monotonic() - self._flushed >= self._pause():
+            self.flush()
+        else:
+            self._flush_soon()
 
     def flush(self) -> None:
         """Tell all nodes what has changed: encoded once."""
-        self._flushing = False
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        self._flushed = time.monotonic()
         dirty, self._dirty = self._dirty, set()
         entries = [self.records[n].entry() for n in dirty if n in self.records]
         receivers = [r.api for r in self.records.values() if r.api is not None]
@@ -417,18 +462,20 @@ class NodeTable:
         found = [r for r in self.records.values() if r.state != "DEAD" and len(word) >= 4 and r.id.startswith(word)]
         return found[0] if len(found) == 1 else None
 
-    def alive(self) -> Iterable[NodeRecord]:
-        return [r for r in self.records.values() if r.state != "DEAD" and r.id]
+    def alive(self) -> Sequence[NodeRecord]:
+        if self._alive is None:
+            self._alive = [r for r in self.records.values() if r.state != "DEAD" and r.id]
+        return self._alive
 
     @property
     def alone(self) -> bool:
         """There is no node but the head's own, dead ones aside."""
-        return all(r.local or r.state == "DEAD" or not r.id for r in self.records.values())
+        return not self._others
 
     @property
     def waiting_for_nodes(self) -> bool:
         """Some may come back: nothing is hopeless yet."""
-        return any(r.state == "AWAY" and r.id for r in self.records.values())
+        return bool(self._away)
 
     def to_client(self, prefix: bytes, number: int, message: Any, payload: bytes = b"") -> None:
         record = self.records.get(number)

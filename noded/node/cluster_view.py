@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from noded.policy.given import Given
 from noded.policy.nodes import NodeView
 from noded.policy.scheduling import Cluster
 from noded.wire import cluster_messages as c
@@ -19,6 +20,7 @@ class ClusterView:
         self.by_id: dict[str, int] = {}
         self.cluster = Cluster()
         """The same for decisions, with what this node has given away since."""
+        self._given = Given()
         self.on_dead: Callable[[c.NodeEntry], None] = lambda entry: None
         self.on_change: Callable[[], None] = lambda: None
 
@@ -41,6 +43,7 @@ class ClusterView:
             else:
                 self.by_id[entry.id] = entry.number
                 if entry.number != self.number:
+                    self._given.forget(entry.id)
                     self.cluster.update(node_view(entry))
         if everything:
             for number in self.entries.keys() - named:
@@ -55,9 +58,27 @@ class ClusterView:
     def _forget(self, id_: str) -> None:
         self.by_id.pop(id_, None)
         self.cluster.remove(id_)
+        self._given.forget(id_)
 
-    def take(self, id_: str, resources: Mapping[str, int]) -> None:
-        """Somebody was sent there: until it reports, count that as taken."""
+    def take(self, id_: str, resources: Mapping[str, int], now: float) -> None:
+        """Somebody was sent there, or (negative) has left: count that until it reports."""
+        if resources and self.cluster.get(id_) is not None:
+            self._given.add(id_, resources, now)
+            self._look_at(id_)
+
+    def expire(self, now: float) -> None:
+        for id_ in self._given.expire(now):
+            self._look_at(id_)
+
+    def _look_at(self, id_: str) -> None:
+        entry = self.entries.get(self.by_id.get(id_, 0))
+        if entry is not None and entry.number != self.number:
+            view = node_view(entry)
+            left = self._given.off(id_, view.available)
+            self.cluster.update(NodeView(view.id, left, view.total, view.labels, view.schedulable))
+
+    def take_here(self, id_: str, resources: Mapping[str, int]) -> None:
+        """Of this node itself, until it is looked at again."""
         node = self.cluster.get(id_)
         if node is not None and resources:
             left = {n: a - resources.get(n, 0) for n, a in node.available.items()}

@@ -139,6 +139,7 @@ class LeaseRouter:
     def route(self, demands: Iterable[Demand], now: float) -> None:
         """Nothing more fits here: send away what others can serve."""
         self.here()
+        self._view.expire(now)
         for demand in demands:
             if demand.client.kind == "guest":
                 continue
@@ -184,7 +185,7 @@ class LeaseRouter:
                 if not demand.where.spread:
                     return
                 demand.permits += 1
-                self._view.take(self._node_id, demand.resources)
+                self._view.take_here(self._node_id, demand.resources)
                 self._leases.kick()
                 spare -= 1
                 continue
@@ -192,7 +193,7 @@ class LeaseRouter:
             if number is None:
                 return
             count = 1 if demand.where.spread else min(spare, self._fitting(answer.node, demand.resources))
-            self._view.take(answer.node, {n: a * count for n, a in demand.resources.items()})
+            self._view.take(answer.node, {n: a * count for n, a in demand.resources.items()}, now)
             self._send_demand(demand, sent, number, sent.counts.get(number, 0) + count, wait=sent.hops >= _HOPS)
             spare -= count
 
@@ -374,7 +375,8 @@ class LeaseRouter:
         definition = self._leases.class_of(client, cls)
         entry = self._view.entries.get(number)
         if definition is not None and entry is not None and not definition.where.group:
-            self._view.take(entry.id, {name: -amount for name, amount in definition.resources.items()})
+            given = {name: -amount for name, amount in definition.resources.items()}
+            self._view.take(entry.id, given, time.monotonic())
             self._leases.kick()
 
     def client_told(self, client: Client, claimed: list[tuple[int, str]]) -> None:

@@ -393,8 +393,10 @@ class ObjectStore:
                 continue
             self._adopt(header)
 
-    def _adopt(self, header: shm.ObjectHeader) -> None:
-        """A sealed object: known from now on, held by its owner if that lives."""
+    def _adopt(self, header: shm.ObjectHeader, *, told: bool = False) -> None:
+        """A sealed object: known from now on, held by its owner if that lives; but if that has ``told`` whether it
+        holds it, so.
+        """
         entry = self.entry(header.id)
         if entry.offset == header.offset or header.offset in entry.copies:
             return
@@ -415,7 +417,7 @@ class ObjectStore:
         self.ready_count += 1
         if not header.id.startswith(self._own):
             self._adopted_guest(entry, region)
-        elif entry.away is None or not entry.away.nodes:  # else its maker has been told, and counted, before
+        elif not told and (entry.away is None or not entry.away.nodes):  # else its maker has been told, and counted, before
             owner = self._clients.get(ids.prefix_of(header.id))
             if owner is not None:
                 owner.held.setdefault(header.id, 0)
@@ -682,7 +684,7 @@ class ObjectStore:
 
         def on_space(offset: int) -> None:
             self.arena.copy_in(offset + shm.HEADER_SIZE, value)
-            self.seal_own(offset)
+            self.seal_own(offset, told=True)
 
         def on_failure(reason: str) -> None:
             log.error("object %s of a driver elsewhere cannot be stored: %s", id_.hex(), reason)
@@ -690,13 +692,13 @@ class ObjectStore:
 
         self.allocate_own(id_, len(value), on_space, on_failure)
 
-    def seal_own(self, offset: int) -> None:
+    def seal_own(self, offset: int, *, told: bool = False) -> None:
         """What was begun at ``offset`` is written."""
         self.arena.seal(offset)
         header = self.arena.header(offset)
         assert header is not None
         region = self._region_at(offset)
-        self._adopt(header)
+        self._adopt(header, told=told)
         self._end_begun(region)
 
     def give_up_own(self, offset: int) -> None:
@@ -960,6 +962,7 @@ class ObjectStore:
         """Give free pages back to the kernel once nothing has moved for a while."""
         if time.monotonic() - self._last_change < _IDLE_SECONDS:
             return
+        self._give_up_slab()
         for start, blocks in list(self._allocator.free_extents()):
             a, b = start * shm.BLOCK, (start + blocks) * shm.BLOCK
             if self._cold.ranges and self._cold.overlaps(a, b) == [(a, b)]:
@@ -975,6 +978,13 @@ class ObjectStore:
                 self._allocator.free(start, blocks)
                 if self._wants:
                     self._serve_wants()
+
+    def _give_up_slab(self) -> None:
+        """Where nothing lies in it any more; the next small copy takes another."""
+        if self._own_slab is not None and not self._own_slab[0].live:
+            (region, _), self._own_slab = self._own_slab, None
+            region.retired = True
+            self._maybe_free_region(region)
 
     # ------------------------------------------------------------ deaths
 

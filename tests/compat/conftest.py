@@ -1,6 +1,9 @@
 """The suite that says what `import ray` programs may rely on. It runs on noded, and by `make compat` on Ray itself
 (COMPAT_PEER=ray, in Ray's own virtual environment, without the repository's other conftest files).
 
+COMPAT_PLACE=elsewhere runs what uses the shared cluster on a head without CPUs and a node that has them all, so that every
+task and actor is on another node than its driver; COMPAT_PLACE=remote with the driver as one without a node.
+
 Tests that request `cluster` share one for as long as nobody shuts it down; tests that call init() and shutdown()
 themselves request `alone`. `gate`, `gates` and `notes` let tests and tasks wait for each other by files.
 """
@@ -43,6 +46,8 @@ from harness.gates import Gate, GateMaker, Notes  # noqa: E402
 from harness.wait import wait_for  # noqa: E402
 
 NUM_CPUS = 4
+PLACE = os.environ.get("COMPAT_PLACE", "here")
+_nodes: Any = None
 _FAILED = pytest.StashKey[bool]()
 _shared: tuple[LeakCheck, Snapshot] | None = None
 """Of the shared cluster: what was there before it."""
@@ -107,6 +112,9 @@ def cluster(request: pytest.FixtureRequest) -> None:
         if not ON_RAY:
             leak_check = request.getfixturevalue("leak_check")
             _shared = leak_check, leak_check.take()
+        if PLACE != "here":
+            _start_nodes()
+            return
         ray.init(
             "local",
             num_cpus=NUM_CPUS,
@@ -116,6 +124,23 @@ def cluster(request: pytest.FixtureRequest) -> None:
             include_dashboard=False,
             log_to_driver=False,
         )
+
+
+def _start_nodes() -> None:
+    global _nodes
+    from harness.members import Members
+
+    sizes = ("--object-store-memory", str(256 << 20))
+    widgets = ("--resources", '{"widget": 2}')
+    if PLACE == "elsewhere":
+        _nodes = Members(*sizes, num_cpus=0).__enter__()
+        _nodes.add(*widgets, num_cpus=NUM_CPUS)
+        address = _nodes.address
+    else:
+        _nodes = Members(*sizes, *widgets, num_cpus=NUM_CPUS).__enter__()
+        address = f"noded://{_nodes.address}"
+        os.environ["NODED_RUN_DIR"] += "-of-a-host-without-nodes"
+    ray.init(address, namespace="compat", log_to_driver=False)
 
 
 @pytest.fixture
@@ -168,8 +193,12 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _shut_down() -> None:
-    global _shared
+    global _shared, _nodes
     ray.shutdown()
+    if _nodes is not None:
+        nodes, _nodes = _nodes, None
+        os.environ["NODED_RUN_DIR"] = os.environ["NODED_RUN_DIR"].removesuffix("-of-a-host-without-nodes")
+        nodes.__exit__(None, None, None)
     if _shared is not None:
         (leak_check, before), _shared = _shared, None
         _fail_if_left(leak_check, before, "the shared cluster")

@@ -1,15 +1,19 @@
-"""cluster_utils.Cluster: a real node that other programs can use and that leaves nothing."""
+"""cluster_utils.Cluster: real nodes that other programs can use and that leave nothing."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness.gates import Notes
+from harness.processes import all_processes, mentioning
 from harness.wait import wait_for
 
 import noded
@@ -48,9 +52,6 @@ def test_a_node_is_added_used_and_removed() -> None:
     assert (found["CPU"], found["disk"]) == (3, 2) and noded.nodes()[0]["Labels"]["kind"] == "big"
     with pytest.raises(RuntimeError, match="connected already"):
         cluster.connect()
-    with pytest.raises(NotImplementedError, match="several nodes"):
-        cluster.add_node()
-
     cluster.remove_node(node)
     assert not noded.is_initialized() and cluster.list_all_nodes() == []
     with pytest.raises(ValueError, match="not a node"):
@@ -81,7 +82,102 @@ def test_an_ungraceful_removal_and_a_killed_daemon() -> None:
     assert noded.get(noded.remote(lambda: 5).remote(), timeout=30) == 5
     noded.shutdown()
     cluster.remove_node(node, allow_graceful=False)
+    assert left_behind() == [] and mentioning(all_processes().values(), [node.run_dir]) == []
+
+
+def test_several_nodes_join_and_leave() -> None:
+    with Cluster(True, True, {"num_cpus": 1}) as cluster:
+        assert cluster.head_node is not None
+        one = cluster.add_node(num_cpus=2, resources={"disk": 1}, labels={"kind": "big"}, object_store_memory=80 << 20)
+        two = cluster.add_node(node_name="other", num_cpus=3, object_store_memory=80 << 20)
+        cluster.wait_for_nodes()
+        assert cluster.list_all_nodes() == [cluster.head_node, one, two]
+        assert cluster.worker_nodes == {one, two} and cluster.remaining_processes_alive()
+        assert noded.cluster_resources()["CPU"] == 6
+        found = {node["NodeID"]: node for node in noded.nodes()}
+        assert set(found) == {node.node_id for node in cluster.list_all_nodes()}
+        assert found[one.node_id]["Labels"]["kind"] == "big" and found[two.node_id]["NodeName"] == "other"
+        assert two.ask("status")["head_link"]["connected"]
+        with pytest.raises(ValueError, match="'other' already"):
+            cluster.add_node(node_name="other")
+
+        cluster.remove_node(one)
+        cluster.wait_for_nodes(5)
+        assert cluster.list_all_nodes() == [cluster.head_node, two]
+        assert [node["Alive"] for node in noded.nodes() if node["NodeName"] == "n1"] == [False]
+        assert not Path(one.run_dir).exists()
+        with pytest.raises(ValueError, match="not a node"):
+            cluster.remove_node(one)
+        cluster.remove_node(two, allow_graceful=False)
+        assert not Path(two.run_dir).exists() and mentioning(all_processes().values(), [two.run_dir]) == []
+        cluster.wait_for_nodes(5)
+    assert not noded.is_initialized() and left_behind() == []
+
+
+def test_a_killed_daemon_stays_away_until_it_is_restarted() -> None:
+    with Cluster(True) as cluster:
+        node = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+        assert cluster.head_node is not None
+        for which in (node, cluster.head_node):
+            before, was = which.pid, which.node_id
+            cluster.kill(which)
+            time.sleep(0.3)
+            assert which.pid == before and not Path(f"/proc/{before}").exists()
+            if which is node:
+                with pytest.raises(TimeoutError, match="counts 1 nodes, not 2"):
+                    cluster.wait_for_nodes(0.3)
+            cluster.restart(which)
+            assert which.pid != before and which.node_id == was
+            cluster.wait_for_nodes(10)
+        before = node.pid
+        os.kill(before, signal.SIGKILL)
+        wait_for(lambda: node.pid != before, "the supervision is gone after a restart")
+        cluster.wait_for_nodes(10)
     assert left_behind() == []
+
+
+def test_removing_the_head_removes_all() -> None:
+    cluster = Cluster(True)
+    node = cluster.add_node(object_store_memory=80 << 20)
+    assert cluster.head_node is not None
+    cluster.remove_node(cluster.head_node)
+    assert cluster.worker_nodes == set() and cluster.address is None and not node.alive()
+    assert left_behind() == []
+    cluster.add_node()
+    cluster.shutdown()
+    assert left_behind() == []
+
+
+@pytest.mark.parametrize("how", ["its end", "SIGKILL"])
+def test_nothing_is_left_when_the_program_ends(how: str, tmp_path: Path) -> None:
+    source = """
+        import sys, time, noded
+        from noded.cluster_utils import Cluster
+        cluster = Cluster(True, True)
+        cluster.add_node(object_store_memory=80 << 20, num_cpus=2)
+        noded.get([noded.remote(time.sleep).remote(0.1) for _ in range(6)])
+        print("ready", flush=True)
+        sys.stdin.readline()
+    """
+    program = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(source)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path
+    )
+    with program:
+        assert program.stdin is not None and program.stdout is not None
+        assert program.stdout.readline() == b"ready\n"
+        run_dir = os.environ["NODED_RUN_DIR"]
+        assert mentioning(all_processes().values(), [run_dir])
+        if how == "SIGKILL":
+            program.kill()
+        else:
+            program.stdin.write(b"go\n")
+            program.stdin.flush()
+        assert program.wait(30) == (-signal.SIGKILL if how == "SIGKILL" else 0)
+
+    def left() -> list[str]:
+        return [str(p) for p in mentioning(all_processes().values(), [f"{run_dir}/cluster-{program.pid}"])]
+
+    wait_for(lambda: not left() and not [*Path(run_dir).glob("*")], lambda: f"the program left {left()}", 20)
 
 
 def test_helpers_do_not_notice_that_the_daemon_is_killed(tmp_path: Path) -> None:
