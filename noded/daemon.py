@@ -19,6 +19,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,8 @@ class Daemon:
         self._stop = asyncio.Event()
         self._stop_reason = ""
         self._exit_code = 0
-        self._again = False
-        """Start over as another incarnation after the stop."""
+        self.starts_over = False
+        """As another incarnation, after the stop."""
         self._recovered = False
         self._started = 0.0
         self.labels: dict[str, str] = {}
@@ -771,7 +772,7 @@ class Daemon:
         await self.environments.stop()
         await self.spawner.stop()
         if self.link is not None:  # now that nothing of it runs any more
-            await self.link.stop("" if self._again else self._stop_reason or "it was stopped")
+            await self.link.stop("" if self.starts_over else self._stop_reason or "it was stopped")
         await self._stop_exchange()
         for worker in list(self.pool.workers):
             self.output.ended(worker)
@@ -786,6 +787,10 @@ class Daemon:
         self.arena.close(unmap=True)
         self.ledger.close()
         remove_node_dir(Path(self.run_dir))
+        if self.starts_over:
+            # Under its number: programs of this node, which live on, have made ids with it.
+            make_node_dir(self.config)
+            self._write_identity()
 
     # ------------------------------------------------------------ connections
 
@@ -942,7 +947,7 @@ class Daemon:
 
     def on_declared_dead(self, reason: str) -> None:
         log.error("the head has declared this node dead (%s): all work here ends, and it starts over", reason)
-        self._again = True
+        self.starts_over = True
         self._stop_for(f"it was declared dead: {reason}")
 
     def on_head_lost(self, reason: str) -> None:
@@ -1019,7 +1024,12 @@ class Daemon:
         return await asyncio.to_thread(self.timeline.events)
 
     async def _explain(self, args: dict[str, Any]) -> Any:
-        return await self.control.explain(bytes.fromhex(args["id"]))
+        id_ = bytes.fromhex(args["id"])
+        told = await self.control.explain(id_)
+        if told["kind"] == "lease_pending":
+            told |= self.leases.explain(ids.prefix_of(id_), told["class"])
+            told["asked_of"] = self.router.where_sent(ids.prefix_of(id_), told["class"])
+        return told
 
     # ------------------------------------------------------------ packages
 
@@ -1205,11 +1215,19 @@ def main(config: Config) -> int:
 
 
 def _run(config: Config, lock: StartLock) -> int:
+    while True:
+        daemon, code = _run_once(config, lock)
+        if not daemon.starts_over:
+            return code
+        config = replace(config, ready_fd=None)
+
+
+def _run_once(config: Config, lock: StartLock) -> tuple[Daemon, int]:
     daemon = Daemon(config, on_ready=lock.release)
     setup_logging(config, daemon.run_dir)
     pid = running_daemon(daemon.run_dir)
     if pid is not None and pid != os.getpid():
-        return _fail_start(
+        return daemon, _fail_start(
             config,
             f"a noded daemon of cluster {config.cluster!r} runs already (pid {pid}): see `noded "
             "status`, end it with `noded stop`, or start another with --cluster NAME",
@@ -1218,13 +1236,13 @@ def _run(config: Config, lock: StartLock) -> int:
     try:
         if debug:
             time_callbacks()
-            return asyncio.run(daemon.run(), debug=True)
+            return daemon, asyncio.run(daemon.run(), debug=True)
         import uvloop
 
-        return uvloop.run(daemon.run())
+        return daemon, uvloop.run(daemon.run())
     except StartError as error:
         log.debug("cannot start", exc_info=True)
-        return _fail_start(config, str(error))
+        return daemon, _fail_start(config, str(error))
 
 
 def _fail_start(config: Config, text: str) -> int:

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from noded.head.nodes import NodeRecord, NodeTable
 from noded.policy import bundles as policy
-from noded.policy import labels
+from noded.policy import labels, scheduling
 from noded.policy.nodes import NodeView
 from noded.wire import cluster_messages as c
+from noded.wire import messages as m
 
 log = logging.getLogger("noded.group_placement")
 
@@ -29,6 +32,7 @@ _QUEUE_SECONDS = 10.0
 _LOOK_SECONDS = 0.1
 _LOOK_PART = 0.1
 """At most this part of the time is spent looking whether there is room now."""
+_CHEAP = 0.005
 _LOOKED_AT = 32
 _SAMPLE = 200
 """Where there are many more nodes, one of so many is taken, if it can hold all that is to be on one."""
@@ -73,7 +77,10 @@ class GroupPlacement:
         self._queued: dict[bytes, Plan] = {}
         """Those that may be queueing on their nodes."""
         self._cost = 0.0
+        self._next_look = 0.0
+        self._turn = 0
         self._sampled = 0
+        self._rng = random.Random()
         self._timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------ the table's wishes
@@ -95,7 +102,8 @@ class GroupPlacement:
         plan = Plan(id, bundles, strategy, job, labels, on_created, on_infeasible, on_lost)
         plan.nodes = [0] * len(bundles)
         self.plans[id] = plan
-        if not self._try(plan):
+        # Where others wait and looking costs much, it takes its turn among them.
+        if (self.waiting and time.monotonic() < self._next_look) or not self._try(plan):
             self.waiting[id] = plan
             self._look_later()
 
@@ -202,6 +210,11 @@ class GroupPlacement:
             views = [view for view in views if view.id not in used]
         selectors = [plan.labels[index] for index in missing] if plan.labels else ()
         bundles = [plan.bundles[index] for index in missing]
+        if len(views) > 2 * _SAMPLE and not selectors:
+            for bundle in {tuple(sorted(bundle.items())): bundle for bundle in bundles}.values():
+                answer = self._nodes.cluster.pick(bundle, m.ANYWHERE, local="", rng=self._rng)
+                if isinstance(answer, scheduling.Wait):  # found without looking at all nodes, as it mostly is
+                    return policy.Wait(answer.reason)
         if len(views) > 2 * _SAMPLE and plan.strategy in ("PACK", "STRICT_PACK"):
             start = self._sampled = (self._sampled + _SAMPLE) % len(views)
             sample = (views[start:] + views[:start])[:_SAMPLE]
@@ -214,7 +227,7 @@ class GroupPlacement:
         now = time.monotonic()
         if now - plan.since < _AGED or any(p.queued_until > now for p in self._queueing()):
             return False
-        return plan is next(iter(self.waiting.values()), plan)
+        return plan is next((p for p in self.waiting.values() if p.why[0] != "infeasible"), plan)
 
     def _numbers(self, found: policy.Assignment) -> list[int]:
         return [node.number if (node := self._nodes.by_id(id_)) is not None else 0 for id_ in found.nodes]
@@ -262,11 +275,16 @@ class GroupPlacement:
         for plan in self._queueing():
             if now > plan.queued_until:
                 self._fail(plan)
-        for id_ in list(self.waiting)[:_LOOKED_AT]:
-            plan = self.waiting[id_]
-            if self._try(plan):
+        # Those that have waited longest, and where there are many the others in turn.
+        half = _LOOKED_AT // 2
+        self._turn = self._turn + half if self._turn + half < len(self.waiting) else half
+        for id_ in [*islice(self.waiting, half), *islice(self.waiting, self._turn, self._turn + half)]:
+            found = self.waiting.get(id_)
+            if found is not None and self._try(found):
                 self.waiting.pop(id_, None)
-        self._cost = time.monotonic() - now
+        ended = time.monotonic()
+        self._cost = ended - now
+        self._next_look = ended + (self._cost / _LOOK_PART if self._cost > _CHEAP else 0.0)
         self._look_later()
 
     def _queueing(self) -> list[Plan]:

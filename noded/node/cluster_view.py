@@ -35,6 +35,10 @@ class ClusterView:
                 self._forget(before.id)
                 if before.state != "DEAD":
                     dead.append(_as_dead(before, "it started over"))
+            if before is not None and before.id == entry.id and not entry.address:
+                # A head that has just started knows of it, but has not heard of it yet.
+                entry.address, entry.ip, entry.name = before.address, before.ip, before.name
+                entry.total, entry.labels = before.total, before.labels
             self.entries[entry.number] = entry
             if entry.state == "DEAD":
                 self._forget(entry.id)

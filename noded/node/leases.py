@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from noded.node.capacity import Bundles, Capacity, Share, bundle_of
 from noded.node.session import Client
@@ -444,6 +444,32 @@ class Leases:
             for w, share in zip(waiting, shares, strict=True)
             if not isinstance(w, Demand) or w.client is not lease.client or w.cls != lease.cls
         )
+
+    def explain(self, prefix: bytes, cls: int) -> dict[str, Any]:
+        """Why leases of this class are not granted, with numbers; empty when none is waited for."""
+        demand = self.demands.get((prefix, cls))
+        if demand is None:
+            return {}
+        where = demand.where
+        told: dict[str, Any] = {
+            "asks": {name: amount / UNIT for name, amount in demand.resources.items()},
+            "leases_wanted": demand.count,
+            "waits_s": round(time.monotonic() - demand.since, 3),
+        }
+        if where.group and where.group not in self.capacity.groups and self.router.alone:
+            return {**told, "kind": "group_pending", "reason": "its placement group is not created yet"}
+        if demand.why[0]:
+            return {**told, "kind": demand.why[0], "reason": demand.why[1]}
+        share = self.capacity.fit(demand.resources, where)
+        lacking = self.capacity.lacking(share)
+        if not lacking:
+            return {**told, "reason": "a worker is being made ready for it"}
+        parts = ", ".join(
+            f"{name.partition('@')[0]}: asks {share.resources[name] / UNIT:g}, free are "
+            f"{max(0, self.capacity.available.get(name, 0)) / UNIT:g}"
+            for name in lacking
+        )
+        return {**told, "kind": "resources_busy", "reason": f"not enough is free: {parts}"}
 
     # ------------------------------------------------------------ refusals
 

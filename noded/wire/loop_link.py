@@ -16,6 +16,9 @@ _PAYLOAD_LIMIT = 256 << 20
 _UNSENT_LIMIT = 256 << 20
 _UNSENT_PAUSE = 8 << 20
 """Who leaves this much unread is not listened to before it reads: its requests are what makes the answers."""
+_SPARE = 8
+_spare: list[tuple[bytearray, memoryview]] = []
+"""Buffers to read into. A link has one only while a part of a frame waits in it: a head has a thousand links."""
 
 
 class LoopLink:
@@ -53,8 +56,11 @@ class LoopLink:
         self._on_message(self, message, payload)
 
     def on_readable(self) -> None:
+        link = self.link
+        if not link._buffer and _spare:
+            link._buffer, link._view = _spare.pop()
         try:
-            self.link.receive_with_fds(self._handle)
+            link.receive_with_fds(self._handle)
         except LinkClosed as end:
             self.close_reason = str(end)
             self.close()
@@ -65,6 +71,11 @@ class LoopLink:
             # What follows that message may depend on it. Who attaches again tells its whole state anew.
             log.exception("closing the connection of %s: one of its messages cannot be handled", self.who)
             self.close()
+        if link._stop == 0 and link._buffer:
+            if len(_spare) < _SPARE:
+                _spare.append((link._buffer, link._view))
+            link._buffer = bytearray()
+            link._view = memoryview(link._buffer)
 
     def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
         """Queue; everything queued in one turn of the loop goes out in one write."""

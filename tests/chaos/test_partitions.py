@@ -75,7 +75,8 @@ class Plain:
     def add(self): self.n += 1; return self.n
 
 stop = threading.Event()
-told = {"errors": [], "lost": [], "rounds": {}, "longest": {}, "states": [], "right": {}, "failed": []}
+told = {"errors": [], "lost": [], "rounds": {}, "longest": {}, "states": []}
+right, failed = {}, []
 
 def cause(error):
     return error.cause if isinstance(error, ex.TaskError) else error
@@ -111,9 +112,9 @@ def counts(k):
     failure = None
     for number, ref in sent.items():
         try:
-            told["right"][number] = noded.get(ref)
+            right[number] = noded.get(ref)
         except LOST as error:
-            told["failed"].append(number)
+            failed.append(number)
             failure = error
     if failure: raise failure
 
@@ -158,7 +159,7 @@ stop.set()
 for t in threads:
     t.join(60)
     if t.is_alive(): told["errors"].append(f"{t.name} hangs")
-say("done", json.dumps(told))
+say("done", json.dumps({**told, "right": right, "failed": failed}))
 """
 )
 
@@ -197,7 +198,10 @@ class Scene:
             now = told["rounds"]
             return [name for name in wanted if now[name] < before[name] + 2]
 
+        began = time.monotonic()
         wait_for(lambda: not left(), lambda: f"these do not go on: {left()}: {self.told()}", timeout)
+        if time.monotonic() - began > 3:
+            print(f"it took {time.monotonic() - began:.1f} s to go on")
 
     def end(self, *, lossy: bool) -> dict[str, Any]:
         """Stop the load, and check all that was got and noted."""
@@ -487,7 +491,7 @@ def test_many_resets(tmp_path: Path) -> None:
             host.reject()
             time.sleep(0.02 * (number % 5))
             host.unblock()
-            it.goes_on("counts", "plains", "objects")
+            it.goes_on("counts", "plains", "objects", timeout=90)
         it.goes_on()
         nothing_lost(it)
         assert it.first.since("T") is None, f"it was frozen: {it.first}"

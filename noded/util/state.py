@@ -1,0 +1,27 @@
+"""Asking the cluster about one thing: ``explain(id)``. Listing comes with a later version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from noded.client.runtime import runtime
+
+
+def explain(id: Any) -> dict[str, Any]:
+    """Why a task, object, actor or placement group waits, or what became of it: a dict with ``kind`` (of the closed
+    list in docs/why.md), ``reason``, ``state``, and what else is known. ``id``: a ref, a handle, a placement group, or
+    an id in hex. Raises ValueError for what is no id.
+    """
+    found = id if isinstance(id, str) else _id_of(id)
+    answer: dict[str, Any] = runtime().ask("why", id=found)
+    return answer
+
+
+def _id_of(thing: Any) -> str:
+    for name in ("_actor_id", "id"):
+        inner = getattr(thing, name, None)
+        if inner is not None and hasattr(inner, "hex"):
+            return str(inner.hex())
+    if hasattr(thing, "hex"):
+        return str(thing.hex())
+    raise ValueError(f"{thing!r} has no id: give a ref, a handle, a placement group, or an id in hex")
