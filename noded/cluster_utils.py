@@ -149,29 +149,31 @@ class Cluster:
         ``allow_graceful`` its daemon, spawner and workers are killed, and the head is left to find that out.
         """
         self._check(node)
+        ends = [node]
+        if node is self.head_node and allow_graceful:
+            ends += self.worker_nodes
+            for member in self.worker_nodes:
+                member._process.expect_end()
+        for one in ends:
+            self._end(one, allow_graceful)
+        if not self._nodes():
+            shutil.rmtree(home(os.environ) / "clusters" / self._name, ignore_errors=True)
+
+    def _end(self, node: Node, graceful: bool) -> None:
         connection = current()
         if connection is not None and connection.run_dir == node.run_dir and connection.kind == "driver":
             shutdown()
             self.connected = False
-        if node is self.head_node:
-            for member in self.worker_nodes if allow_graceful else ():
-                member._process.expect_end()
-            self.head_node = None
-        else:
-            self.worker_nodes.discard(node)
-        if allow_graceful:
+        if graceful:
             node._process.request_stop()
             node._process.stop(_LEAVE_SECONDS)
         else:
             node._process.kill_all()
-        durable = home(os.environ) / "clusters" / self._name
-        if self.head_node is not None:
-            shutil.rmtree(durable / "nodes" / node.name, ignore_errors=True)
-            return
-        for member in list(self.worker_nodes) if allow_graceful else ():
-            self.remove_node(member)
-        if not self.worker_nodes:
-            shutil.rmtree(durable, ignore_errors=True)
+        if node is self.head_node:
+            self.head_node = None
+        else:
+            self.worker_nodes.discard(node)
+            shutil.rmtree(home(os.environ) / "clusters" / self._name / "nodes" / node.name, ignore_errors=True)
 
     def kill(self, node: Node) -> None:
         """SIGKILL the node's daemon alone. It stays away until ``restart``; what runs on the node goes on, for a minute

@@ -41,9 +41,7 @@ def request_stop(node: NodeInfo) -> None:
     request(node, "stop")
 
 
-def request(
-    node: NodeInfo, what: str, arguments: dict[str, Any] | None = None, seconds: float | None = None
-) -> Any:
+def request(node: NodeInfo, what: str, arguments: dict[str, Any] | None = None, seconds: float | None = None) -> Any:
     """The answer. Raises ControlError."""
     state = process_state(node.pid)
     if state is not None and state[0] in "Tt":

@@ -115,9 +115,7 @@ class LocalCluster:
             ready = {"error": text.decode(errors="replace")}
         if "error" in ready or not ready:
             self._kill()
-            raise NodedSystemError(
-                f"the noded daemon did not start: {ready.get('error') or 'see its output above'}"
-            )
+            raise NodedSystemError(f"the noded daemon did not start: {ready.get('error') or 'see its output above'}")
         return ready
 
     def _kill(self) -> None:

@@ -232,8 +232,8 @@ class Head:
             )
         if message.cluster != self.cluster:
             return (
-                f"it is to be a node of the cluster {message.cluster!r}, this is the head of {self.cluster!r}: start it "
-                f"with --cluster {self.cluster}"
+                f"it is to be a node of the cluster {message.cluster!r}, this is the head of {self.cluster!r}: start "
+                f"it with --cluster {self.cluster}"
             )
         if message.head_epoch > self.epoch:
             return f"it has seen a head with epoch {message.head_epoch}, this one has {self.epoch} and is out of date"
@@ -361,8 +361,8 @@ class Head:
         """Of a node that has none yet."""
         if args.get("cluster") != self.cluster:
             raise ValueError(
-                f"this is the head of the cluster {self.cluster!r}, not of {args.get('cluster')!r}: start the node with "
-                f"--cluster {self.cluster}"
+                f"this is the head of the cluster {self.cluster!r}, not of {args.get('cluster')!r}: start the node "
+                f"with --cluster {self.cluster}"
             )
         return {"number": await self.nodes.new_number(str(args.get("name"))), "cluster_id": self.cluster_id}
 

@@ -23,6 +23,9 @@ from noded.wire.loop_link import LoopLink
 log = logging.getLogger("noded.node_server")
 
 
+_ASK_SECONDS = 10.0
+
+
 class AskError(ValueError):
     """A question is answered with an error; the text goes to the one who asked."""
 
@@ -95,14 +98,14 @@ class RemoteNode:
     def nodes(self, frame: bytes, message: c.Nodes, entries: list[c.NodeEntry]) -> None:
         self.link.send_frame(frame)
 
-    async def ask(self, what: str, arguments: dict[str, Any], timeout: float = 10.0) -> Any:
+    async def ask(self, what: str, arguments: dict[str, Any]) -> Any:
         """Raises ValueError with its words, or TimeoutError."""
         self._asked += 1
         future = self._questions[self._asked] = asyncio.get_running_loop().create_future()
         number = self._asked
         self.link.send(c.AskNode(number, what), json.dumps(arguments).encode())
         try:
-            return await asyncio.wait_for(future, timeout)
+            return await asyncio.wait_for(future, _ASK_SECONDS)
         finally:
             self._questions.pop(number, None)
 

@@ -414,7 +414,7 @@ class NodeTable:
 
     def _pause(self) -> float:
         """A view costs its bytes times the nodes it goes to: the more there are, the rarer it is sent."""
-        return min(_FLUSH_SECONDS_MOST, max(_FLUSH_SECONDS, len(self.records) / 2500))
+        return min(_FLUSH_SECONDS_MOST, max(_FLUSH_SECONDS, len(self.records) / 4000))
 
     def _flush_soon(self) -> None:
         if self._flush_timer is None:

@@ -32,8 +32,6 @@ log = logging.getLogger("noded.directory")
 
 _INLINE = 100 << 10
 _BATCH = 2000
-_SOURCE_SECONDS = 20.0
-"""A home that does not say within this time where else an object is: the pull has failed."""
 _READ_ALL = 1 << 62
 
 
@@ -380,17 +378,25 @@ class Directory:
         self._store.allocate_own(id_, size, on_space, lambda reason: self._store.pull_failed(id_, "full", reason))
 
     async def _pull(self, id_: bytes, size: int, offset: int, nodes: list[int]) -> None:
-        tries = 0
         self._places[id_] = offset
+        pause = 0.0
 
-        async def more() -> list[str]:
-            nonlocal tries
-            tries += 1
-            return [] if tries > 3 else self._addresses(await self._other_sources(id_))
+        async def none() -> list[str]:
+            return []
 
         try:
-            addresses = self._addresses(nodes) or await more()
-            await self._puller.pull(id_, size, offset + shm.HEADER_SIZE, addresses, more)
+            while True:
+                try:
+                    await self._puller.pull(id_, size, offset + shm.HEADER_SIZE, self._addresses(nodes), none)
+                    break
+                except PullFailed as failure:
+                    # Who has it may be away for a while; only the dead do not come back.
+                    nodes = [n for n in await self._other_sources(id_) if not self._is_dead(n)]
+                    if not nodes:
+                        raise
+                    log.info("object %s cannot be brought here now: %s", id_.hex(), failure)
+                    await asyncio.sleep(pause)
+                    pause = min(1.0, pause + 0.1)
         except (PullFailed, PullCancelled) as failure:
             self._store.give_up_own(offset)
             log.warning("object %s cannot be brought here: %s", id_.hex(), failure)
@@ -418,9 +424,8 @@ class Directory:
         future = self._more[id_] = asyncio.get_running_loop().create_future()
         try:
             self._peers.send(home, c.WantObjects([id_]))
-            return await asyncio.wait_for(future, _SOURCE_SECONDS)
-        except TimeoutError:
-            return []
+            nodes: list[int] = await future
+            return nodes
         finally:
             del self._more[id_]
 

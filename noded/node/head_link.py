@@ -31,6 +31,7 @@ _REPORT_SECONDS = 0.1
 _SLOW = 1.0
 _GREETING_SECONDS = 10.0
 _NEWS_SECONDS = 10.0
+_SILENT_SECONDS = 6.0
 
 
 class JoinError(RuntimeError):
@@ -97,6 +98,8 @@ class HeadLink:
         self._stopping = False
         self._first = True
         self._register_seq = 0
+        self._last_word = 0.0
+        """When the head has last said anything."""
 
     # ------------------------------------------------------------ life
 
@@ -204,6 +207,7 @@ class HeadLink:
                 self.problem = link.close_reason or "the connection was closed"
 
         link = self._link = LoopLink(self._loop, sock, c.decode_from_head, self._on_message, on_closed, "the head")
+        self._last_word = time.monotonic()
         message = self._node.register()
         message.head_epoch = self.epoch
         self._total, self._available = dict(message.total), dict(message.available)
@@ -217,6 +221,7 @@ class HeadLink:
     def _on_message(self, link: LoopLink, message: Any, payload: Any) -> None:
         if link is not self._link:
             return
+        self._last_word = time.monotonic()
         kind = type(message)
         if kind is c.ForClient:
             self.orders.to_client(message.prefix, m.decode_to_client(memoryview(message.header)), bytes(payload))
@@ -295,6 +300,7 @@ class HeadLink:
         while not self._stopping:
             await asyncio.sleep(min(_REPORT_SECONDS, self._beat_seconds))
             now = time.monotonic()
+            self._mind_silence(now)
             if self._link is None or not self.registered:
                 continue
             total, available, waiting = self._node.amounts()
@@ -315,6 +321,13 @@ class HeadLink:
             if self._guard.lost(now):
                 self._node.on_head_lost("it does not answer")
                 return
+
+    def _mind_silence(self, now: float) -> None:
+        """A connection that is broken without a word is slow to come back by itself: try another."""
+        if self._link is not None and now - self._last_word > _SILENT_SECONDS:
+            self._last_word = now
+            self._link.close_reason = f"it has not answered for {_SILENT_SECONDS:g} s"
+            self._link.close()
 
     def _tell_guard(self) -> None:
         self._node.guard(self._guard.until)

@@ -1,10 +1,10 @@
 """Leases across nodes: demands that this node cannot serve go to others, and others' clients are served here.
 
-A client talks to its own daemon only. What it says about leases travels on unchanged (``ForPeer``), to the node that the
-policy chose (``policy/scheduling.py``); grants, recalls and deaths come back the same way (``ForClient``). There it
+A client talks to its own daemon only. What it says about leases travels on unchanged (``ForPeer``), to the node that
+the policy chose (``policy/scheduling.py``); grants, recalls and deaths come back the same way (``ForClient``). There it
 is a *guest*: a client like any other, whose way is its node's connection. A demand goes out with as many leases as the
-other node seems to have room for. It serves what it can at once and sends the rest back (``Reschedule``); after two such
-answers, or where this node could never serve it itself, the demand queues at the other node.
+other node seems to have room for. It serves what it can at once and sends the rest back (``Reschedule``); after two
+such answers, or where this node could never serve it itself, the demand queues at the other node.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class LeaseRouter:
             spare -= count
 
     def _shares(self, demand: Demand, sent: _Sent) -> dict[str, int]:
-        """Of a class that is to be spread: what each node that could run it was given, for what it could hold at once."""
+        """Of a class that is to be spread: what each node that could run it was given, for what it can hold at once."""
         shares = {}
         for node in self._view.cluster:
             slots = min((node.total.get(n, 0) // a for n, a in demand.resources.items() if a), default=1)

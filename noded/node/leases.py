@@ -171,8 +171,8 @@ class Router(Protocol):
 
 
 class Leases:
-    """Needs ``pool`` and ``router`` set before use. ``refuse_place(place)`` says why nothing may run there on this node,
-    or "".
+    """Needs ``pool`` and ``router`` set before use. ``refuse_place(place)`` says why nothing may run there on this
+    node, or "".
     """
 
     give_up = _GIVE_UP

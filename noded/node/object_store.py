@@ -417,7 +417,9 @@ class ObjectStore:
         self.ready_count += 1
         if not header.id.startswith(self._own):
             self._adopted_guest(entry, region)
-        elif not told and (entry.away is None or not entry.away.nodes):  # else its maker has been told, and counted, before
+        elif not told and (
+            entry.away is None or not entry.away.nodes
+        ):  # else its maker has been told, and counted, before
             owner = self._clients.get(ids.prefix_of(header.id))
             if owner is not None:
                 owner.held.setdefault(header.id, 0)
