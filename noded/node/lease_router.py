@@ -24,7 +24,7 @@ from noded.node.cluster_view import ClusterView
 from noded.node.leases import Demand, Leases
 from noded.node.peers import Peer, Peers
 from noded.node.session import Client
-from noded.policy import scheduling
+from noded.policy import labels, scheduling
 from noded.policy.nodes import NodeView
 from noded.wire import cluster_messages as c
 from noded.wire import messages as m
@@ -127,14 +127,24 @@ class LeaseRouter:
     def alone(self) -> bool:
         return not self._view.by_id or (len(self._view.by_id) == 1 and self._node_id in self._view.by_id)
 
+    def chooses(self, where: m.Place) -> bool:
+        """Whether another node may be the right one even while this one has room for it."""
+        if where.group:
+            return False
+        return (
+            where.spread
+            or (where.soft and where.node not in ("", self._node_id))
+            or where.near not in (0, self._view.number)
+            or not labels.prefers(where.labels, self._labels())
+        )
+
     def here(self) -> None:
         """Decisions see this node as it is now."""
         total, available = self._leases.capacity.own()
-        labels = self._labels()
         now = self._view.cluster.get(self._node_id)
         draining = self._leases.draining
         if now is None or now.available != available or now.total != total or now.schedulable == draining:
-            self._view.cluster.update(NodeView(self._node_id, available, total, labels, not draining))
+            self._view.cluster.update(NodeView(self._node_id, available, total, self._labels(), not draining))
 
     def route(self, demands: Iterable[Demand], now: float) -> None:
         """Nothing more fits here: send away what others can serve."""
@@ -145,11 +155,14 @@ class LeaseRouter:
                 continue
             if demand.where.group:
                 self._route_to_group(demand, now)
-            elif not self._leases.could_run(demand) or now - demand.since > _PATIENCE or demand.where.spread:
+            elif now - demand.since > _PATIENCE or self.chooses(demand.where) or not self._leases.could_run(demand):
                 self._route(demand, now)
 
     def _route(self, demand: Demand, now: float) -> None:
         sent = self._sent.setdefault((demand.client.prefix, demand.cls), _Sent())
+        if not demand.where.spread:
+            demand.permits = 0  # there was no room here after all: choose again
+        demand.permits = min(demand.permits, demand.count)
         spare = min(demand.count, _AT_ONCE) - sum(sent.counts.values()) - demand.permits
         if spare < 0:
             self._take_back(demand, sent, -spare)
@@ -173,7 +186,7 @@ class LeaseRouter:
                 return
             if isinstance(answer, scheduling.Wait):
                 demand.why = answer.kind, answer.reason
-                if not self._leases.could_run(demand):
+                if not self._leases.could_run(demand) or demand.where.node not in ("", self._node_id):
                     self._queue_elsewhere(demand, sent, spare)
                 return
             if demand.where.spread:
@@ -182,7 +195,7 @@ class LeaseRouter:
                 sent.given[answer.node] = sent.given.get(answer.node, 0) + 1
                 shares = self._shares(demand, sent)
             if answer.node == self._node_id:
-                if not demand.where.spread:
+                if not self.chooses(demand.where):
                     return
                 demand.permits += 1
                 self._view.take_here(self._node_id, demand.resources)
@@ -214,7 +227,7 @@ class LeaseRouter:
         return max(1, min(fits, default=4))
 
     def _queue_elsewhere(self, demand: Demand, sent: _Sent, count: int) -> None:
-        """No node has room, and this one never will: wait at one that could."""
+        """No node has room, and this one never will, or is not asked: wait at one that could."""
         if sent.queued:
             return
         able = [
@@ -222,6 +235,7 @@ class LeaseRouter:
             for e in self._view.others()
             if e.state == "ALIVE"
             and (n := e.number)
+            and demand.where.node in ("", e.id)
             and all(e.total.get(name, 0) >= amount for name, amount in demand.resources.items())
             and not self._leases.refuse_elsewhere(demand.where, e.id, e.labels)
         ]

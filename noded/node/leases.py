@@ -53,7 +53,7 @@ class Demand:
     until: float = math.inf
     """Of another node's client: what cannot be served by then goes back."""
     permits: int = 0
-    """Of one that is to be spread: so many may be served here."""
+    """Of one for which the router chooses the node: so many may be served here."""
     why: tuple[str, str] = ("", "")
     """The policy's last word on why it waits."""
 
@@ -162,6 +162,9 @@ class Router(Protocol):
     @property
     def alone(self) -> bool:
         """There are no others."""
+
+    def chooses(self, where: m.Place) -> bool:
+        """This node is not simply the first choice."""
 
     def route(self, demands: Iterable[Demand], now: float) -> None: ...
 
@@ -324,7 +327,7 @@ class Leases:
         """Beside other nodes: what this one never could serve must not keep anything from those that it can."""
         if self.draining and not waiting.where.group:
             return False
-        if isinstance(waiting, Demand) and waiting.where.spread and waiting.client.kind != "guest":
+        if isinstance(waiting, Demand) and waiting.client.kind != "guest" and self.router.chooses(waiting.where):
             return waiting.permits > 0
         return self.could_run(waiting)
 

@@ -1020,7 +1020,8 @@ class ObjectStore:
         """Read the regions of the previous daemon; nothing is freed before every client has re-told its
         holds.
         """
-        self.recovering = {c.prefix for c in self._clients.values() if not c.told}
+        # Guests have leases here, and hold nothing: their nodes do.
+        self.recovering = {c.prefix for c in self._clients.values() if not c.told and c.kind != "guest"}
         for start, payload in self._ledger.regions.items():
             assert isinstance(start, int)
             blocks, prefix, single = _REGION.unpack(payload)

@@ -18,9 +18,10 @@ from noded.wire.handshake import ClientHandshake, HandshakeError
 if TYPE_CHECKING:
     import ssl
 
-# A peer whose machine is gone is noticed after a minute, where nothing is sent that would tell earlier.
 _UNANSWERED_MS = 10_000
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+# Where nothing is sent that would tell: who waits for an answer notices after 5 s that the other side has lost the
+# connection (its own half of it was reset), and after 15 s that its machine is gone.
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 6))
 
 
 def dial(

@@ -94,6 +94,12 @@ class Node:
             self._give_up(f"the node did not start, it said {line!r}")
         return self
 
+    def forget(self) -> None:
+        """Of one that has said why it does not start."""
+        assert self._process is not None and "error" in self.ready
+        self._process.wait(10)
+        self._close_output()
+
     def kill9(self) -> None:
         """SIGKILL the daemon alone, and wait for its end. Works on a stopped one too."""
         assert self._process is not None and self.running, "the daemon is not running"
