@@ -506,6 +506,7 @@ class Daemon:
             save=lambda client: self.control.save(client),
             cancel=lambda client, message: self.control.cancel_here(client, message),
             output=self.show_output,
+            need=self.peers.need,
         )
         self.host = NodeActorHost(self.leases, self.pool, head, self._take_job)
         self.orders = NodeOrders(
@@ -517,6 +518,7 @@ class Daemon:
             head,
             worker_path=self._worker_path,
             on_group_at=self.router.on_group_at,
+            on_all_nodes=self._forget_strangers,
             request_stop=self._stop_for,
             questions={
                 "explain": self._explain,
@@ -979,6 +981,14 @@ class Daemon:
         self.control.forget_node(entry.number)
         self.router.node_died(entry)
         self.directory.node_died(entry, peer)
+
+    def _forget_strangers(self) -> None:
+        """After a restart: nodes that had something here and were forgotten meanwhile, so long are they dead."""
+        known = self.cluster_view.entries
+        for number in {ids.node_of(x.prefix) for x in self.clients.values() if x.kind in ("node", "guest")}:
+            if number not in known and number != self.number:
+                reason = "the head does not know it any more"
+                self._on_node_dead(c.NodeEntry(number, "", f"node {number}", "", "DEAD", {}, {}, {}, "", reason))
 
     def _peer_attach(self) -> c.PeerAttach:
         return c.PeerAttach(c.CLUSTER_VERSION, self.cluster_id, self.number, self.node_id, self.epoch)

@@ -239,7 +239,7 @@ class Objects:
 
     def arrived_locked(self, ref: ObjectRef[Any]) -> None:
         """A pending ref that had left has its value now."""
-        if self._announced.pop(ref.binary(), None) is not None and ref._state != STORED:
+        if self._announced.pop(ref.binary(), None) is not None and ref._state not in (STORED, AWAY):
             self._seal_small_locked(ref)
 
     def _seal_small_locked(self, ref: ObjectRef[Any]) -> None:

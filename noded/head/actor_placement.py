@@ -34,6 +34,7 @@ _LOOKED_AT = 256
 _LOOK_SECONDS = 0.1
 _LOOK_PART = 0.1
 """At most this part of the time is spent looking whether there is room now."""
+_CHEAP = 0.002
 _SAMPLE = 32
 
 
@@ -69,7 +70,7 @@ class ActorPlacement:
         self._stops: dict[int, list[c.StopActor]] = {}
         """For nodes that are away."""
         self._rng = random.Random()
-        self._cost = 0.0
+        self._next_look = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------ the table's wishes
@@ -142,7 +143,9 @@ class ActorPlacement:
             return False
         pending.why = (answer.kind, answer.reason) if isinstance(answer, scheduling.Wait) else ("never", answer.reason)
         if isinstance(answer, scheduling.Never):
-            if now - pending.since > _GIVE_UP and not self._nodes.waiting_for_nodes:
+            # One that has lived waits for a node like the one that it had.
+            first = record.state == "pending"
+            if first and now - pending.since > _GIVE_UP and not self._nodes.waiting_for_nodes:
                 self.table.never(record, answer.reason, "never")
                 return True
             return False
@@ -206,21 +209,23 @@ class ActorPlacement:
         node.api.host_actor(message, record.payload)
 
     def kick(self) -> None:
-        """There may be room now."""
-        if self.pending:
-            began = time.monotonic()
+        """There may be room now. Looked at at once, or soon where a look costs much."""
+        began = time.monotonic()
+        if self.pending and began >= self._next_look:
             for id_ in list(self.pending)[:_LOOKED_AT]:
                 pending = self.pending.get(id_)
                 if pending is not None:
                     del self.pending[id_]
                     if not self._try(pending):
                         self.pending[id_] = pending
-            self._cost = time.monotonic() - began
+            ended = time.monotonic()
+            cost = ended - began
+            self._next_look = ended + (cost / _LOOK_PART if cost > _CHEAP else 0.0)
         self._look_later()
 
     def _look_later(self) -> None:
         if self.pending and self._timer is None:
-            pause = max(_LOOK_SECONDS, self._cost / _LOOK_PART)
+            pause = max(_LOOK_SECONDS, self._next_look - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(pause, self._look_again)
 
     def _look_again(self) -> None:
@@ -335,8 +340,8 @@ class ActorPlacement:
         why = f"its node {node.name} ({node.id}) is lost: {node.reason}"
         for record in [r for r in self.table.records.values() if r.node == node.number and r.state != "dead"]:
             self._lose(record, m.Death(record.worker, reason=why, node=node.id))
-        for record in list(self.table.records.values()):
-            if ids.node_of(record.spec.id) == node.number and not record.spec.detached and record.state != "dead":
+        for record in self.table.made_on(node.number):
+            if not record.spec.detached and record.state != "dead":
                 self.table.kill(record.spec.id, True, f"the node of its creator is lost: {node.reason}")
         self.settle()
 

@@ -106,6 +106,8 @@ class ActorTable:
     def __init__(self, storage: Storage, notify: Callable[[bytes, m.ActorAt, bytes], None]):
         self.host: ActorHost
         self.records: dict[bytes, ActorRecord] = {}
+        self._made: dict[int, dict[bytes, ActorRecord]] = {}
+        """The same, by the number of the node where they were made."""
         self.names: dict[tuple[str, str], bytes] = {}
         self.rejected: dict[bytes, str] = {}
         self._storage = storage
@@ -138,7 +140,7 @@ class ActorTable:
             self.names[key] = spec.id
         record = ActorRecord(spec, payload)
         record.watchers = self._watchers.pop(spec.id, set()) | {prefix}
-        self.records[spec.id] = record
+        self._add(record)
         place = self.host.place_unless_hosted if again else self.host.place
         if record.durable:
             record.written = self._spawn(self._write_then_place(record, place))
@@ -175,7 +177,23 @@ class ActorTable:
             await asyncio.wait([record.written])
         return self.rejected.pop(id_, "")
 
+    def _add(self, record: ActorRecord) -> ActorRecord:
+        id_ = record.spec.id
+        self.records[id_] = self._made.setdefault(ids.node_of(id_), {})[id_] = record
+        return record
+
+    def _forget(self, id_: bytes) -> None:
+        self.records.pop(id_, None)
+        made = self._made.get(ids.node_of(id_), {})
+        made.pop(id_, None)
+        if not made:
+            self._made.pop(ids.node_of(id_), None)
+
     # ------------------------------------------------------------ questions
+
+    def made_on(self, number: int) -> list[ActorRecord]:
+        """Those that clients of this node have made."""
+        return list(self._made.get(number, {}).values())
 
     def watch(self, prefix: bytes, id_: bytes, *, was: bool, may_come: bool) -> None:
         """``was``: it existed; then it is there, or in a worker that has not told yet, or it has ended."""
@@ -232,7 +250,7 @@ class ActorTable:
     def gone(self, id_: bytes, death: m.Death) -> None:
         """After a restart: the worker of an actor has ended before anybody told of it. It is not made again."""
         if id_ not in self.records:
-            record = self.records[id_] = ActorRecord(m.ActorSpec(id_, "", b"", 0, {}, {}, {}))
+            record = self._add(ActorRecord(m.ActorSpec(id_, "", b"", 0, {}, {}, {})))
             record.watchers = self._watchers.pop(id_, set())
             self._die(record, death, "")
 
@@ -278,7 +296,7 @@ class ActorTable:
         self._tell(record)
         self._dead.append(record.spec.id)
         while len(self._dead) > _TOMBSTONES:
-            self.records.pop(self._dead.popleft(), None)
+            self._forget(self._dead.popleft())
 
     def _tell(self, record: ActorRecord, only: list[bytes] | None = None) -> None:
         at = record.at()
@@ -340,7 +358,7 @@ class ActorTable:
             record = ActorRecord(stored.spec, stored.payload, "restoring", restarts=stored.restarts)
             record.worker, record.node, record.instance = stored.worker, stored.node, stored.instance
             record.kill_reason, record.no_restart = stored.ending, bool(stored.ending)
-            self.records[stored.spec.id] = record
+            self._add(record)
             if stored.spec.name:
                 self.names[stored.spec.namespace, stored.spec.name] = stored.spec.id
 
@@ -350,7 +368,7 @@ class ActorTable:
         assert spec is not None
         record = self.records.get(spec.id)
         if record is None:
-            record = self.records[spec.id] = ActorRecord(spec)
+            record = self._add(ActorRecord(spec))
             record.watchers = self._watchers.pop(spec.id, set())
             if spec.name:
                 self.names.setdefault((spec.namespace, spec.name), spec.id)

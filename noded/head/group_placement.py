@@ -32,7 +32,7 @@ _QUEUE_SECONDS = 10.0
 _LOOK_SECONDS = 0.1
 _LOOK_PART = 0.1
 """At most this part of the time is spent looking whether there is room now."""
-_CHEAP = 0.005
+_CHEAP = 0.002
 _LOOKED_AT = 32
 _SAMPLE = 200
 """Where there are many more nodes, one of so many is taken, if it can hold all that is to be on one."""
@@ -76,7 +76,6 @@ class GroupPlacement:
         self.waiting: dict[bytes, Plan] = {}
         self._queued: dict[bytes, Plan] = {}
         """Those that may be queueing on their nodes."""
-        self._cost = 0.0
         self._next_look = 0.0
         self._turn = 0
         self._sampled = 0
@@ -270,8 +269,11 @@ class GroupPlacement:
                 return
 
     def kick(self) -> None:
-        """There may be room now."""
+        """There may be room now. Looked at at once, or soon where a look costs much."""
         now = time.monotonic()
+        if now < self._next_look:
+            self._look_later()
+            return
         for plan in self._queueing():
             if now > plan.queued_until:
                 self._fail(plan)
@@ -283,8 +285,8 @@ class GroupPlacement:
             if found is not None and self._try(found):
                 self.waiting.pop(id_, None)
         ended = time.monotonic()
-        self._cost = ended - now
-        self._next_look = ended + (self._cost / _LOOK_PART if self._cost > _CHEAP else 0.0)
+        cost = ended - now
+        self._next_look = ended + (cost / _LOOK_PART if cost > _CHEAP else 0.0)
         self._look_later()
 
     def _queueing(self) -> list[Plan]:
@@ -296,7 +298,7 @@ class GroupPlacement:
 
     def _look_later(self) -> None:
         if (self.waiting or self._queueing()) and self._timer is None:
-            pause = max(_LOOK_SECONDS, self._cost / _LOOK_PART)
+            pause = max(_LOOK_SECONDS, self._next_look - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(pause, self._look_again)
 
     def _look_again(self) -> None:

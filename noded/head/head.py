@@ -207,11 +207,7 @@ class Head:
         self.actors.creator_died(prefix)
 
     def actors_of(self, number: int) -> list[bytes]:
-        return [
-            r.spec.id
-            for r in self.actors.records.values()
-            if ids.node_of(r.spec.id) == number and not r.spec.detached and r.state != "dead"
-        ]
+        return [r.spec.id for r in self.actors.made_on(number) if not r.spec.detached and r.state != "dead"]
 
     def store_package(self, uri: str, data: bytes) -> None:
         self._store_package(uri, data)

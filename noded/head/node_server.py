@@ -206,10 +206,10 @@ class NodeServer:
                 log.info("node %s (%s) comes back, but was declared dead: %s", message.name, message.address, reason)
                 self._refuse(link, c.NotRegistered(reason, dead=True))
                 return
-            before = next((s for s in self._sessions.values() if s is not session and s.record is not None
-                           and s.record.number == message.number), None)  # fmt: skip
+            known = self._nodes.records.get(message.number)
+            before = known.api if known is not None else None
             record = await self._nodes.register(message, session.api)
-            if before is not None:
+            if isinstance(before, RemoteNode) and before is not session.api:
                 before.link.close()
             if link.closed:
                 self._nodes.disconnected(record, session.api)

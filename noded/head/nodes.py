@@ -131,6 +131,8 @@ class NodeTable:
         self._next = 1
         self._attention = Attention(time.monotonic(), JUDGE_SECONDS)
         self._dirty: set[int] = set()
+        self._entries: dict[int, tuple[c.NodeEntry, msgspec.Raw]] = {}
+        """What is told of the nodes, as it was told last, and encoded."""
         self._flush_timer: asyncio.TimerHandle | None = None
         self._flushed = 0.0
         self._alive: list[NodeRecord] | None = None
@@ -248,7 +250,7 @@ class NodeTable:
         record.state = "ALIVE"
         self._count(record)
         self.cluster.update(self._view(record))
-        self._dirty.add(record.number)
+        self._touch(record)
         self._write([self._put(StoredNode(1, record.number, record.name, record.id))])
         self._flush_soon()
         return record
@@ -313,7 +315,7 @@ class NodeTable:
             self.cluster.remove(record.id)
         else:
             self.cluster.update(self._view(record))
-        self._dirty.add(record.number)
+        self._touch(record)
         self._flush_soon()
 
     @staticmethod
@@ -386,6 +388,7 @@ class NodeTable:
         dead = sorted((r for r in self.records.values() if r.state == "DEAD"), key=lambda r: r.since)
         for record in dead[:-_SHOW_DEAD] if len(dead) > _SHOW_DEAD else ():
             del self.records[record.number]
+            self._entries.pop(record.number, None)
 
     def _count(self, record: NodeRecord) -> None:
         """Its id, its state, or whose it is has changed."""
@@ -434,20 +437,34 @@ class NodeTable:
             self._flush_timer = None
         self._flushed = time.monotonic()
         dirty, self._dirty = self._dirty, set()
-        entries = [self.records[n].entry() for n in dirty if n in self.records]
-        receivers = [r.api for r in self.records.values() if r.api is not None]
-        if not entries or not receivers:
-            return
-        message = c.Nodes()
-        frame = frame_of(message, c.encode_entries(entries))
-        for api in receivers:
-            api.nodes(frame, message, entries)
+        self._send(
+            c.Nodes(),
+            [self.records[n] for n in dirty if n in self.records],
+            [r.api for r in self.records.values() if r.api is not None],
+        )
 
     def tell_all(self, api: NodeApi) -> None:
         """Everything, to one that has just come."""
-        entries = [r.entry() for r in self.records.values() if r.id]
-        message = c.Nodes(True)
-        api.nodes(frame_of(message, c.encode_entries(entries)), message, entries)
+        self._send(c.Nodes(True), [r for r in self.records.values() if r.id], [api])
+
+    def _send(self, message: c.Nodes, records: list[NodeRecord], receivers: list[NodeApi]) -> None:
+        if not receivers or not (records or message.all):
+            return
+        told = [self._entries.get(r.number) or self._encoded(r) for r in records]
+        entries = [entry for entry, _ in told]
+        frame = frame_of(message, c.encode_entries([encoded for _, encoded in told]))
+        for api in receivers:
+            api.nodes(frame, message, entries)
+
+    def _touch(self, record: NodeRecord) -> None:
+        """What is told of it has changed."""
+        self._dirty.add(record.number)
+        self._entries.pop(record.number, None)
+
+    def _encoded(self, record: NodeRecord) -> tuple[c.NodeEntry, msgspec.Raw]:
+        entry = record.entry()
+        found = self._entries[record.number] = entry, msgspec.Raw(c.encode_entries(entry))
+        return found
 
     # ------------------------------------------------------------ questions
 

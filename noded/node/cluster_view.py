@@ -93,6 +93,11 @@ class ClusterView:
         entry = self.entries.get(number)
         return entry.address if entry is not None else ""
 
+    @property
+    def unknown(self) -> bool:
+        """Of some nodes it is not known what they have: the head has just started, and has not heard of them yet."""
+        return any(e.state == "AWAY" and not e.total for e in self.others())
+
     def others(self) -> list[c.NodeEntry]:
         """Nodes that are not this one, and not dead."""
         return [e for e in self.entries.values() if e.number != self.number and e.state != "DEAD"]

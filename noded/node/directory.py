@@ -186,6 +186,9 @@ class Directory:
         for entry in self._store.entries.values():
             if entry.away is not None and ids.node_of(entry.id) != self._store.node:
                 self._peers.need(ids.node_of(entry.id))
+        for client in self._clients.values():
+            if client.kind in ("guest", "node"):  # by our dialing its node learns that we wait for its word
+                self._peers.need(ids.node_of(client.prefix))
 
     def on_dropped(self, dropped: Iterable[bytes]) -> None:
         self._store.on_dropped(dropped)

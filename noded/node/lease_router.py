@@ -181,7 +181,9 @@ class LeaseRouter:
                 rng=self._rng,
             )
             if isinstance(answer, scheduling.Never):
-                if now - demand.since > self._leases.give_up:
+                if self._view.unknown:
+                    demand.why = scheduling.NODE_AWAY, "nodes that were there before the head started are not back yet"
+                elif now - demand.since > self._leases.give_up:
                     self._leases.refuse_demand(demand, answer.reason)
                 return
             if isinstance(answer, scheduling.Wait):
@@ -528,6 +530,8 @@ class LeaseRouter:
             if kind is m.CancelRef:
                 on_cancel(client, inner)
                 return
+            if kind is not m.ClassDef and not (kind is m.Told and inner.leases):
+                return  # it has ended, and this was on its way
             self._clients[client.prefix] = client
             self._save(client)
         if message.job_config is not None:

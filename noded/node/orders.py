@@ -42,6 +42,7 @@ class NodeOrders:
         *,
         worker_path: Callable[[str], str],
         on_group_at: Callable[[m.GroupAt], None],
+        on_all_nodes: Callable[[], None],
         request_stop: Callable[[str], None],
         questions: dict[str, Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]],
     ):
@@ -53,6 +54,7 @@ class NodeOrders:
         self._head = head
         self._worker_path = worker_path
         self._on_group_at = on_group_at
+        self._on_all_nodes = on_all_nodes
         self._request_stop = request_stop
         self._questions = questions
 
@@ -128,6 +130,8 @@ class NodeOrders:
 
     def nodes(self, frame: bytes, message: c.Nodes, entries: list[c.NodeEntry]) -> None:
         self._view.update(entries, message.all)
+        if message.all:
+            self._on_all_nodes()
 
     async def ask(self, what: str, arguments: dict[str, Any]) -> Any:
         question = self._questions.get(what)

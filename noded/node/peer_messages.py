@@ -32,6 +32,7 @@ class PeerMessages:
         save: Callable[[Client], None],
         cancel: Callable[[Client, m.CancelRef], None],
         output: Callable[[str, m.LogLines], None],
+        need: Callable[[int], Peer],
     ):
         self._view = view
         self._directory = directory
@@ -41,6 +42,7 @@ class PeerMessages:
         self._save = save
         self._cancel = cancel
         self._output = output
+        self._need = need
 
     # ------------------------------------------------------------ on connections that we dialed
 
@@ -77,6 +79,8 @@ class PeerMessages:
             welcome.refused = f"it was declared dead: {entry.reason}"
         else:
             welcome.clients = self._router.greet(message.number)
+            # It may have something of ours from before it, or we, started anew: then it waits for our word.
+            self._need(message.number)
             self._directory.greet(peer)
             client = self._clients[ids.node_prefix(message.number)]
             self._save(client)
@@ -103,3 +107,6 @@ class PeerMessages:
 
     def inbound_closed(self, peer: Peer) -> None:
         self._router.inbound_closed(peer.number)
+        if not peer.dead:
+            # Its daemon may start anew, and not know that it has something here: by our dialing it learns.
+            self._need(peer.number)
