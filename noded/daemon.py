@@ -916,6 +916,7 @@ class Daemon:
     # node.head_link.Node
 
     def register(self) -> c.Register:
+        self.host.forget_waiting()
         message = self._register()
         message.actors, message.groups, message.jobs = self.host.told(), self.orders.held_groups(), self._jobs()
         return message

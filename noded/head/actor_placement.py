@@ -67,6 +67,10 @@ class ActorPlacement:
         """Actors that nodes have, and of which nothing is known yet."""
         self._parked: dict[bytes, ActorRecord] = {}
         """To be placed, unless a node that is awaited has it."""
+        self._tried: dict[bytes, _Pending] = {}
+        """On their way to a node that seems to have room."""
+        self._queued: dict[bytes, ActorRecord] = {}
+        """Those that wait at a node for room."""
         self._stops: dict[int, list[c.StopActor]] = {}
         """For nodes that are away."""
         self._rng = random.Random()
@@ -125,6 +129,7 @@ class ActorPlacement:
         if self._nodes.alone:
             own = next((r for r in self._nodes.records.values() if r.local), None)
             if own is not None and own.api is not None and not own.draining:
+                self._queued[spec.id] = record
                 self._host(own, record, wait=True)
                 return True
         self._nodes.refresh()
@@ -138,6 +143,7 @@ class ActorPlacement:
             node = self._nodes.by_id(answer.node)
             if node is not None and node.api is not None:
                 self._nodes.take(node, spec.placement)
+                self._tried[spec.id] = pending
                 self._host(node, record, wait=False)
                 return True
             return False
@@ -152,9 +158,29 @@ class ActorPlacement:
         if now - pending.since > _QUEUE_AFTER:
             node = self._able(spec)
             if node is not None:
+                self._queued[spec.id] = record
                 self._host(node, record, wait=True)
                 return True
         return False
+
+    def _move_queued(self) -> None:
+        """What waits at one node may have room on another by now."""
+        for id_, record in list(self._queued.items())[:_LOOKED_AT]:
+            if self._of(record.node, id_, record.instance) is None or record.worker:
+                del self._queued[id_]
+                continue
+            spec = record.spec
+            self._nodes.refresh()
+            answer = self._nodes.cluster.pick(spec.placement, spec.where, local="", rng=self._rng)
+            node = self._nodes.records.get(record.node)
+            if (
+                isinstance(answer, scheduling.Go)
+                and node is not None
+                and node.api is not None
+                and answer.node != node.id
+            ):
+                del self._queued[id_]
+                node.api.stop_actor(c.StopActor(id_, record.instance, "there is room elsewhere", False, True))
 
     def _able(self, spec: m.ActorSpec) -> NodeRecord | None:
         """The node that it could run on if less were in use, with the fewest that wait already; of many, of some."""
@@ -211,6 +237,8 @@ class ActorPlacement:
     def kick(self) -> None:
         """There may be room now. Looked at at once, or soon where a look costs much."""
         began = time.monotonic()
+        if self._queued and not self._nodes.alone and began >= self._next_look:
+            self._move_queued()
         if self.pending and began >= self._next_look:
             for id_ in list(self.pending)[:_LOOKED_AT]:
                 pending = self.pending.get(id_)
@@ -224,7 +252,7 @@ class ActorPlacement:
         self._look_later()
 
     def _look_later(self) -> None:
-        if self.pending and self._timer is None:
+        if (self.pending or (self._queued and not self._nodes.alone)) and self._timer is None:
             pause = max(_LOOK_SECONDS, self._next_look - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(pause, self._look_again)
 
@@ -242,10 +270,14 @@ class ActorPlacement:
 
     def started(self, node: NodeRecord, id_: bytes, instance: int, worker: str, pid: int) -> None:
         record = self._of(node.number, id_, instance)
+        self._tried.pop(id_, None)
+        self._queued.pop(id_, None)
         if record is None:
             self._stop_stale(node, id_, instance)
-        else:
-            self.table.started(record, worker, pid)
+            return
+        self.table.started(record, worker, pid)
+        if record.no_restart:  # it was killed, and its node has not heard of it
+            self.stop(record, record.kill_reason, graceful=True)
 
     def _stop_stale(self, node: NodeRecord, id_: bytes, instance: int) -> None:
         if node.api is not None:
@@ -259,7 +291,8 @@ class ActorPlacement:
             self.table.never(record, reason, kind)
             return
         record.node = 0
-        pending = self.pending[id_] = _Pending(record)
+        pending = self._tried.pop(id_, None) or _Pending(record)
+        self.pending[id_] = pending
         pending.shunned[node.id] = time.monotonic() + 2 * _LOOK_SECONDS
         pending.why = (scheduling.RESOURCES_BUSY, reason)
         self.kick()
@@ -317,6 +350,8 @@ class ActorPlacement:
             if record.worker:
                 reason = "its worker ended while its node or the head was away"
                 self._lose(record, m.Death(record.worker, reason=reason))
+            elif record.no_restart:
+                self._lose(record, m.Death(""))
             elif record.spec.id not in self.pending:
                 # It was on its way there.
                 self._host(node, record, wait=True)
@@ -332,6 +367,14 @@ class ActorPlacement:
                 self.place(record)
         self.table.forget_unhosted()
         self.kick()
+
+    def restored(self) -> None:
+        """After a restart of the head: what was on nodes that are dead, or not known, has ended."""
+        for record in [r for r in self.table.records.values() if r.node and r.state != "dead"]:
+            node = self._nodes.records.get(record.node)
+            if node is None or node.state == "DEAD":
+                why = f"its node is lost: {node.reason if node is not None else 'it is not known any more'}"
+                self._lose(record, m.Death(record.worker, reason=why))
 
     def node_died(self, node: NodeRecord) -> None:
         self._stops.pop(node.number, None)

@@ -274,15 +274,15 @@ class ActorTable:
             self._tell(record)
             if record.durable:
                 # The next instance is written before it is anywhere: a head that restarts knows the old one from it.
-                self._spawn(self._write_then_restart(record))
+                self._spawn(self._write_then_restart(record, record.restarts))
             else:
                 self.host.place(record)
             return
         self._die(record, death, record.kill_reason)
 
-    async def _write_then_restart(self, record: ActorRecord) -> None:
+    async def _write_then_restart(self, record: ActorRecord, restarts: int) -> None:
         await self._storage.write([self._put(record)])
-        if record.state == "restarting":
+        if record.state == "restarting" and record.restarts == restarts:  # not killed once more meanwhile
             self.host.place(record)
 
     def _die(self, record: ActorRecord, death: m.Death | None, reason: str) -> None:

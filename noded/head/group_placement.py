@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -62,6 +62,8 @@ class Plan:
     releasing: set[int] | None = None
     on_released: Callable[[], None] | None = None
     why: tuple[str, str] = ("", "")
+    alone: bool = False
+    """It was asked for when there was one node only, where it waits as long as it takes."""
 
     def missing(self) -> list[int]:
         return [index for index, node in enumerate(self.nodes) if not node]
@@ -249,6 +251,7 @@ class GroupPlacement:
 
     def _ask(self, plan: Plan, numbers: list[int], *, wait: bool) -> None:
         plan.attempt += 1
+        plan.alone = self._nodes.alone
         plan.queued_until = time.monotonic() + _QUEUE_SECONDS if wait and not self._nodes.alone else 0.0
         if plan.queued_until:
             self._queued[plan.id] = plan
@@ -282,8 +285,8 @@ class GroupPlacement:
         self._turn = self._turn + half if self._turn + half < len(self.waiting) else half
         for id_ in [*islice(self.waiting, half), *islice(self.waiting, self._turn, self._turn + half)]:
             found = self.waiting.get(id_)
-            if found is not None and self._try(found):
-                self.waiting.pop(id_, None)
+            if found is not None and self._try(found) and (found.asked or found.created):
+                self.waiting.pop(id_, None)  # else it has been refused at once, and waits again
         ended = time.monotonic()
         cost = ended - now
         self._next_look = ended + (cost / _LOOK_PART if cost > _CHEAP else 0.0)
@@ -329,9 +332,17 @@ class GroupPlacement:
         for node, taken in plan.reserved.items():
             for index in taken:
                 plan.nodes[index] = node
-        plan.reserved, plan.queued_until, plan.created = {}, 0.0, True
+        plan.reserved, plan.queued_until = {}, 0.0
+        if plan.missing():  # a node that had others has died meanwhile
+            self._wait(plan)
+            return
+        plan.created = True
         self.waiting.pop(plan.id, None)
         plan.on_created(list(plan.nodes))
+
+    def _wait(self, plan: Plan) -> None:
+        self.waiting.setdefault(plan.id, plan)
+        self._look_later()
 
     def _fail(self, plan: Plan) -> None:
         """The attempt has failed: all give back, and it waits again."""
@@ -342,8 +353,7 @@ class GroupPlacement:
                 plan.nodes = [0 if node == number else node for node in plan.nodes]
             self._release_at(plan, number, removed=False)
         if plan.releasing is None:
-            self.waiting.setdefault(plan.id, plan)
-            self._look_later()
+            self._wait(plan)
 
     def _give_back(self, plan: Plan) -> None:
         for number in {*filter(None, plan.nodes)}:
@@ -366,6 +376,11 @@ class GroupPlacement:
         for group in held:
             plan = self.plans.get(group.id)
             wanted = self._wanted(plan, node.number) if plan is not None else []
+            if plan is not None:
+                plan.attempt = max(plan.attempt, group.attempt)  # of a head before us
+                if plan.releasing is None and set(group.bundles) < set(wanted):
+                    self._lose(plan, node.number, set(wanted) - set(group.bundles))
+                    continue
             if plan is None or plan.releasing is not None or not set(group.bundles) <= set(wanted):
                 assert node.api is not None
                 node.api.release_group(
@@ -377,8 +392,8 @@ class GroupPlacement:
             if plan.releasing is not None and node.number in plan.releasing and plan.id not in kept:
                 plan.releasing.discard(node.number)
                 self._look_whether_released(plan)
-            elif node.number in plan.asked or (plan.asked and plan.why[0] == "infeasible"):
-                # It may not have heard of it; or there is a node now that can hold it.
+            elif node.number in plan.asked or (plan.asked and plan.alone):
+                # It may not have heard of it; or it waits where alone it could, and there is another node now.
                 self._fail(plan)
             elif plan.releasing is None and node.number in plan.nodes and plan.id not in kept:
                 self._lose(plan, node.number)
@@ -401,15 +416,25 @@ class GroupPlacement:
                 self._lose(plan, node.number)
         self.kick()
 
-    def _lose(self, plan: Plan, number: int) -> None:
-        """What a dead node had of it is placed anew."""
-        plan.nodes = [0 if node == number else node for node in plan.nodes]
+    def _lose(self, plan: Plan, number: int, bundles: Collection[int] | None = None) -> None:
+        """What a dead node had of it (these bundles, or all) is placed anew."""
+        plan.nodes = [
+            0 if node == number and (bundles is None or index in bundles) else node
+            for index, node in enumerate(plan.nodes)
+        ]
         if plan.created:
             plan.created = False
             plan.since = time.monotonic()
             plan.on_lost()
-        self.waiting.setdefault(plan.id, plan)
-        self._look_later()
+        self._wait(plan)
+
+    def restored(self) -> None:
+        """After a restart of the head: what is on nodes that are dead, or not known, is placed anew."""
+        for plan in list(self.plans.values()):
+            for number in {*filter(None, plan.nodes)}:
+                node = self._nodes.records.get(number)
+                if node is None or node.state == "DEAD":
+                    self._lose(plan, number)
 
     def nodes_of(self, id_: bytes) -> list[int] | None:
         """None while it is not created; empty: there is none."""

@@ -145,6 +145,8 @@ class Head:
         """The head's own node is there, with what it has."""
         self.own = self.nodes.register_own(register, api)
         self.nodes.tell_all(api)
+        self.group_places.restored()
+        self.actor_places.restored()
         self._driver_jobs[self.own.number] = set(jobs)
         self.group_places.registered(self.own, groups)
         self.actor_places.registered(self.own, actors)

@@ -171,7 +171,7 @@ class NodeServer:
         if session is not None:
             session.api.closed()
             if session.record is not None:
-                self._nodes.disconnected(session.record, session.api)
+                self._nodes.disconnected(session.record, session.api, silent=link.silent)
 
     def _spawn(self, coroutine: Awaitable[None], name: str) -> None:
         task: asyncio.Task[None] = self._loop.create_task(coroutine, name=name)  # type: ignore[arg-type]
@@ -224,6 +224,7 @@ class NodeServer:
             self._business.jobs_of(record.number, message.jobs)
             self._actors.registered(record, message.actors)
             self._groups.registered(record, message.groups)
+            self._nodes.joined(record)
             self._nodes.flush_early()
         finally:
             session.registering = False

@@ -29,8 +29,10 @@ log = logging.getLogger("noded.nodes")
 
 TABLE = "nodes"
 JUDGE_SECONDS = 0.25
+_REMEMBER_DEAD = 10_000
 _SHOW_DEAD = 200
 """So many dead nodes are still shown."""
+_SILENT = "it is silent"
 _FLUSH_SECONDS = 0.05
 _FLUSH_SECONDS_MOST = 0.5
 
@@ -87,6 +89,8 @@ class NodeRecord:
     labels: dict[str, str] = field(default_factory=dict)
     waiting: int = 0
     draining: bool = False
+    joining: bool = False
+    """It is registering: what it has is not known yet."""
     local: bool = False
     api: NodeApi | None = None
     """None while it is not connected."""
@@ -142,6 +146,8 @@ class NodeTable:
         self._judge_task: asyncio.Task[None] | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._dying: set[int] = set()
+        self._dead_starts: dict[str, str] = {}
+        """Starts of nodes that were declared dead, and why."""
         self.refresh: Callable[[], None] = lambda: None
         """Called before a decision: the head's own node is seen as it is now."""
 
@@ -155,6 +161,7 @@ class NodeTable:
             record = NodeRecord(stored.number, stored.name, stored.id, reason=stored.reason)
             if stored.dead:
                 record.state = "DEAD"
+                self._dead_starts[stored.id] = stored.reason or "it was silent for too long"
             elif stored.number != own:
                 record.liveness = Liveness(self.now())
                 record.liveness.reset(self.now())
@@ -198,13 +205,9 @@ class NodeTable:
     def refuse(self, message: c.Register) -> str:
         """Why this start of a node was declared dead; empty when it was not."""
         record = self.records.get(message.number)
-        if (
-            record is not None
-            and record.id == message.node_id
-            and (record.state == "DEAD" or record.number in self._dying)
-        ):
-            return record.reason or "it was silent for too long"
-        return ""
+        if record is not None and record.id == message.node_id and record.number in self._dying:
+            return record.reason
+        return self._dead_starts.get(message.node_id, "")
 
     def is_dying(self, record: NodeRecord) -> bool:
         """Its death is being written: nothing of it counts any more."""
@@ -231,8 +234,15 @@ class NodeTable:
             record.liveness = Liveness(self.now())
         record.liveness.connected(self.now())
         self._by_id[record.id] = record.number
+        record.joining = True
         self._set_state(record, "ALIVE", "")
         return record
+
+    def joined(self, record: NodeRecord) -> None:
+        """What it has is known: it takes work."""
+        record.joining = False
+        self._changed(record)
+        self._on_alive(record)
 
     def register_own(self, message: c.Register, api: NodeApi) -> NodeRecord:
         """The head's own node, in this process."""
@@ -279,13 +289,17 @@ class NodeTable:
             record.total, record.available = total, available
             self._changed(record)
 
-    def disconnected(self, record: NodeRecord, api: NodeApi) -> None:
+    def disconnected(self, record: NodeRecord, api: NodeApi, *, silent: bool = False) -> None:
+        """``silent``: it has not closed the connection, but nothing came any more."""
         if record.api is not api:
             return
         record.api = None
         if record.state in ("ALIVE", "AWAY") and record.liveness is not None:
-            record.liveness.reset(self.now())
-            self._set_state(record, "AWAY", "its connection was closed")
+            if silent:
+                self._set_state(record, "AWAY", _SILENT)
+            else:
+                record.liveness.reset(self.now())
+                self._set_state(record, "AWAY", "its connection was closed")
 
     async def left(self, record: NodeRecord, reason: str) -> None:
         """It ends in order: all that ran there has ended, or will in a moment."""
@@ -306,7 +320,7 @@ class NodeTable:
                 log.info("node %s (%s, %s) is %s%s", record.name, record.number, record.address, state,
                          f": {reason}" if reason else "")  # fmt: skip
         self._changed(record)
-        if state == "ALIVE":
+        if state == "ALIVE" and not record.joining:
             self._on_alive(record)
 
     def _changed(self, record: NodeRecord) -> None:
@@ -320,7 +334,7 @@ class NodeTable:
 
     @staticmethod
     def _view(record: NodeRecord) -> NodeView:
-        may = record.state == "ALIVE" and not record.draining and record.api is not None
+        may = record.state == "ALIVE" and not (record.draining or record.joining) and record.api is not None
         return NodeView(record.id, dict(record.available), dict(record.total), record.labels, may)
 
     def take(self, record: NodeRecord, amounts: dict[str, int]) -> None:
@@ -356,11 +370,11 @@ class NodeTable:
                     continue
                 state = record.liveness.judge(now)
                 if state is State.AWAY and record.state == "ALIVE":
-                    self._set_state(record, "AWAY", "it is silent")
+                    self._set_state(record, "AWAY", _SILENT)
                 elif state is State.DEAD:
                     reason = (
                         "it did not come back after its connection was closed"
-                        if record.api is None
+                        if record.api is None and record.reason != _SILENT
                         else "it was silent for too long"
                     )
                     self._spawn(self._declare_dead(record, reason))
@@ -373,6 +387,9 @@ class NodeTable:
         try:
             record.reason = reason
             id_ = record.id
+            self._dead_starts[id_] = reason
+            if len(self._dead_starts) > _REMEMBER_DEAD:
+                del self._dead_starts[next(iter(self._dead_starts))]
             await self._storage.write([self._put(StoredNode(1, record.number, record.name, id_, True, reason))])
             self.cluster.remove(id_)
             self._by_id.pop(id_, None)

@@ -165,6 +165,7 @@ class GroupTable:
         """A node that had bundles of it is dead: they are placed anew."""
         if record.state == "created":
             record.state, record.lost, record.since = "pending", True, time.monotonic()
+            record.stored = "lost"  # the nodes that the storage has are not those that will be told
             self._write(record)
             self._tell(record)
 

@@ -98,13 +98,20 @@ class NodeActorHost:
         """End that instance, or stop looking for a worker; answered with ``actor_exited``."""
         hosted = self.hosted.get(message.id)
         if hosted is None or hosted.instance != message.instance:
+            if message.move:
+                return
             self._head.actor_exited(message.id, message.instance, None)
             return
         lease = hosted.lease
         if lease.worker is None:
             del self.hosted[message.id]
             self._leases.actor_over(lease)
-            self._head.actor_exited(message.id, message.instance, None)
+            if message.move:
+                self._head.actor_never(message.id, message.instance, message.reason, "full")
+            else:
+                self._head.actor_exited(message.id, message.instance, None)
+        elif message.move:
+            return
         elif message.graceful:
             self._pool.end(lease.worker, message.reason)
         else:
@@ -179,6 +186,13 @@ class NodeActorHost:
     def instance_of(self, id_: bytes) -> int:
         hosted = self.hosted.get(id_)
         return hosted.instance if hosted is not None else 0
+
+    def forget_waiting(self) -> None:
+        """Those that have no worker yet: the head, which may be another one, has them started anew."""
+        for id_, hosted in list(self.hosted.items()):
+            if hosted.lease.worker is None:
+                del self.hosted[id_]
+                self._leases.actor_over(hosted.lease)
 
     def told(self) -> list[c.HostedActor]:
         """All that are here, for a head that does not know."""

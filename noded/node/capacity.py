@@ -114,6 +114,8 @@ class Capacity:
         self.ids = ids
         self.groups: dict[bytes, Group] = {}
         self._kept = kept
+        self._turns: dict[bytes, int] = {}
+        """Of the groups that are kept: under which turn."""
         self._free: dict[str, dict[int, int]] = {"": self._rooms(total.get(GPU, 0), len(ids))}
         """GPU -> units free, of the node ("") and of each bundle by its suffix."""
 
@@ -256,31 +258,49 @@ class Capacity:
         self._keep(group)
 
     def _keep(self, group: Group) -> None:
+        """In pieces, under a turn of their own; those of the turn before go when all are there."""
         data = msgspec.msgpack.encode(KeptGroup(group.bundles, group.shares, group.attempt))
         pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
+        before, turn = self._turns.get(group.id), (self._turns.get(group.id, -1) + 1) % 256
         try:
             for number in range(len(pieces) - 1, -1, -1):  # the first one last: it says how many there are
-                self._kept.put(group.id + bytes([number]), bytes([len(pieces)]) + pieces[number])
+                self._kept.put(group.id + bytes([turn, number]), bytes([len(pieces)]) + pieces[number])
         except (LedgerError, ValueError) as problem:
             log.warning("placement group %s is lost here at a restart: %s", group.id.hex(), problem)
+            self._forget_kept(group.id, turn)
+        else:
+            self._turns[group.id] = turn
+        if before is not None:
+            self._forget_kept(group.id, before)
 
-    def _forget_kept(self, id_: bytes) -> None:
-        first = self._kept.get(id_ + b"\0")
-        if first is not None:
-            for number in range(first[0]):  # the first one first: without it the others are nothing
-                self._kept.delete(id_ + bytes([number]))
+    def _forget_kept(self, id_: bytes, turn: int) -> None:
+        """The first one first: without it the others are nothing."""
+        for number in range(256):
+            if not self._kept.delete(id_ + bytes([turn, number])) and number:
+                break
 
     def kept_groups(self) -> dict[bytes, KeptGroup]:
-        """After a restart: the bundles that were this node's."""
-        found = {}
-        for key, first in list(self._kept.items()):
-            if not isinstance(key, bytes) or key[-1]:
-                continue
-            pieces = [self._kept.get(key[:-1] + bytes([number])) or b"" for number in range(first[0])]
-            try:
-                found[key[:-1]] = msgspec.msgpack.decode(b"".join(p[1:] for p in pieces), type=KeptGroup)
-            except msgspec.MsgspecError as problem:
-                log.error("the bundles of placement group %s cannot be read: %s", key[:-1].hex(), problem)
+        """After a restart: the bundles that were this node's; what a crash has left of others is cleared."""
+        found: dict[bytes, KeptGroup] = {}
+        for key in [key for key, _ in self._kept.items() if isinstance(key, bytes)]:
+            id_, turn, number = key[:-2], key[-2], key[-1]
+            first = self._kept.get(id_ + bytes([turn, 0]))
+            pieces = [self._kept.get(id_ + bytes([turn, n])) for n in range(first[0])] if first is not None else [None]
+            if first is None or None in pieces:
+                self._kept.delete(key)
+            elif number == 0:
+                try:
+                    kept = msgspec.msgpack.decode(b"".join(p[1:] for p in pieces if p), type=KeptGroup)
+                except msgspec.MsgspecError as problem:
+                    log.error("the bundles of placement group %s cannot be read: %s", id_.hex(), problem)
+                    continue
+                known = self._turns.get(id_)
+                if known is not None:  # a crash between the new ones and the end of the old: the new ones count
+                    newer = (turn - known) % 256 < 128
+                    self._forget_kept(id_, known if newer else turn)
+                    if not newer:
+                        continue
+                self._turns[id_], found[id_] = turn, kept
         return found
 
     def _add_bundles(self, id_: bytes, bundles: Bundles, shares: Mapping[int, dict[int, int]]) -> Group:
@@ -335,7 +355,8 @@ class Capacity:
     def close_group(self, id_: bytes) -> None:
         """Its resources are the node's again."""
         group = self.groups.pop(id_)
-        self._forget_kept(id_)
+        if (turn := self._turns.pop(id_, None)) is not None:
+            self._forget_kept(id_, turn)
         for index, bundle in group.bundles.items():
             suffix = _suffix(id_, index)
             for name, amount in bundle.items():

@@ -527,9 +527,9 @@ class ControlServer:
         self._leases.client_died(client)
         self._router.client_died(client)
         if client.remote:
+            client.session = None  # it closes its connection when it has our Bye: if we did, it would attach again
             self.client_died(client)
-        else:
-            self._on_driver_gone(client)
+        self._on_driver_gone(client)
 
     # ------------------------------------------------------------ questions
 

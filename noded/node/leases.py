@@ -647,6 +647,7 @@ class Leases:
         ``wait``, when they are not free now.
         """
         group = GroupLease(id, bundles, strategy, job, on_created, on_infeasible, attempt=attempt)
+        self.groups = [g for g in self.groups if g.id != id]  # an earlier attempt that still waits
         self.groups.append(group)
         if not wait or not self._contended(group):
             share = self.capacity.fit(group.resources, group.where)
@@ -666,6 +667,10 @@ class Leases:
             return True
         others: list[Waiting] = [*self.groups, *self.actors, *self.demands.values()]
         return any(not group.resources.keys().isdisjoint(w.resources) for w in others if w is not group)
+
+    def is_closing(self, id: bytes) -> bool:
+        """It is being released, and something of it runs yet."""
+        return id in self._closing
 
     def release_group(self, id: bytes, on_released: Callable[[], None], *, removed: bool = True) -> None:
         """End what runs in the group; ``on_released()`` when its resources are the node's again. Unless it is

@@ -20,6 +20,9 @@ from noded.wire import messages as m
 log = logging.getLogger("noded.orders")
 
 
+_ATTEMPTS_KNOWN = 10_000
+
+
 class HeadSide(Protocol):
     """What the head is told of groups."""
 
@@ -57,6 +60,8 @@ class NodeOrders:
         self._on_all_nodes = on_all_nodes
         self._request_stop = request_stop
         self._questions = questions
+        self._attempts: dict[bytes, int] = {}
+        """Group -> the last attempt of the head to place it here."""
 
     # ------------------------------------------------------------ actors and groups
 
@@ -67,14 +72,22 @@ class NodeOrders:
         self._host.stop(message)
 
     def reserve_group(self, message: c.ReserveGroup) -> None:
+        self._attempts[message.id] = message.attempt
+        if len(self._attempts) > _ATTEMPTS_KNOWN:
+            del self._attempts[next(iter(self._attempts))]
+        if self._leases.is_closing(message.id):
+            self._head.group_reserved(message.id, message.attempt, False, "what it had here before is not free yet")
+            return
         held = self._leases.capacity.groups.get(message.id)
-        if held is not None and message.bundles.keys() <= held.bundles.keys():
+        missing = {i: b for i, b in message.bundles.items() if held is None or i not in held.bundles}
+        if held is not None:
             held.attempt = message.attempt
+        if not missing:
             self._head.group_reserved(message.id, message.attempt, True, "")
             return
         self._leases.reserve_group(
             message.id,
-            message.bundles,
+            missing,
             message.strategy,
             message.job,
             lambda: self._head.group_reserved(message.id, message.attempt, True, ""),
@@ -84,6 +97,9 @@ class NodeOrders:
         )
 
     def release_group(self, message: c.ReleaseGroup) -> None:
+        """Of an attempt; a later one that was made since is not touched, unless the group is gone."""
+        if not message.removed and self._attempts.get(message.id, 0) > message.attempt:
+            return
         self._leases.release_group(
             message.id,
             lambda: self._head.group_released(message.id, message.attempt),

@@ -143,9 +143,11 @@ class Children:
             if wid in template.forks:
                 template.forks[wid].append(number)
 
-    def signal_group(self, wid: str, number: int) -> None:
+    def signal_group(self, wid: str, number: int) -> bool:
+        """False when there is no such worker."""
         if wid in self.workers:
             self.workers[wid].signal_group(number)
+        return wid in self.workers
 
     def _knows(self, wid: str) -> bool:
         pending = any(wid in template.forks for template in self.templates.values())

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Guard:
-    """``send(wid, signal)`` reaches a worker and all of its process group."""
+_AGAIN = 0.05
 
-    def __init__(self, send: Callable[[str, int], None]) -> None:
+
+class Guard:
+    """``send(wid, signal)`` reaches a worker and all of its process group; False when there is no such worker (yet)."""
+
+    def __init__(self, send: Callable[[str, int], bool]) -> None:
         self._send = send
         self.until: float | None = None
         """Of CLOCK_MONOTONIC; None: there is no deadline."""
@@ -33,9 +36,8 @@ class Guard:
         """Stop or let go on what is due."""
         due = self.until is not None and time.monotonic() >= self.until
         for wid in self._wids if due else ():
-            if wid not in self._stopped:
+            if wid not in self._stopped and self._send(wid, signal.SIGSTOP):
                 self._stopped.add(wid)
-                self._send(wid, signal.SIGSTOP)
         for wid in list(self._stopped):
             if not due or wid not in self._wids:
                 self._stopped.discard(wid)
@@ -43,5 +45,7 @@ class Guard:
 
     def deadline(self) -> float | None:
         """When to look next; None: nothing is due before the daemon says something."""
-        waits = any(wid not in self._stopped for wid in self._wids)
-        return self.until if waits else None
+        if self.until is None or all(wid in self._stopped for wid in self._wids):
+            return None
+        # One that is forked right now cannot be stopped yet.
+        return max(self.until, time.monotonic() + _AGAIN)

@@ -263,6 +263,8 @@ class StopActor(_Message, tag=147):
     instance: int
     reason: str
     graceful: bool
+    move: bool = False
+    """Only if it still waits for room; then it is answered as ``full``."""
 
 
 class ReserveGroup(_Message, tag=148):

@@ -43,6 +43,10 @@ class LinkClosed(Exception):
     """The peer has closed the connection or is gone."""
 
 
+class LinkSilent(LinkClosed):
+    """What was sent has not been answered for so long that the kernel gave up: nothing is known of the peer."""
+
+
 def frame_of(message: Any, payload: bytes = b"") -> bytes:
     """A whole frame, for what goes to many."""
     header = encode(message)
@@ -147,7 +151,7 @@ class Link:
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
-                raise LinkClosed(str(error)) from None
+                raise _ended(error) from None
             self.unsent_bytes -= sent
             self._drop(sent)
         self.unsent = 0
@@ -217,7 +221,7 @@ class Link:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                raise LinkClosed(str(error)) from None
+                raise _ended(error) from None
             if not got:
                 raise LinkClosed("end of stream")
             if self._big is not None:
@@ -248,7 +252,7 @@ class Link:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                raise LinkClosed(str(error)) from None
+                raise _ended(error) from None
             for level, kind, data in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     fds = array.array("i")
@@ -341,3 +345,7 @@ class Link:
                 os.close(fd)
             self._fds_out, self.fds = [], []
             self.out.clear()
+
+
+def _ended(error: OSError) -> LinkClosed:
+    return LinkClosed(str(error)) if isinstance(error, ConnectionError) else LinkSilent(str(error))

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from noded.wire.link import FrameError, Link, LinkClosed
+from noded.wire.link import FrameError, Link, LinkClosed, LinkSilent
 
 log = logging.getLogger("noded.link")
 
@@ -39,6 +39,8 @@ class LoopLink:
         self.link = Link(sock, decode, payload_limit=_PAYLOAD_LIMIT)
         self.who = who
         self.close_reason = ""
+        self.silent = False
+        """It was closed because nothing came any more, not by the other side."""
         self._loop = loop
         self._on_message = on_message
         self._on_closed = on_closed
@@ -62,7 +64,7 @@ class LoopLink:
         try:
             link.receive_with_fds(self._handle)
         except LinkClosed as end:
-            self.close_reason = str(end)
+            self._note(end)
             self.close()
         except FrameError as error:
             log.warning("closing the connection of %s: %s", self.who, error)
@@ -108,7 +110,8 @@ class LoopLink:
             return
         try:
             done = self.link.flush()
-        except LinkClosed:
+        except LinkClosed as end:
+            self._note(end)
             # It is gone, but what it said last (stop, for one) is still to be read. The end is noticed after that.
             self.link.drop_unsent()
             done = True
@@ -119,6 +122,11 @@ class LoopLink:
             else:
                 self._loop.add_writer(self.link.fileno(), self.flush)
         self._mind_unread()
+
+    def _note(self, end: LinkClosed) -> None:
+        """The first reason is the right one: what follows it is an end of stream."""
+        self.close_reason = self.close_reason or str(end)
+        self.silent = self.silent or isinstance(end, LinkSilent)
 
     def _mind_unread(self) -> None:
         unread = self.link.unsent_bytes
