@@ -3,7 +3,8 @@
 #
 #   make demo        a first look: a head, a small program on it, a clean stop
 #   make test        format, lint, types, and all tests but the slow ones
-#   make test-slow   the slow ones: chaos and full counts; the results are in test-results/slow.xml
+#   make test-slow   the slow ones: chaos, scale, full counts; then the API's tests again, from a driver on no node, with
+#                    the work on another node, and under TLS; the results are in test-results/*.xml
 #   make compat      tests/compat on Ray itself (in $(RAY_VENV)), as `make test` runs it on noded: "same meaning" is measured
 #   make bench       against Ray and the standard library; BENCH="--only tasks" selects
 #   make lint  make fmt  make clean
@@ -18,7 +19,7 @@ BENCH ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # As root: `apt-get install` where the command is missing. Otherwise tests that need it are skipped and say so.
-PACKAGES := ip:iproute2 nft:nftables
+PACKAGES := ip:iproute2 nft:nftables openssl:openssl
 
 .PHONY: demo test test-slow compat bench lint fmt clean venv packages
 .DEFAULT_GOAL := test
@@ -64,7 +65,13 @@ test: lint packages
 	$(BIN)/pytest -n $(WORKERS) -m "not slow" $(PYTEST)
 
 test-slow: venv packages
-	$(BIN)/pytest -m slow --junitxml=test-results/slow.xml $(PYTEST)
+	@failed=0; again() { name=$$1; shift; echo "== $$name"; \
+	    env "$$@" --junitxml=test-results/$$name.xml $(PYTEST) || failed=1; }; \
+	again slow $(BIN)/pytest -m slow; \
+	again compat-remote COMPAT_PLACE=remote $(BIN)/pytest -n $(WORKERS) tests/compat; \
+	again compat-elsewhere COMPAT_PLACE=elsewhere $(BIN)/pytest -n $(WORKERS) tests/compat; \
+	again tls NODED_TEST_TLS=1 $(BIN)/pytest -n $(WORKERS) -m "not slow" tests/compat tests/e2e; \
+	exit $$failed
 
 compat: venv
 	@[ -x $(RAY_VENV)/bin/ray ] || { echo "installing Ray into $(RAY_VENV)"; \

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +32,7 @@ from noded.resources import UNIT
 from noded.version import __version__
 from noded.wire import cluster_messages as c
 from noded.wire import messages as m
-from noded.wire.dial import dial_async
+from noded.wire.dial import dial
 from noded.wire.loop_link import LoopLink
 
 _TICK = 0.05
@@ -60,8 +60,8 @@ class Fake:
         self.total = {"CPU": cpus * UNIT, "memory": 64 * UNIT}
         self.available = dict(self.total)
         self.told = dict(self.total)
-        self.actors: dict[bytes, dict[str, int]] = {}
-        self.groups: dict[bytes, dict[int, dict[str, int]]] = {}
+        self.actors: dict[bytes, c.HostedActor] = {}
+        self.groups: dict[bytes, tuple[int, dict[int, dict[str, int]]]] = {}
         self.queue: deque[c.ReserveGroup] = deque()
         self.sent_at: dict[int, float] = {}
         self.view_bytes = 0
@@ -79,14 +79,24 @@ class Fake:
 
     async def join(self) -> None:
         fleet = self.fleet
-        sock = await dial_async(fleet.address, fleet.token, "head", timeout=60)
-        self.link = LoopLink(fleet.loop, sock, _decode, self._on_message, self._on_closed, self.name)
+        await self._dial()
         answer = await self.ask("number", {"name": self.name, "cluster": fleet.cluster})
         self.number, self.cluster_id = answer["number"], answer["cluster_id"]
-        self.register([])
-        await asyncio.wait_for(asyncio.shield(self.registered), 60)
+        await self.register()
 
-    def register(self, jobs: list[str]) -> None:
+    async def rejoin(self) -> None:
+        """The head has started anew."""
+        self.sent_at.clear()
+        await self._dial()
+        self.registered = self.fleet.loop.create_future()
+        await self.register()
+
+    async def _dial(self) -> None:
+        fleet = self.fleet
+        sock = await asyncio.to_thread(dial, fleet.address, fleet.token, "head", timeout=60)
+        self.link = LoopLink(fleet.loop, sock, _decode, self._on_message, self._on_closed, self.name)
+
+    async def register(self) -> None:
         assert self.link is not None
         self.told = dict(self.available)
         self.link.send(
@@ -108,9 +118,12 @@ class Fake:
                 total=self.total,
                 available=self.available,
                 labels={"noded.io/node-id": self._id, "zone": f"z{self.number % 10}"},
-                jobs=jobs,
+                actors=list(self.actors.values()),
+                groups=[c.HeldGroup(id_, attempt, sorted(held)) for id_, (attempt, held) in self.groups.items()],
+                jobs=sorted({client.job for client in self.clients.values()}),
             )
         )
+        await asyncio.wait_for(asyncio.shield(self.registered), 60)
 
     async def ask(self, what: str, arguments: Mapping[str, Any]) -> Any:
         assert self.link is not None
@@ -120,7 +133,7 @@ class Fake:
         return await asyncio.wait_for(future, 60)
 
     def _on_closed(self, link: LoopLink) -> None:
-        if not self.fleet.ending:
+        if link is self.link and not self.fleet.ending:
             self.fleet.lost.append(f"{self.name}: {link.close_reason or 'its connection was closed'}")
 
     def report(self, now: float) -> None:
@@ -154,9 +167,9 @@ class Fake:
         elif kind is c.ReleaseGroup:
             self._release(link, message)
         elif kind is c.StopActor:
-            amounts = self.actors.pop(message.id, None)
-            if amounts is not None:
-                self._add(amounts, 1)
+            actor = self.actors.pop(message.id, None)
+            if actor is not None and actor.spec is not None:
+                self._add(actor.spec.resources, 1)
                 link.send(c.ActorExited(message.id, message.instance, None))
         elif kind is c.ForClient:
             client = self.clients.get(message.prefix)
@@ -180,13 +193,13 @@ class Fake:
                 self.registered.set_exception(RuntimeError(f"{self.name}: {message.reason}"))
 
     def _host(self, link: LoopLink, message: c.HostActor) -> None:
-        id_, amounts = message.spec.id, message.spec.resources
+        id_ = message.spec.id
         if not message.wait and not self._fits(message.spec.placement):
             link.send(c.ActorNever(id_, message.instance, "it is full", "full"))
             return
-        self.actors[id_] = amounts
-        self._add(amounts, -1)
         worker = ids.new_worker_id(self.number)
+        self.actors[id_] = c.HostedActor(id_, message.instance, worker, 1, message.spec, True)
+        self._add(message.spec.resources, -1)
         link.send(c.ActorStarted(id_, message.instance, worker, 1))
         link.send(c.ForHead(ids.node_prefix(self.number), m.encode(m.ActorUp(id_))))
 
@@ -198,13 +211,14 @@ class Fake:
                 else:
                     link.send(c.GroupReserved(message.id, message.attempt, False, "it is full"))
                 return
-        self.groups.setdefault(message.id, {}).update(message.bundles)
+        _, held = self.groups.get(message.id, (0, {}))
+        self.groups[message.id] = message.attempt, {**held, **message.bundles}
         for bundle in message.bundles.values():
             self._add(bundle, -1)
         link.send(c.GroupReserved(message.id, message.attempt, True))
 
     def _release(self, link: LoopLink, message: c.ReleaseGroup) -> None:
-        for bundle in self.groups.pop(message.id, {}).values():
+        for bundle in self.groups.pop(message.id, (0, {}))[1].values():
             self._add(bundle, 1)
         link.send(c.GroupReleased(message.id, message.attempt))
         waiting, self.queue = self.queue, deque()
@@ -260,13 +274,20 @@ class Client:
     def kill_actor(self, id_: bytes) -> None:
         self._say(m.KillActor(id_, True))
 
-    async def until(self, found: Sequence[bytes], state: str, timeout: float = 300) -> None:
+    def watch(self, actors: Sequence[bytes], groups: Sequence[bytes]) -> None:
+        """As after a reconnect."""
+        for id_ in actors:
+            self._say(m.WatchActor(id_, True))
+        for id_ in groups:
+            self._say(m.WatchGroup(id_))
+
+    async def until(self, found: Sequence[bytes], state: str, seconds: float = 300) -> None:
         """All of these are in this state."""
         left = [id_ for id_ in found if self._states.get(id_) != state]
         for id_ in left:
             self._wanted[id_] = state, self.node.fleet.loop.create_future()
         try:
-            await asyncio.wait_for(asyncio.gather(*(self._wanted[id_][1] for id_ in left)), timeout)
+            await asyncio.wait_for(asyncio.gather(*(self._wanted[id_][1] for id_ in left)), seconds)
         except TimeoutError:
             missing = [id_ for id_ in found if self._states.get(id_) != state]
             states = sorted({self._states.get(id_, "nothing") for id_ in missing})
@@ -309,22 +330,24 @@ class Fleet:
 
     async def do_join(self, count: int, cpus: int, prefix: str) -> dict[str, Any]:
         """The first of the nodes tells the time in its amounts, the last looks how old what it is told of that is."""
-        gate = asyncio.Semaphore(_DIALS)
         made = [Fake(self, f"{prefix}{index}", cpus) for index in range(count)]
         made[0].total[_STAMP] = made[0].available[_STAMP] = 1 << 60
-
-        async def join(node: Fake) -> None:
-            async with gate:
-                await node.join()
-
         if self._task is None:
             self._task = self.loop.create_task(self._beat())
         began = time.monotonic()
         for index, node in enumerate(made):
             node.next_beat = began + 1 + index / count
         self.nodes += made
-        await asyncio.gather(*(join(node) for node in made))
+        await _few_at_once([node.join() for node in made])
         self.prober = made[-1]
+        return {"seconds": time.monotonic() - began}
+
+    async def do_rejoin(self) -> dict[str, Any]:
+        began = time.monotonic()
+        self.lost = []
+        await _few_at_once([node.rejoin() for node in self.nodes])
+        if self._client is not None:
+            self._client.watch(self._made, self._made_groups)
         return {"seconds": time.monotonic() - began}
 
     async def do_change(self, fraction: float) -> dict[str, Any]:
@@ -357,12 +380,12 @@ class Fleet:
         self._client = Client(node, job)
         return {"job": job}
 
-    async def do_actors(self, count: int, cpu: float, timeout: float = 300, **fields: Any) -> dict[str, Any]:
+    async def do_actors(self, count: int, cpu: float, **fields: Any) -> dict[str, Any]:
         """Made at once, and alive."""
         client = self._of_client()
         began = time.monotonic()
         made = [client.create_actor({"CPU": int(cpu * UNIT)}, **fields) for _ in range(count)]
-        await client.until(made, "alive", timeout)
+        await client.until(made, "alive")
         self._made += made
         return {"seconds": time.monotonic() - began}
 
@@ -409,7 +432,7 @@ class Fleet:
         """How many actors and bundles each node has."""
         return {
             "actors": [len(node.actors) for node in self.nodes],
-            "bundles": [sum(map(len, node.groups.values())) for node in self.nodes],
+            "bundles": [sum(len(held) for _, held in node.groups.values()) for node in self.nodes],
         }
 
     async def do_drop(self, count: int) -> dict[str, Any]:
@@ -469,6 +492,16 @@ class Fleet:
         for node in self.nodes:
             if node.link is not None:
                 node.link.close()
+
+
+async def _few_at_once(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    gate = asyncio.Semaphore(_DIALS)
+
+    async def do(one: Coroutine[Any, Any, None]) -> None:
+        async with gate:
+            await one
+
+    await asyncio.gather(*(do(one) for one in work))
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:

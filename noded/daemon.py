@@ -1169,6 +1169,7 @@ class Daemon:
             if self.head is not None:
                 self._refresh_own()
                 self.head.nodes.flush()
+            self.router.forget_guests()
             if not self.store.recovering:
                 if self.head is not None:
                     self.host.end_unclaimed(0.0)

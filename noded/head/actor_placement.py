@@ -338,19 +338,21 @@ class ActorPlacement:
 
     def registered(self, node: NodeRecord, actors: list[c.HostedActor]) -> None:
         """A node is there (again), and has these."""
-        for stop in self._stops.pop(node.number, []):
+        stops = self._stops.pop(node.number, [])
+        for stop in stops:
             assert node.api is not None
             node.api.stop_actor(stop)
         for actor in actors:
             self.hosted(node, actor)
         there = {actor.id for actor in actors}
+        killed = {(stop.id, stop.instance) for stop in stops}
         for record in [r for r in self.table.records.values() if r.node == node.number and r.spec.id not in there]:
             if record.state == "dead":
                 continue
             if record.worker:
                 reason = "its worker ended while its node or the head was away"
                 self._lose(record, m.Death(record.worker, reason=reason))
-            elif record.no_restart:
+            elif record.no_restart or (record.spec.id, record.instance) in killed:
                 self._lose(record, m.Death(""))
             elif record.spec.id not in self.pending:
                 # It was on its way there.

@@ -392,8 +392,9 @@ class GroupPlacement:
             if plan.releasing is not None and node.number in plan.releasing and plan.id not in kept:
                 plan.releasing.discard(node.number)
                 self._look_whether_released(plan)
-            elif node.number in plan.asked or (plan.asked and plan.alone):
-                # It may not have heard of it; or it waits where alone it could, and there is another node now.
+            elif node.number in plan.asked or node.number in plan.reserved or (plan.asked and plan.alone):
+                # It may not have heard of it, or was just told to give it back; or it waits where alone it could, and
+                # there is another node now.
                 self._fail(plan)
             elif plan.releasing is None and node.number in plan.nodes and plan.id not in kept:
                 self._lose(plan, node.number)

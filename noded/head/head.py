@@ -87,6 +87,9 @@ class Head:
         self.server = NodeServer(loop, self.nodes, self.actor_places, self.group_places, self)
         self.own: NodeRecord
         self._driver_jobs: dict[int, set[str]] = {}
+        self._admitting = 0
+        self._swept: set[str] = set()
+        """Jobs without a driver whose rest was ended."""
         self._loop = loop
         self._look: asyncio.TimerHandle | None = None
         self._next_look = 0.0
@@ -270,8 +273,12 @@ class Head:
     async def admit_job(self, job: str, config: m.JobConfig, number: int = 0) -> str:
         number = number or self.own.number
         config.node = number
-        job = await self.jobs.admit(job, config)
-        self._driver_jobs.setdefault(number, set()).add(job)
+        self._admitting += 1
+        try:
+            job = await self.jobs.admit(job, config)
+            self._driver_jobs.setdefault(number, set()).add(job)
+        finally:
+            self._admitting -= 1
         return job
 
     def job_gone(self, job: str) -> None:
@@ -307,11 +314,14 @@ class Head:
 
     def sweep(self, *, settled: bool) -> None:
         """Now and then. ``settled``: all clients of the own node have told."""
-        if not settled or self.nodes.waiting_for_nodes:
+        if not settled or self.nodes.waiting_for_nodes or self._admitting:
             return
         self.actors.forget_uncreated(_Known(self._local_clients, self.own.number, self.nodes))
         for job in self.jobs.known() - self.present_jobs():
-            if not self.actors.has_detached(job):
+            if job not in self._swept:
+                self._swept.add(job)
+                self.end_job(job)  # its driver may have ended while the head was away
+            elif not self.actors.has_detached(job):
                 self.jobs.over(job)
 
     def sweep_groups(self) -> None:

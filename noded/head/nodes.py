@@ -162,7 +162,7 @@ class NodeTable:
             if stored.dead:
                 record.state = "DEAD"
                 self._dead_starts[stored.id] = stored.reason or "it was silent for too long"
-            elif stored.number != own:
+            elif stored.number != own and stored.id:
                 record.liveness = Liveness(self.now())
                 record.liveness.reset(self.now())
                 record.reason = "it has not registered since the head started"

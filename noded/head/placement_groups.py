@@ -297,25 +297,26 @@ class GroupTable:
             while self._dirty:
                 await asyncio.sleep(0)  # what has room is created in this very turn: one write instead of two
                 batch, self._dirty = self._dirty, {}
-                await self._write_batch([(record, record.state) for record in batch.values()])
+                await self._write_batch([(record, record.state, record.nodes) for record in batch.values()])
         except Exception:
             log.critical("the placement group table cannot be written", exc_info=True)
             asyncio.get_running_loop().stop()
         finally:
             self._writer = None
 
-    async def _write_batch(self, batch: list[tuple[GroupRecord, str]]) -> None:
+    async def _write_batch(self, batch: list[tuple[GroupRecord, str, list[int]]]) -> None:
         ops: list[Op] = []
-        for record, state in batch:
+        for record, state, nodes in batch:
             if state != "removed":
-                stored = Stored(2, record.spec, state == "created", record.nodes)
+                stored = Stored(2, record.spec, state == "created", nodes)
                 ops.append(Put(TABLE, record.spec.id.hex(), msgspec.msgpack.encode(stored)))
             elif record.stored:
                 ops.append(Delete(TABLE, record.spec.id.hex()))
         if ops:
             await self._storage.write(ops)
-        for record, state in batch:
-            record.stored = "" if state == "removed" else state
+        for record, state, nodes in batch:
+            outdated = state == "created" and (record.state != "created" or record.nodes != nodes)
+            record.stored = "lost" if outdated else "" if state == "removed" else state
             record.written.set()
             if state == "removed":
                 self._release(record)

@@ -267,7 +267,8 @@ class Capacity:
                 self._kept.put(group.id + bytes([turn, number]), bytes([len(pieces)]) + pieces[number])
         except (LedgerError, ValueError) as problem:
             log.warning("placement group %s is lost here at a restart: %s", group.id.hex(), problem)
-            self._forget_kept(group.id, turn)
+            for number in range(len(pieces)):
+                self._kept.delete(group.id + bytes([turn, number]))
         else:
             self._turns[group.id] = turn
         if before is not None:

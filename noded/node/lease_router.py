@@ -519,6 +519,14 @@ class LeaseRouter:
         for client in self.guests_of(number):
             client.session = None
             self._leases.forget_demands(client)
+        self.forget_guests()
+
+    def forget_guests(self) -> None:
+        """Who has nothing here, and whose node is not connected: it need not come back to say that they have ended."""
+        having = {lease.client.prefix for lease in self._leases.leases.values()}
+        for client in [x for x in self._clients.values() if x.kind == "guest" and x.session is None]:
+            if client.prefix not in having:
+                self.guest_gone(client.prefix)
 
     def on_for_peer(self, peer: Peer, message: c.ForPeer, on_cancel: Callable[[Client, m.CancelRef], None]) -> None:
         inner = m.decode_to_daemon(memoryview(message.header))

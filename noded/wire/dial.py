@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -42,39 +41,6 @@ def dial(
         sock.close()
         raise
     return sock
-
-
-async def dial_async(
-    address: str,
-    token: bytes,
-    target: str,
-    *,
-    tls: ssl.SSLContext | None = None,
-    timeout: float = 5.0,  # noqa: ASYNC109 - dial() keeps to it
-) -> socket.socket:
-    """The same in a thread. Cancelled, it returns at once, and what the thread still opens is closed."""
-    import asyncio  # only for who has a loop
-
-    lock = threading.Lock()
-    opened: list[socket.socket] = []
-    unwanted = False
-
-    def call() -> socket.socket:
-        sock = dial(address, token, target, tls=tls, timeout=timeout)
-        with lock:
-            opened.append(sock)
-            if unwanted:
-                sock.close()
-        return sock
-
-    try:
-        return await asyncio.to_thread(call)
-    except BaseException:
-        with lock:
-            unwanted = True
-            for sock in opened:
-                sock.close()
-        raise
 
 
 def set_options(sock: socket.socket) -> None:

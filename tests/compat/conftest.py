@@ -1,8 +1,8 @@
 """The suite that says what `import ray` programs may rely on. It runs on noded, and by `make compat` on Ray itself
 (COMPAT_PEER=ray, in Ray's own virtual environment, without the repository's other conftest files).
 
-COMPAT_PLACE=elsewhere runs what uses the shared cluster on a head without CPUs and a node that has them all, so that every
-task and actor is on another node than its driver; COMPAT_PLACE=remote with the driver as one without a node.
+COMPAT_PLACE=elsewhere runs what uses the shared cluster on a head without CPUs and a node that has them all, so that
+every task and actor is on another node than its driver; COMPAT_PLACE=remote with the driver as one without a node.
 
 Tests that request `cluster` share one for as long as nobody shuts it down; tests that call init() and shutdown()
 themselves request `alone`. `gate`, `gates` and `notes` let tests and tasks wait for each other by files.

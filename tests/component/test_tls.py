@@ -26,7 +26,7 @@ from harness.wait import wait_for
 from noded.http.gateway import Gateway
 from noded.node import listener as module
 from noded.node.listener import Listener, bind
-from noded.wire.dial import dial, dial_async, split_address
+from noded.wire.dial import dial, split_address
 from noded.wire.handshake import ClientHandshake, HandshakeError, ServerHandshake
 from noded.wire.tls import CHUNK, TlsError, TlsFiles, TlsSocket, client_context, server_context, tunnel
 
@@ -366,7 +366,7 @@ async def until(condition: Callable[[], object], reason: str) -> None:
 
 
 async def test_a_node_with_a_certificate(node: Node, files: TlsFiles) -> None:
-    with await dial_async(node.address, TOKEN, "peer", tls=client_context(files)) as sock:
+    with await asyncio.to_thread(dial, node.address, TOKEN, "peer", tls=client_context(files)) as sock:
         assert not sock.getblocking() and sock.getpeername() == ("127.0.0.1", node.port)
         await until(lambda: node.control, "the connection must arrive")
         taken, target, leftover = node.control[0]
@@ -383,7 +383,7 @@ async def test_a_node_with_a_certificate(node: Node, files: TlsFiles) -> None:
 
 
 async def test_the_plain_end_can_be_given_to_another_process(node: Node, files: TlsFiles) -> None:
-    with await dial_async(node.address, TOKEN, "worker/ab", tls=client_context(files)) as sock:
+    with await asyncio.to_thread(dial, node.address, TOKEN, "worker/ab", tls=client_context(files)) as sock:
         await until(lambda: node.control, "the connection must arrive")
         one, other = socket.socketpair()
         with one, other:
@@ -445,7 +445,7 @@ async def refused(node: Node, caplog: pytest.LogCaptureFixture, words: str) -> N
 
 async def test_noded_needs_a_certificate(node: Node, files: TlsFiles, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConnectionResetError, match="ended the connection in the handshake: its log says why"):
-        await dial_async(node.address, TOKEN, "peer", tls=without_certificate(files))
+        await asyncio.to_thread(dial, node.address, TOKEN, "peer", tls=without_certificate(files))
     await refused(node, caplog, "it gave no certificate that the cluster's CA signed")
 
 
@@ -454,14 +454,14 @@ async def test_a_foreign_certificate(
 ) -> None:
     """The server's word may come only after the client has sent its own."""
     with pytest.raises(HandshakeError, match=f"no TLS with {node.address}: .*unknown ca") as caught:
-        await dial_async(node.address, TOKEN, "peer", tls=client_context(replace(foreign, ca=files.ca)))
+        await asyncio.to_thread(dial, node.address, TOKEN, "peer", tls=client_context(replace(foreign, ca=files.ca)))
     assert caught.value.reason == "tls"
     await refused(node, caplog, "TLS failed: certificate verify failed: ")
 
 
 async def test_a_server_of_another_cluster(node: Node, foreign: TlsFiles, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(HandshakeError, match="certificate verify failed: ") as caught:
-        await dial_async(node.address, TOKEN, "peer", tls=client_context(foreign))
+        await asyncio.to_thread(dial, node.address, TOKEN, "peer", tls=client_context(foreign))
     assert caught.value.reason == "tls"
     await refused(node, caplog, "TLS failed: ")
     assert "unknown ca" in caplog.text
@@ -469,7 +469,7 @@ async def test_a_server_of_another_cluster(node: Node, foreign: TlsFiles, caplog
 
 async def test_plain_against_tls(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConnectionResetError, match="it may require TLS"):
-        await dial_async(node.address, TOKEN, "peer")
+        await asyncio.to_thread(dial, node.address, TOKEN, "peer")
     await refused(node, caplog, "it does not speak TLS, which this node requires: use https://, or give --tls-cert")
     with socket.create_connection(("127.0.0.1", node.port), SECONDS) as sock:
         sock.sendall(b"G")  # one byte is enough to tell
@@ -478,13 +478,13 @@ async def test_plain_against_tls(node: Node, caplog: pytest.LogCaptureFixture) -
 
 async def test_tls_against_plain(plain: Node, files: TlsFiles, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConnectionResetError, match="in the TLS handshake: does it speak TLS"):
-        await dial_async(plain.address, TOKEN, "peer", tls=client_context(files))
+        await asyncio.to_thread(dial, plain.address, TOKEN, "peer", tls=client_context(files))
     await refused(plain, caplog, "it speaks TLS, which is not configured here")
 
 
 async def test_a_wrong_token_inside_tls(node: Node, files: TlsFiles, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(HandshakeError, match="does not have our cluster token") as caught:
-        await dial_async(node.address, b"another token", "peer", tls=client_context(files))
+        await asyncio.to_thread(dial, node.address, b"another token", "peer", tls=client_context(files))
     assert caught.value.reason == "bad_token"
 
     def insist() -> bytes:
@@ -610,7 +610,7 @@ async def test_stop_ends_what_nobody_has_taken(files: TlsFiles) -> None:
 
 async def test_dial_without_tls(plain: Node) -> None:
     for target in ("peer", "head", "transfer", "node", "node/ab", "worker/cd"):
-        with await dial_async(plain.address, TOKEN, target) as sock:
+        with await asyncio.to_thread(dial, plain.address, TOKEN, target) as sock:
             await until(lambda: plain.control, "the connection must arrive")
             taken, got, _ = plain.control.pop()
             with taken:
@@ -624,7 +624,7 @@ async def test_dial_ipv6(files: TlsFiles) -> None:
     for server, client in ((server_context(files), client_context(files)), (None, None)):
         node = Node(server, "::1").start()
         try:
-            (await dial_async(node.address, TOKEN, "peer", tls=client)).close()
+            (await asyncio.to_thread(dial, node.address, TOKEN, "peer", tls=client)).close()
             await until(lambda: node.control, "it must arrive")  # noqa: B023
             assert node.address.startswith("[::1]:") and node.control[0][0].getsockname()[:2] == ("::1", node.port)
         finally:
@@ -634,23 +634,23 @@ async def test_dial_ipv6(files: TlsFiles) -> None:
 async def test_dial_takes_the_first_address_that_answers_and_looks_again_each_time(
     plain: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (await dial_async(f"localhost:{plain.port}", TOKEN, "peer")).close()
+    (await asyncio.to_thread(dial, f"localhost:{plain.port}", TOKEN, "peer")).close()
     found = [
         (socket.AF_INET6, socket.SOCK_STREAM, 0, "", ("::1", plain.port, 0, 0)),
         (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", plain.port)),
     ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    (await dial_async("node.example:1", TOKEN, "peer")).close()
+    (await asyncio.to_thread(dial, "node.example:1", TOKEN, "peer")).close()
     del found[1]
     with pytest.raises(ConnectionRefusedError, match=r"node\.example:1"):
-        await dial_async("node.example:1", TOKEN, "peer")
+        await asyncio.to_thread(dial, "node.example:1", TOKEN, "peer")
 
 
 async def test_dial_a_wrong_token(plain: Node) -> None:
     with pytest.raises(HandshakeError, match="does not have our cluster token"):
-        await dial_async(plain.address, b"another token", "peer")
+        await asyncio.to_thread(dial, plain.address, b"another token", "peer")
     with pytest.raises(ValueError, match="bad handshake target"):
-        await dial_async(plain.address, TOKEN, "daemon")
+        await asyncio.to_thread(dial, plain.address, TOKEN, "daemon")
 
 
 @pytest.mark.parametrize("secured", [False, True])
@@ -707,27 +707,4 @@ def test_dial_a_server_that_speaks_before_it_is_asked() -> None:
     with pytest.raises(HandshakeError, match="more than the handshake") as caught:
         dial(address, TOKEN, "peer")
     assert caught.value.reason == "leftover"
-    thread.join()
-
-
-async def test_a_cancelled_dial_leaves_nothing_open() -> None:
-    asked, go_on, closed = threading.Event(), threading.Event(), threading.Event()
-
-    def answer(sock: socket.socket) -> None:
-        handshake = ServerHandshake(TOKEN)
-        sock.sendall(handshake.feed(sock.recv(4096)))
-        asked.set()
-        go_on.wait(SECONDS)
-        sock.sendall(handshake.feed(sock.recv(4096)))
-        assert sock.recv(1) == b""
-        closed.set()
-
-    address, thread = serve_once(answer)
-    call = asyncio.create_task(dial_async(address, TOKEN, "peer"))
-    assert await asyncio.to_thread(asked.wait, SECONDS)
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    go_on.set()
-    assert await asyncio.to_thread(closed.wait, SECONDS), "what was opened in vain must be closed"
     thread.join()

@@ -143,7 +143,10 @@ def test_who_does_not_say_who_it_is(node: Node) -> None:
             assert until_closed(sock) == b""
     assert node.output().count("speaks before it has attached") <= 5, "one line each, not one for each message"
     for told, text in (
-        (attach(version=99), f"speaks protocol 99, this daemon {m.PROTOCOL_VERSION}: install the same version of noded"),
+        (
+            attach(version=99),
+            f"speaks protocol 99, this daemon {m.PROTOCOL_VERSION}: install the same version of noded",
+        ),
         (attach(kind="worker"), "this worker is not known here"),
         (attach(kind="emperor"), "attaches as 'emperor'"),
         (attach(prefix=b"short"), "with the prefix '73686f7274'"),

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import gc
+import itertools
 import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from harness.wait import wait_for
 import noded
 from noded.cluster_utils import Cluster, Node
 from noded.exceptions import ActorDiedError, TaskCancelledError, TaskUnschedulableError
+from noded.ids import node_of_worker
 from noded.util import placement_group, placement_group_table, remove_placement_group
 from noded.util.scheduling_strategies import (
     DoesNotExist,
@@ -70,6 +73,9 @@ def in_use(cluster: Cluster) -> str:
             busy["store"] = status["store"]
         if busy:
             found[node.name] = busy
+    known = noded.available_resources()  # what the head knows is a moment old
+    if not found and known.get("CPU") != noded.cluster_resources().get("CPU"):
+        found["the head"] = known
     return str(found) if found else ""
 
 
@@ -134,7 +140,8 @@ def test_spread_of_few(nodes: Cluster) -> None:
 
 def test_spread_of_many(nodes: Cluster) -> None:
     spread = where.options(scheduling_strategy="SPREAD")
-    found = collections.Counter(get([spread.remote(seconds=0.1) for _ in range(80)]))
+    get([spread.remote(seconds=0.5) for _ in range(8)])  # the workers are there
+    found = collections.Counter(get([spread.remote(seconds=0.2) for _ in range(80)]))
     assert set(found) == ids_of(nodes) and all(19 <= count <= 21 for count in found.values()), found
 
 
@@ -180,8 +187,8 @@ def test_a_removed_node_hard_and_soft(nodes: Cluster) -> None:
 )
 def test_labels(nodes: Cluster, hard: Any, soft: Any, names: list[str]) -> None:
     labelled = where.options(scheduling_strategy=NodeLabelSchedulingStrategy(hard=hard, soft=soft))
-    found = get([labelled.remote() for _ in range(6)])
-    assert set(found) <= ids_of(nodes, *names)
+    for _ in range(3):  # one at a time: where the preferred are full, others do
+        assert get(labelled.remote()) in ids_of(nodes, *names)
 
 
 def test_labels_that_no_node_has(nodes: Cluster) -> None:
@@ -345,8 +352,8 @@ def test_actor_calls_with_big_values(nodes: Cluster) -> None:
     for actor in actors:
         assert get(actor.echo.remote(b"v" * MEDIUM)) == b"v" * MEDIUM
         assert get([actor.add.remote(number) for number in range(200)])[-1] == sum(range(200))
-    pairs = [(one, two) for one in actors for two in actors if one is not two]
-    assert get([one.ask.remote(two, 300_000) for one, two in pairs]) == [300_000] * len(pairs)
+    for one, two in itertools.permutations(actors, 2):  # one at a time: who waits for another takes no calls
+        assert get(one.ask.remote(two, 300_000)) == 300_000
 
 
 def test_refs_held_by_an_actor_elsewhere_outlive_the_drivers(nodes: Cluster) -> None:
@@ -544,9 +551,15 @@ def test_actors_in_bundles_end_with_the_group(nodes: Cluster) -> None:
     actors = [Keeper.options(num_cpus=1, scheduling_strategy=inside(one, i)).remote() for i in range(4)]
     assert get([actor.where.remote() for actor in actors]) == found
     remove_placement_group(one)
+
+    def has_ended(actor: Any) -> bool:
+        try:
+            return get(actor.where.remote()) == ""
+        except noded.exceptions.NodedError:
+            return True
+
     for actor in actors:
-        with pytest.raises(noded.exceptions.NodedError):
-            get(actor.where.remote())
+        wait_for(lambda actor=actor: has_ended(actor), "an actor outlives its placement group")
     wait_for(lambda: placement_group_table(one)["state"] == "REMOVED", "the group is not removed")
     wait_for(lambda: noded.available_resources().get("CPU") == 8, "the CPUs do not come back")
 
@@ -587,16 +600,19 @@ def test_prints_of_other_nodes_reach_the_driver(nodes: Cluster, capfd: pytest.Ca
 
 def test_timeline_has_events_of_all_nodes(nodes: Cluster) -> None:
     @noded.remote
-    def marked() -> int:
-        return os.getpid()
+    def marked() -> None:
+        return None
 
-    pids = {get(marked.options(scheduling_strategy=on(node)).remote()) for node in nodes.list_all_nodes()}
+    get([marked.options(scheduling_strategy=on(node)).remote() for node in nodes.list_all_nodes()])
+    numbers = {node.ask("status")["number"] for node in nodes.list_all_nodes()}
 
-    def found() -> set[str]:
-        events = [event for event in noded.timeline() if "marked" in event["name"]]
-        return {str(pid) for pid in pids for event in events if str(pid) in f"{event['pid']} {event['tid']} {event}"}
+    def found() -> set[int]:
+        workers = [
+            event["tid"].removeprefix("worker:") for event in noded.timeline() if event["name"].endswith(".marked")
+        ]
+        return {node_of_worker(worker) for worker in workers}
 
-    wait_for(lambda: len(found()) == len(pids) == 4, lambda: f"of {pids} only {found()} are in the timeline")
+    wait_for(lambda: found() == numbers, lambda: f"of the nodes {numbers} only {found()} are in the timeline")
 
 
 def test_one_listening_port_a_node_and_none_of_workers(nodes: Cluster) -> None:
@@ -614,17 +630,15 @@ def test_one_listening_port_a_node_and_none_of_workers(nodes: Cluster) -> None:
 
 
 def listening_ports(pid: int) -> set[int]:
-    inodes = set()
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            target = os.readlink(fd)
-        except OSError:
-            continue
-        if target.startswith("socket:["):
-            inodes.add(target[8:-1])
-    ports = set()
+    inodes, ports = set(), set()
+    with suppress(OSError):  # it may end meanwhile
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                target = os.readlink(fd)
+                if target.startswith("socket:["):
+                    inodes.add(target[8:-1])
     for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and fields[9] in inodes:
                 ports.add(int(fields[1].rpartition(":")[2], 16))
