@@ -168,7 +168,7 @@ class GroupPlacement:
             if reason:
                 self._infeasible(plan, reason)
                 return False
-            self._ask(plan, [own.number] * len(plan.bundles), wait=True)
+            self._ask(plan, [own.number] * len(plan.missing()), wait=True)
             return True
         if plan.missing() != list(range(len(plan.bundles))) and plan.strategy == "STRICT_PACK":
             self._give_back(plan)
@@ -366,6 +366,8 @@ class GroupPlacement:
             plan.releasing.discard(node.number)
             self._look_whether_released(plan)
         else:
+            if plan is not None and plan.alone and node.number in plan.asked:
+                self._fail(plan)  # it was refused there as long as that ended
             self.kick()
 
     # ------------------------------------------------------------ nodes come and go

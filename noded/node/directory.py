@@ -21,7 +21,7 @@ from noded.node.cluster_view import ClusterView
 from noded.node.object_store import Entry, ObjectStore
 from noded.node.peers import Peer, Peers
 from noded.node.session import Client
-from noded.node.transfer import Source
+from noded.node.transfer import NotYet, Source
 from noded.node.transfer_pull import PullCancelled, Puller, PullFailed
 from noded.shm import arena as shm
 from noded.wire import cluster_messages as c
@@ -435,7 +435,7 @@ class Directory:
     # ------------------------------------------------------------ giving objects out
 
     def open_source(self, id_: bytes) -> Source | None:
-        """For the transfer server: the object, which stays until the source is closed."""
+        """For the transfer server: the object, which stays until the source is closed. Raises NotYet."""
         entry = self._store.entries.get(id_)
         if entry is None:
             return None
@@ -445,6 +445,8 @@ class Directory:
         else:
             incoming = self._puller.incoming(id_)
             if incoming is None or id_ not in self._places:
+                if entry.away is not None and (entry.away.pulling or entry.waiting):
+                    raise NotYet
                 return None
             offset, size = self._places[id_] + shm.HEADER_SIZE, incoming.size
         self._serving += 1

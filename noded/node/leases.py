@@ -648,6 +648,7 @@ class Leases:
         """
         group = GroupLease(id, bundles, strategy, job, on_created, on_infeasible, attempt=attempt)
         self.groups = [g for g in self.groups if g.id != id]  # an earlier attempt that still waits
+        self._gone_groups.pop(id, None)  # a head that has restarted may first not have wanted it
         self.groups.append(group)
         if not wait or not self._contended(group):
             share = self.capacity.fit(group.resources, group.where)
@@ -695,11 +696,17 @@ class Leases:
                 self.pool.kill(held.worker, "its placement group was removed")
             elif isinstance(held, ActorLease):
                 self.actor_over(held)
-                held.on_never("its placement group was removed", "removed")
+                if removed:
+                    held.on_never("its placement group was removed", "removed")
+                else:
+                    held.on_never("its bundle goes to another node", "full")
             else:
                 self.pool.unassign(held)
                 self._drop(held)
-                held.client.send(m.Unschedulable(held.cls, "its placement group was removed", "removed"))
+                if removed:
+                    held.client.send(m.Unschedulable(held.cls, "its placement group was removed", "removed"))
+                else:
+                    self._ask_again(held)
         self._close_if_empty(id)
 
     def _in_group(self, id_: bytes) -> list[Lease | ActorLease]:

@@ -86,6 +86,10 @@ class Incoming:
         return at, min((index + 1) * CHUNK, self.size) - at
 
 
+class NotYet(Exception):
+    """The value is on its way here, and its place is yet to be found."""
+
+
 @dataclass
 class Source:
     """A value in the arena that stays where it is until ``close``, which is called on the loop."""

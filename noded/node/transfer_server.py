@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from noded.node.transfer import BUFFER, CHUNK, Source, WriteFailed, receive_into
+from noded.node.transfer import BUFFER, CHUNK, NotYet, Source, WriteFailed, receive_into
 from noded.wire import chunks
 from noded.wire.chunks import Channel, Malformed, Refused
 
@@ -30,6 +30,8 @@ BACKLOG = 256
 BUSY_SECONDS = 5.0
 """Who asks for what has not arrived here yet is put off after so long."""
 _LOOK_SECONDS = 0.25
+_PLACE_SECONDS = 0.01
+"""How often to look whether a place was found for what is to arrive."""
 _PIECE = 1 << 20
 """What is still arriving is passed on in steps of this size."""
 
@@ -37,8 +39,9 @@ T = TypeVar("T")
 
 
 class TransferServer:
-    """On the loop: ``open_source(id)``; ``allocate(id, size)`` finds room for a value and may raise Refused;
-    ``stored(id, offset)`` says that the value is there and may raise Refused; ``gave_up(offset)`` that it will not be.
+    """On the loop: ``open_source(id)`` may raise NotYet; ``allocate(id, size)`` finds room for a value and may raise
+    Refused; ``stored(id, offset)`` says that the value is there and may raise Refused; ``gave_up(offset)`` that it will
+    not be.
     """
 
     def __init__(
@@ -224,7 +227,10 @@ class _Connection:
     def _on_get(self, id_: bytes, offset: int, length: int) -> None:
         held = self._held.get(id_)
         if held is None:
-            source = self._server.ask(self._server.open_source, id_)
+            try:
+                source = self._open_source(id_)
+            except NotYet:
+                return self.channel.send(chunks.GET_REPLY.pack(chunks.BUSY, 0))
             if source is None:
                 return self.channel.send(chunks.GET_REPLY.pack(chunks.GONE, 0))
             held = self._held[id_] = _Held(id_, source)
@@ -244,6 +250,16 @@ class _Connection:
         more = socket.MSG_MORE if length and self.channel.by_reference else 0
         self.channel.send(chunks.GET_REPLY.pack(chunks.OK, length), more)
         self._send(source, offset, length)
+
+    def _open_source(self, id_: bytes) -> Source | None:
+        until = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                return self._server.ask(self._server.open_source, id_)
+            except NotYet:
+                if self._server.stopping or time.monotonic() > until:
+                    raise
+                time.sleep(_PLACE_SECONDS)
 
     def _wait_for(self, source: Source, start: int, count: int, seconds: float) -> bool:
         if source.progress is None:

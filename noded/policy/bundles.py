@@ -8,6 +8,7 @@ in use. The search for PACK and SPREAD ends after ``_STEPS`` steps; a place it h
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -71,6 +72,12 @@ class _Problem:
         self.refusals = [[labels.refuse(s, node.labels) for node in nodes] for s in selectors] if any(selectors) else []
         self.gave_up = False
         """The search has ended before it had looked everywhere."""
+        kinds: dict[object, int] = {}
+        self.kinds = [
+            kinds.setdefault((tuple(sorted(bundle.items())), selectors[i] if self.refusals else ""), len(kinds))
+            for i, bundle in enumerate(bundles)
+        ]
+        """Bundles of the same kind may stand for each other."""
 
     def fits(self, bundle: int, node: int, room: Amounts) -> bool:
         return self.may(bundle, node) and _fits(self.bundles[bundle], room)
@@ -126,21 +133,45 @@ def _left(room: Amounts, wanted: Amounts) -> list[float]:
 
 def _on_different(problem: _Problem) -> list[int] | None:
     """Each on a node of its own: a matching, which is found when there is one."""
-    holder: dict[int, int] = {}
-
-    def settle(bundle: int, seen: set[int]) -> bool:
-        for j, room in enumerate(problem.rooms):
-            if j not in seen and problem.fits(bundle, j, room):
-                seen.add(j)
-                if j not in holder or settle(holder[j], seen):
-                    holder[j] = bundle
-                    return True
-        return False
-
-    if len(problem.bundles) > len(problem.rooms) or not all(settle(i, set()) for i in range(len(problem.bundles))):
+    count = len(problem.bundles)
+    if count > len(problem.rooms):
         return None
-    node_of = {bundle: node for node, bundle in holder.items()}
-    return [node_of[i] for i in range(len(problem.bundles))]
+    holder: dict[int, int] = {}
+    node_of = [-1] * count
+    for first in range(count):
+        if not _settle(problem, first, holder, node_of):
+            return None
+    return node_of
+
+
+def _settle(problem: _Problem, first: int, holder: dict[int, int], node_of: list[int]) -> bool:
+    """Give it a node; where all that suit it are taken, by moving others on: an augmenting path, searched breadth first
+    (H. W. Kuhn, "The Hungarian method for the assignment problem", 1955).
+    """
+    taker: dict[int, int] = {}
+    """Node -> the bundle that would have it."""
+    seekers = deque([first])
+    looked: set[int] = set()
+    """Kinds of bundles."""
+    while seekers:
+        bundle = seekers.popleft()
+        if problem.kinds[bundle] in looked:
+            continue
+        looked.add(problem.kinds[bundle])
+        for j, room in enumerate(problem.rooms):
+            if j in taker or not problem.fits(bundle, j, room):
+                continue
+            taker[j] = bundle
+            if j in holder:
+                seekers.append(holder[j])
+                continue
+            node = j
+            while node >= 0:
+                mover = taker[node]
+                holder[node] = mover
+                node_of[mover], node = node, node_of[mover]
+            return True
+    return False
 
 
 _Order = Callable[[_Problem, list[dict[str, int]], list[int], Sequence[int]], list[int]]
@@ -149,7 +180,19 @@ _Order = Callable[[_Problem, list[dict[str, int]], list[int], Sequence[int]], li
 def _packing(problem: _Problem, rooms: list[dict[str, int]], used: list[int], rest: Sequence[int]) -> list[int]:
     """Nodes that have bundles already, then those that could take most of the rest."""
 
+    known: dict[tuple[int, ...], int] = {}
+    names = list(_sum([problem.bundles[bundle] for bundle in rest]))
+
     def takes(node: int) -> int:
+        if problem.refusals:
+            return count(node)
+        key = tuple([rooms[node].get(name, 0) for name in names])
+        found = known.get(key)
+        if found is None:
+            found = known[key] = count(node)
+        return found
+
+    def count(node: int) -> int:
         room, count = dict(rooms[node]), 0
         for bundle in rest:
             if problem.fits(bundle, node, room):
@@ -170,6 +213,8 @@ def _search(problem: _Problem, order: _Order) -> list[int] | None:
     """Try nodes in this order for the bundles, the largest first, and go back where that leads nowhere."""
     bundles = problem.bundles
     whole = _sum(problem.rooms)
+    if not _fits(_sum(bundles), whole) or _at_most(problem) < len(bundles):
+        return None
     by_size = sorted(
         range(len(bundles)),
         key=lambda i: -max((a / max(whole.get(n, 0), 1) for n, a in bundles[i].items()), default=0.0),
@@ -206,6 +251,16 @@ def _search(problem: _Problem, order: _Order) -> list[int] | None:
             _put(rooms, used, chosen.pop(last), bundles[last], -1)
     problem.gave_up = True
     return None
+
+
+def _at_most(problem: _Problem) -> int:
+    """No more bundles than this fit, were they all as small as the smallest, by each name."""
+    bundles = problem.bundles
+    least = {name: min(bundle.get(name, 0) for bundle in bundles) for name in bundles[0]}
+    asked = [(name, amount) for name, amount in least.items() if amount]
+    if not asked:
+        return len(bundles)
+    return sum(min(room.get(name, 0) // amount for name, amount in asked) for room in problem.rooms)
 
 
 def _put(rooms: list[dict[str, int]], used: list[int], node: int, bundle: Amounts, sign: int) -> None:

@@ -19,7 +19,7 @@ import pytest_asyncio
 from harness.wait import wait_for
 
 from noded.node import transfer_pull, transfer_server
-from noded.node.transfer import CHUNK, IDLE_LIMIT, Incoming, Source
+from noded.node.transfer import CHUNK, IDLE_LIMIT, Incoming, NotYet, Source
 from noded.node.transfer_pull import PullCancelled, Puller, PullFailed
 from noded.node.transfer_server import TransferServer
 from noded.shm import arena as shm
@@ -549,6 +549,30 @@ async def test_a_part_that_makes_no_progress_is_busy(world: World, monkeypatch: 
     assert await c.pull(ONE, 1000, "b", "a") == value
     end.set()
     assert await late == value
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_a_source_that_has_no_place_for_it_yet(
+    world: World, monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    """Whoever was sent there waits: it is about to come, and others have it to send to many."""
+    monkeypatch.setattr(transfer_server, "BUSY_SECONDS", 10.0 if comes else 0.1)
+    value = noise(1000)
+    a, b, c = world.node("a"), world.node("b"), world.node("c")
+    asked = 0
+
+    def not_yet(id_: bytes) -> Source | None:
+        nonlocal asked
+        asked += 1
+        if comes and asked > 3:
+            return b.open_source(id_)
+        raise NotYet
+
+    b.server.open_source = not_yet
+    b.put(ONE, value)
+    a.put(ONE, value)
+    assert await c.pull(ONE, 1000, "b", *([] if comes else ["a"])) == value
+    assert asked == 4 if comes else asked > 1
 
 
 # ------------------------------------------------------------ ends
