@@ -917,6 +917,7 @@ class Daemon:
 
     def register(self) -> c.Register:
         self.host.forget_waiting()
+        self.orders.forget_waiting()
         message = self._register()
         message.actors, message.groups, message.jobs = self.host.told(), self.orders.held_groups(), self._jobs()
         return message
@@ -1177,7 +1178,7 @@ class Daemon:
                 elif self.link is not None and self.link.registered:
                     self.host.end_unclaimed()
                 self._forget_jobs()
-            await self.store.trim()
+            await self.store.space.trim()
             notify_systemd("WATCHDOG=1")
 
     def _sweep_head(self, head: Head) -> None:

@@ -378,7 +378,7 @@ class Directory:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-        self._store.allocate_own(id_, size, on_space, lambda reason: self._store.pull_failed(id_, "full", reason))
+        self._store.space.allocate(id_, size, on_space, lambda reason: self._store.pull_failed(id_, "full", reason))
 
     async def _pull(self, id_: bytes, size: int, offset: int, nodes: list[int]) -> None:
         self._places[id_] = offset
@@ -471,7 +471,7 @@ class Directory:
         client = self._clients.get(ids.prefix_of(id_))
         if client is None or not client.remote:
             raise Refused("only a driver of this node that has no shared memory may store values this way")
-        self._store.allocate_own(id_, size, on_space, on_failure)
+        self._store.space.allocate(id_, size, on_space, on_failure)
         return await future
 
     def stored(self, id_: bytes, offset: int) -> None:

@@ -1,4 +1,4 @@
-"""The node's objects: who holds which id, and the regions of the arena they lie in.
+"""The node's objects: who holds which id, and where its value is (the room for it: ``space.py``).
 
 Values are never read here, only the ids of refs inside them. An entry is freed when nobody holds it and no
 living object contains it, and no client is left that has not re-told its holds after a daemon restart. Of an object
@@ -9,36 +9,27 @@ that was made here stays until the home says that it is dropped. See ``docs/arch
 from __future__ import annotations
 
 import asyncio
-import bisect
 import logging
-import struct
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from noded import ids
 from noded.node.ledger import Ledger
 from noded.node.session import Client
-from noded.policy.regions import RegionAllocator
+from noded.node.space import Region, Space
 from noded.shm import arena as shm
 from noded.wire import messages as m
 from noded.wire import value as layout
 
 log = logging.getLogger("noded.object_store")
 
-_REGION = struct.Struct("<I7sB")
-_RESERVE_STEP = 64 << 20
-_IDLE_SECONDS = 10.0
 _Receivers = list[tuple[bytes, int]]
 MAKERS_SECONDS = 10.0
 """After the node started over: how long a maker that is not there yet may take to come back."""
-FULL_SECONDS = 10.0
-"""A put that finds no room waits this long for some."""
 _INLINE = 100 << 10
 """Values up to this many bytes travel inside messages."""
-_OWN_SLAB = 4 << 20
 
 
 class Away:
@@ -117,69 +108,6 @@ class Entry:
         self.away: Away | None = None
 
 
-@dataclass(eq=False)
-class Region:
-    start: int
-    blocks: int
-    prefix: bytes
-    single: bool
-    fresh: bool = True
-    """Granted by this daemon: who has not told yet cannot know of what is in it."""
-    retired: bool = False
-    live: int = 0
-
-    @property
-    def offset(self) -> int:
-        return self.start * shm.BLOCK
-
-    @property
-    def size(self) -> int:
-        return self.blocks * shm.BLOCK
-
-
-@dataclass
-class _Want:
-    client: Client
-    message: m.RegionWant
-    since: float
-    own: Callable[[Region], None] | None = None
-    """The daemon itself wants it."""
-    failed: Callable[[str], None] | None = None
-
-    @property
-    def waits(self) -> bool:
-        return self.own is not None or (self.client.session is not None and not self.client.detached)
-
-    def fail(self, reason: str) -> None:
-        if self.failed is not None:
-            self.failed(reason)
-        else:
-            self.client.send(m.RegionFailed(self.message.request, reason))
-
-
-@dataclass
-class _Cold:
-    """Byte ranges of the arena without pages, as (start, end), sorted and disjoint."""
-
-    ranges: list[tuple[int, int]] = field(default_factory=list)
-
-    def overlaps(self, start: int, end: int) -> list[tuple[int, int]]:
-        return [(max(a, start), min(b, end)) for a, b in self.ranges if a < end and b > start]
-
-    def remove(self, start: int, end: int) -> None:
-        kept: list[tuple[int, int]] = []
-        for a, b in self.ranges:
-            if a < start:
-                kept.append((a, min(b, start)))
-            if b > end:
-                kept.append((max(a, end), b))
-        self.ranges = [r for r in kept if r[0] < r[1]]
-
-    def add(self, start: int, end: int) -> None:
-        self.remove(start, end)
-        bisect.insort(self.ranges, (start, end))
-
-
 class ObjectStore:
     """``on_actor_free(id)`` is told when nobody holds an actor any more. ``node``: this node's number."""
 
@@ -194,21 +122,15 @@ class ObjectStore:
         self.elsewhere: Elsewhere
         self.node = node
         self._own = ids.node_prefix(node)[: ids.NODE_SIZE]
-        self._own_slab: tuple[Region, int] | None = None
-        """Where this daemon puts small copies, and how far it is used."""
         self.arena = arena
+        self.space = Space(arena, ledger, node, self._evict, self._biggest)
         self.entries: dict[bytes, Entry] = {}
         self.recovering: set[bytes] = set()
         """Clients that have not re-told their state yet."""
         self.ready_count = 0
         self._makers_until = 0.0
-        self._ledger = ledger
         self._clients = clients
         self._on_actor_free = on_actor_free
-        self._allocator = RegionAllocator(arena.size // shm.BLOCK)
-        self._regions: dict[int, Region] = {}
-        self._starts: list[int] = []
-        self._wants: list[_Want] = []
         self._after: defaultdict[bytes, list[tuple[int, bytes, bytes, int, _Receivers]]] = defaultdict(list)
         """Releases that wait until their receiver was read up to a seq: (seq, releaser, id, generation, receivers that
         are to be looked at then).
@@ -216,12 +138,6 @@ class ObjectStore:
         self._deferred: set[bytes] = set()
         self._unfreed: list[bytes] = []
         self._freeing = False
-        self._cold = _Cold([(0, arena.size)])
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._last_change = time.monotonic()
-        self._evicting = False
-        self._daemon = Client(ids.node_prefix(node), "daemon", 0, 0)
-        """The writer of copies; no client of ours, so that after a restart its regions are closed ones."""
 
     # ------------------------------------------------------------ holds
 
@@ -365,10 +281,7 @@ class ObjectStore:
             self.elsewhere.uncopy(entry.id)
         for offset in (entry.offset, *entry.copies):
             self.arena.mark_freed(offset)
-            region = self._region_at(offset)
-            if region is not None:
-                region.live -= 1
-                self._maybe_free_region(region)
+            self.space.let_go(offset)
         for id_ in entry.nested:
             inner = self.entries.get(id_)
             if inner is not None:
@@ -378,7 +291,7 @@ class ObjectStore:
     def _is_fresh(self, entry: Entry) -> bool:
         if entry.offset < 0:
             return False
-        regions = [self._region_at(offset) for offset in (entry.offset, *entry.copies)]
+        regions = [self.space.at(offset) for offset in (entry.offset, *entry.copies)]
         return all(region is not None and region.fresh for region in regions)
 
     # ------------------------------------------------------------ values
@@ -400,9 +313,7 @@ class ObjectStore:
         entry = self.entry(header.id)
         if entry.offset == header.offset or header.offset in entry.copies:
             return
-        region = self._region_at(header.offset)
-        if region is not None:
-            region.live += 1
+        region = self.space.take(header.offset)
         nested = self._ids_in(header)
         for id_ in nested:
             inner = self.entry(id_)
@@ -625,7 +536,7 @@ class ObjectStore:
         assert entry.away is not None
         if not entry.away.pulling:
             entry.away.pulling = True
-            self.allocate_own(entry.id, size, on_space, on_failure)
+            self.space.allocate(entry.id, size, on_space, on_failure)
 
     def pulled(self, id_: bytes, offset: int) -> None:
         entry = self.entries.get(id_)
@@ -640,47 +551,6 @@ class ObjectStore:
             self._tell_lost(entry, kind, reason)
             self._maybe_free(entry)
 
-    def allocate_own(
-        self, id_: bytes, size: int, on_space: Callable[[int], None], on_failure: Callable[[str], None]
-    ) -> None:
-        """Room for an object that this daemon writes: ``on_space(offset of its header)``, where it is begun already."""
-        need = shm.footprint(size)
-        if need <= min(_OWN_SLAB, self.arena.size // 16) // 4:
-            if self._own_slab is not None:
-                region, at = self._own_slab
-                if at + need <= region.offset + region.size:
-                    self._own_slab = region, at + need
-                    self.arena.begin(at, id_, size, region.offset + region.size)
-                    region.live += 1  # until it is sealed or given up
-                    on_space(at)
-                    return
-            blocks = max(1, min(_OWN_SLAB, self.arena.size // 16) // shm.BLOCK)
-            single = False
-        else:
-            blocks, single = -(-need // shm.BLOCK), True
-        if need > self.arena.size:
-            on_failure(f"it has {size} bytes, and the object store of this node {self.arena.size}")
-            return
-        self._wants.append(_Want(self._daemon, m.RegionWant(0, blocks * shm.BLOCK, single), time.monotonic()))
-        want = self._wants[-1]
-
-        def got(region: Region) -> None:
-            at = region.offset
-            self.arena.begin(at, id_, size, region.offset + region.size)
-            region.live += 1
-            if single:
-                region.retired = True
-            else:
-                before, self._own_slab = self._own_slab, (region, at + need)
-                if before is not None:
-                    before[0].retired = True
-                    self._maybe_free_region(before[0])
-            on_space(at)
-
-        want.own = got
-        want.failed = on_failure
-        self._serve_wants()
-
     def put_for(self, id_: bytes, value: bytes | memoryview) -> None:
         """A small object of a driver that cannot write here itself."""
 
@@ -692,27 +562,21 @@ class ObjectStore:
             log.error("object %s of a driver elsewhere cannot be stored: %s", id_.hex(), reason)
             self._tell_lost(self.entry(id_), "full", reason)
 
-        self.allocate_own(id_, len(value), on_space, on_failure)
+        self.space.allocate(id_, len(value), on_space, on_failure)
 
     def seal_own(self, offset: int, *, told: bool = False) -> None:
         """What was begun at ``offset`` is written."""
         self.arena.seal(offset)
         header = self.arena.header(offset)
         assert header is not None
-        region = self._region_at(offset)
         self._adopt(header, told=told)
-        self._end_begun(region)
+        self.space.let_go(offset)
 
     def give_up_own(self, offset: int) -> None:
         self.arena.mark_freed(offset)
-        self._end_begun(self._region_at(offset))
+        self.space.let_go(offset)
 
-    def _end_begun(self, region: Region | None) -> None:
-        if region is not None:
-            region.live -= 1
-            self._maybe_free_region(region)
-
-    def evict(self, blocks: int) -> bool:
+    def _evict(self, size: int) -> bool:
         """Give up copies that nobody here uses, the longest unused first; True when any were."""
         unused = [
             e
@@ -722,7 +586,7 @@ class ObjectStore:
         unused.sort(key=lambda e: e.away.used if e.away is not None else 0.0)
         freed = 0
         for entry in unused:
-            if freed >= blocks * shm.BLOCK:
+            if freed >= size:
                 break
             freed += shm.footprint(entry.size)
             assert entry.away is not None
@@ -823,187 +687,21 @@ class ObjectStore:
             if ids.seq_of(id_) == message.seq and message.count <= ids.index_of(id_) < ids.STREAM_END:
                 self._release(client, id_, 0)
 
-    # ------------------------------------------------------------ regions
-
-    def _region_at(self, offset: int) -> Region | None:
-        at = bisect.bisect_right(self._starts, offset // shm.BLOCK) - 1
-        if at < 0:
-            return None
-        region = self._regions[self._starts[at]]
-        return region if offset < region.offset + region.size else None
-
-    def on_region_want(self, client: Client, message: m.RegionWant) -> None:
-        if message.size > self.arena.size:
-            client.send(
-                m.RegionFailed(
-                    message.request,
-                    f"an object of {message.size} bytes cannot fit into the object store of {self.arena.size} bytes: "
-                    "start the node with a larger --object-store-memory, or store the value in parts",
-                )
-            )
-            return
-        self._wants.append(_Want(client, message, time.monotonic()))
-        self._serve_wants()
-
-    def _serve_wants(self) -> None:
-        """In order of arrival, so that a large request is not starved by small ones."""
-        while self._wants:
-            want = self._wants[0]
-            if not want.waits:
-                self._wants.pop(0)  # it asks again when it re-attaches
-                continue
-            blocks = -(-want.message.size // shm.BLOCK)
-            start = self._allocator.alloc(blocks, want.client.prefix)
-            if start is None and not self._evicting:
-                self._evicting = True  # what becomes free calls us
-                try:
-                    self.evict(blocks)
-                finally:
-                    self._evicting = False
-                start = self._allocator.alloc(blocks, want.client.prefix)
-            if start is None:
-                if self._evicting:
-                    return
-                asyncio.get_running_loop().call_later(FULL_SECONDS + 0.01, self._expire_wants)
-                return
-            self._wants.pop(0)
-            self._grant(want, start, blocks)
-
-    def _expire_wants(self) -> None:
-        now = time.monotonic()
-        kept: list[_Want] = []
-        for want in self._wants:
-            if now - want.since < FULL_SECONDS:
-                kept.append(want)
-            else:
-                used = (self._allocator.blocks - self._allocator.free_blocks) * shm.BLOCK
-                want.fail(
-                    f"the object store is full: {used} of {self.arena.size} bytes are in use by "
-                    "objects that are still referenced, and "
-                    f"{want.message.size} more did not become free within {FULL_SECONDS:g} s; "
-                    "drop refs, or start the node with a larger "
-                    f"--object-store-memory. Biggest: {self.biggest()}"
-                )
-        self._wants = kept
-        self._serve_wants()
-
-    def biggest(self, count: int = 5) -> str:
-        top = sorted((e for e in self.entries.values() if e.offset >= 0), key=lambda e: -e.size)[:count]
-        return ", ".join(f"{e.id.hex()} {e.size} bytes" for e in top) or "none"
-
-    def _grant(self, want: _Want, start: int, blocks: int) -> None:
-        region = Region(start, blocks, want.client.prefix, want.message.single)
-        self._last_change = time.monotonic()
-        self._ledger.regions.put(start, _REGION.pack(blocks, region.prefix, region.single))
-        self._add_region(region)
-        if self._cold.overlaps(region.offset, region.offset + region.size):
-            self._reserve(want, region)
-        else:
-            self._tell_region(want, region)
-
-    def _add_region(self, region: Region) -> None:
-        self._regions[region.start] = region
-        bisect.insort(self._starts, region.start)
-
-    def _tell_region(self, want: _Want, region: Region) -> None:
-        if want.own is not None:
-            self.arena.clear(region.offset)
-            want.own(region)
-            return
-        if want.client.detached:  # it will not write any more, nor give it back
-            region.retired = True
-            self._maybe_free_region(region)
-            return
-        self.arena.clear(region.offset)
-        want.client.send(m.Region(want.message.request, region.offset, region.size))
-
-    def _reserve(self, want: _Want, region: Region) -> None:
-        """Take the pages before the grant: off the loop, because the kernel clears them."""
-        # The pages behind a small region are taken along in growing steps, so that a busy client finds them
-        # there.
-        ahead = min(_RESERVE_STEP, max(region.size, self.warm_bytes()))
-        end = min(self.arena.size, max(region.offset + region.size, region.offset + ahead))
-        ranges = self._cold.overlaps(region.offset, end)
-        self._cold.remove(region.offset, end)
-
-        async def reserve() -> None:
-            try:
-                for a, b in ranges:
-                    await asyncio.to_thread(shm.reserve, self.arena.fd, a, b - a)
-            except OSError as error:
-                for a, b in ranges:
-                    self._cold.add(a, b)
-                want.fail(f"no memory for {region.size} bytes of the object store: {error}")
-                region.retired = True
-                self._maybe_free_region(region)
-                return
-            self._tell_region(want, region)
-
-        task = asyncio.get_running_loop().create_task(reserve(), name="reserve")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def on_region_done(self, client: Client, message: m.RegionDone) -> None:
-        region = self._regions.get(message.offset // shm.BLOCK)
-        if region is not None and region.prefix == client.prefix:
-            region.retired = True
-            self._maybe_free_region(region)
-
-    def _maybe_free_region(self, region: Region) -> None:
-        if region.live or not region.retired or self._regions.get(region.start) is not region:
-            return
-        del self._regions[region.start]
-        self._starts.remove(region.start)
-        self._ledger.regions.delete(region.start)
-        self._allocator.free(region.start, region.blocks, region.prefix)
-        self._last_change = time.monotonic()
-        if self._wants:
-            self._serve_wants()
-
-    async def trim(self) -> None:
-        """Give free pages back to the kernel once nothing has moved for a while."""
-        if time.monotonic() - self._last_change < _IDLE_SECONDS:
-            return
-        self._give_up_slab()
-        for start, blocks in list(self._allocator.free_extents()):
-            a, b = start * shm.BLOCK, (start + blocks) * shm.BLOCK
-            if self._cold.ranges and self._cold.overlaps(a, b) == [(a, b)]:
-                continue
-            # Nobody is given these blocks while the thread works on them.
-            self._allocator.reserve(start, blocks)
-            try:
-                await asyncio.to_thread(shm.punch, self.arena.fd, a, b - a)
-                self._cold.add(a, b)
-            except OSError as error:
-                log.warning("cannot give back %s bytes of the arena: %s", b - a, error)
-            finally:
-                self._allocator.free(start, blocks)
-                if self._wants:
-                    self._serve_wants()
-
-    def _give_up_slab(self) -> None:
-        """Where nothing lies in it any more; the next small copy takes another."""
-        if self._own_slab is not None and not self._own_slab[0].live:
-            (region, _), self._own_slab = self._own_slab, None
-            region.retired = True
-            self._maybe_free_region(region)
-
     # ------------------------------------------------------------ deaths
 
     def client_died(self, client: Client) -> None:
         """Adopt what it had sealed, free the rest, drop its holds, fail what only it could have made."""
         prefix = client.prefix
-        for region in [r for r in self._regions.values() if r.prefix == prefix]:
+        for region in self.space.of(prefix):
             for header in self.arena.walk(region.offset, region.size):
                 if header.state == shm.SEALED:
                     self._adopt(header)
-            region.retired = True
-            self._maybe_free_region(region)
+            self.space.retire(region)
         self.recovering.discard(prefix)
         self.drop_holder(prefix, client.held)
         client.held.clear()
         self._apply_after(self._after.pop(prefix, []))
-        self._wants = [w for w in self._wants if w.client is not client]
+        self.space.forget_wants(client)
         for entry in list(self.entries.values()):
             if (
                 entry.offset < 0
@@ -1022,22 +720,16 @@ class ObjectStore:
         """
         # Guests have leases here, and hold nothing: their nodes do.
         self.recovering = {c.prefix for c in self._clients.values() if not c.told and c.kind != "guest"}
-        for start, payload in self._ledger.regions.items():
-            assert isinstance(start, int)
-            blocks, prefix, single = _REGION.unpack(payload)
-            self._allocator.reserve(start, blocks)
-            retired = prefix not in self._clients
-            self._add_region(Region(start, blocks, prefix, bool(single), fresh=False, retired=retired))
-            self._cold.remove(start * shm.BLOCK, (start + blocks) * shm.BLOCK)
-        for region in list(self._regions.values()):
+        self.space.restore(self._clients)
+        for region in self.space.all():
             for header in self.arena.walk(region.offset, region.size):
                 if header.state == shm.SEALED:
                     self._adopt(header)
         for client in self._clients.values():
             if client.detached:
                 self._hold_all(client)
-        for region in list(self._regions.values()):
-            self._maybe_free_region(region)
+        for region in self.space.all():
+            self.space.free_if_empty(region)
         self.settle()
 
     def _hold_all(self, client: Client) -> None:
@@ -1058,13 +750,12 @@ class ObjectStore:
         """Its holds are exactly ``snapshot``, and the results of tasks it still waits for."""
         pending, regions, arrived = set(message.pending), set(message.regions), dict(message.streams)
         own = client.prefix
-        for region in [r for r in self._regions.values() if r.prefix == own]:
+        for region in self.space.of(own):
             for header in self.arena.walk(region.offset, region.size):
                 if header.state == shm.SEALED:
                     self._adopt(header)
             if region.offset not in regions and not region.retired:
-                region.retired = True
-                self._maybe_free_region(region)
+                self.space.retire(region)
         for id_ in [i for i in client.held if i not in snapshot]:
             seq = ids.seq_of(id_)
             if ids.prefix_of(id_) == own and seq in pending and not ids.is_actor_id(id_):
@@ -1105,21 +796,15 @@ class ObjectStore:
 
     # ------------------------------------------------------------ figures
 
-    def used_bytes(self) -> int:
-        return (self._allocator.blocks - self._allocator.free_blocks) * shm.BLOCK
-
-    def warm_bytes(self) -> int:
-        return self.arena.size - sum(b - a for a, b in self._cold.ranges)
-
     def figures(self) -> dict[str, int]:
         """For status: bytes unless said otherwise."""
         return {
-            "size": self.arena.size,
-            "used": self.used_bytes(),
-            "resident": self.warm_bytes(),
+            **self.space.figures(),
             "objects": self.ready_count,
             "ids": len(self.entries),
-            "regions": len(self._regions),
-            "waiting": len(self._wants),
             "recovering": len(self.recovering),
         }
+
+    def _biggest(self, count: int = 5) -> str:
+        top = sorted((e for e in self.entries.values() if e.offset >= 0), key=lambda e: -e.size)[:count]
+        return ", ".join(f"{e.id.hex()} {e.size} bytes" for e in top) or "none"

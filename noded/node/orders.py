@@ -106,6 +106,10 @@ class NodeOrders:
             removed=message.removed,
         )
 
+    def forget_waiting(self) -> None:
+        """Before it registers: the head, which may be another one that counts its attempts anew, asks again."""
+        self._leases.groups = []
+
     def held_groups(self) -> list[c.HeldGroup]:
         return [c.HeldGroup(g.id, g.attempt, sorted(g.bundles)) for g in self._leases.capacity.groups.values()]
 

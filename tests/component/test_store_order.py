@@ -43,10 +43,10 @@ class Node:
 
     def region(self, prefix: bytes) -> None:
         """As if it had been granted before."""
-        from noded.node.object_store import Region
+        from noded.node.space import Region
 
-        self.store._allocator.reserve(0, 1)
-        self.store._add_region(Region(0, 1, prefix, False))
+        self.store.space._allocator.reserve(0, 1)
+        self.store.space._add(Region(0, 1, prefix, False))
 
     def write(self, id_: bytes) -> int:
         offset, end = self.at, shm.BLOCK

@@ -1,0 +1,377 @@
+"""The space of the arena: regions, which are granted to who writes objects, and freed when nothing lives in them.
+
+A client asks for a region and writes objects into it; this daemon takes regions of its own for copies of what other
+nodes have. What is granted is in the ledger, so that it survives the daemon. Whose objects lie in a region is the
+object store's business: it counts them (``take`` and ``let_go``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import logging
+import struct
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from noded import ids
+from noded.node.ledger import Ledger
+from noded.node.session import Client
+from noded.policy.regions import RegionAllocator
+from noded.shm import arena as shm
+from noded.wire import messages as m
+
+log = logging.getLogger("noded.space")
+
+_REGION = struct.Struct("<I7sB")
+_RESERVE_STEP = 64 << 20
+_IDLE_SECONDS = 10.0
+FULL_SECONDS = 10.0
+"""A put that finds no room waits this long for some."""
+_OWN_SLAB = 4 << 20
+
+
+@dataclass(eq=False)
+class Region:
+    start: int
+    blocks: int
+    prefix: bytes
+    single: bool
+    fresh: bool = True
+    """Granted by this daemon: who has not told yet cannot know of what is in it."""
+    retired: bool = False
+    live: int = 0
+
+    @property
+    def offset(self) -> int:
+        return self.start * shm.BLOCK
+
+    @property
+    def size(self) -> int:
+        return self.blocks * shm.BLOCK
+
+
+@dataclass
+class _Want:
+    client: Client
+    message: m.RegionWant
+    since: float
+    own: Callable[[Region], None] | None = None
+    """The daemon itself wants it."""
+    failed: Callable[[str], None] | None = None
+
+    @property
+    def waits(self) -> bool:
+        return self.own is not None or (self.client.session is not None and not self.client.detached)
+
+    def fail(self, reason: str) -> None:
+        if self.failed is not None:
+            self.failed(reason)
+        else:
+            self.client.send(m.RegionFailed(self.message.request, reason))
+
+
+@dataclass
+class _Cold:
+    """Byte ranges of the arena without pages, as (start, end), sorted and disjoint."""
+
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+
+    def overlaps(self, start: int, end: int) -> list[tuple[int, int]]:
+        return [(max(a, start), min(b, end)) for a, b in self.ranges if a < end and b > start]
+
+    def remove(self, start: int, end: int) -> None:
+        kept: list[tuple[int, int]] = []
+        for a, b in self.ranges:
+            if a < start:
+                kept.append((a, min(b, start)))
+            if b > end:
+                kept.append((max(a, end), b))
+        self.ranges = [r for r in kept if r[0] < r[1]]
+
+    def add(self, start: int, end: int) -> None:
+        self.remove(start, end)
+        bisect.insort(self.ranges, (start, end))
+
+
+class Space:
+    """``evict(bytes)`` gives up what nobody needs here, True when there was any; ``biggest()`` names in words what
+    takes most. ``node``: this node's number.
+    """
+
+    def __init__(
+        self, arena: shm.Arena, ledger: Ledger, node: int, evict: Callable[[int], bool], biggest: Callable[[], str]
+    ):
+        self.arena = arena
+        self._ledger = ledger
+        self._evict = evict
+        self._biggest = biggest
+        self._allocator = RegionAllocator(arena.size // shm.BLOCK)
+        self._regions: dict[int, Region] = {}
+        self._starts: list[int] = []
+        self._wants: list[_Want] = []
+        self._cold = _Cold([(0, arena.size)])
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_change = time.monotonic()
+        self._evicting = False
+        self._slab: tuple[Region, int] | None = None
+        """Where this daemon puts small copies, and how far it is used."""
+        self._daemon = Client(ids.node_prefix(node), "daemon", 0, 0)
+        """The writer of copies; no client of ours, so that after a restart its regions are closed ones."""
+
+    def restore(self, clients: Collection[bytes]) -> None:
+        """The regions of the previous daemon; those of others than ``clients`` are closed."""
+        for start, payload in self._ledger.regions.items():
+            assert isinstance(start, int)
+            blocks, prefix, single = _REGION.unpack(payload)
+            self._allocator.reserve(start, blocks)
+            self._add(Region(start, blocks, prefix, bool(single), fresh=False, retired=prefix not in clients))
+            self._cold.remove(start * shm.BLOCK, (start + blocks) * shm.BLOCK)
+
+    # ------------------------------------------------------------ regions
+
+    def all(self) -> list[Region]:
+        return list(self._regions.values())
+
+    def of(self, prefix: bytes) -> list[Region]:
+        """What this writer was granted."""
+        return [region for region in self._regions.values() if region.prefix == prefix]
+
+    def at(self, offset: int) -> Region | None:
+        found = bisect.bisect_right(self._starts, offset // shm.BLOCK) - 1
+        if found < 0:
+            return None
+        region = self._regions[self._starts[found]]
+        return region if offset < region.offset + region.size else None
+
+    def take(self, offset: int) -> Region | None:
+        """One more object lies at ``offset``, or is about to."""
+        region = self.at(offset)
+        if region is not None:
+            region.live += 1
+        return region
+
+    def let_go(self, offset: int) -> None:
+        """One less."""
+        region = self.at(offset)
+        if region is not None:
+            region.live -= 1
+            self.free_if_empty(region)
+
+    def retire(self, region: Region) -> None:
+        """Nothing more is written into it."""
+        region.retired = True
+        self.free_if_empty(region)
+
+    def free_if_empty(self, region: Region) -> None:
+        if region.live or not region.retired or self._regions.get(region.start) is not region:
+            return
+        del self._regions[region.start]
+        self._starts.remove(region.start)
+        self._ledger.regions.delete(region.start)
+        self._allocator.free(region.start, region.blocks, region.prefix)
+        self._last_change = time.monotonic()
+        if self._wants:
+            self._serve_wants()
+
+    def _add(self, region: Region) -> None:
+        self._regions[region.start] = region
+        bisect.insort(self._starts, region.start)
+
+    # ------------------------------------------------------------ grants
+
+    def on_want(self, client: Client, message: m.RegionWant) -> None:
+        if message.size > self.arena.size:
+            client.send(
+                m.RegionFailed(
+                    message.request,
+                    f"an object of {message.size} bytes cannot fit into the object store of {self.arena.size} bytes: "
+                    "start the node with a larger --object-store-memory, or store the value in parts",
+                )
+            )
+            return
+        self._wants.append(_Want(client, message, time.monotonic()))
+        self._serve_wants()
+
+    def on_done(self, client: Client, message: m.RegionDone) -> None:
+        region = self._regions.get(message.offset // shm.BLOCK)
+        if region is not None and region.prefix == client.prefix:
+            self.retire(region)
+
+    def forget_wants(self, client: Client) -> None:
+        self._wants = [want for want in self._wants if want.client is not client]
+
+    def _serve_wants(self) -> None:
+        """In order of arrival, so that a large request is not starved by small ones."""
+        while self._wants:
+            want = self._wants[0]
+            if not want.waits:
+                self._wants.pop(0)  # it asks again when it re-attaches
+                continue
+            blocks = -(-want.message.size // shm.BLOCK)
+            start = self._allocator.alloc(blocks, want.client.prefix)
+            if start is None and not self._evicting:
+                self._evicting = True  # what becomes free calls us
+                try:
+                    self._evict(blocks * shm.BLOCK)
+                finally:
+                    self._evicting = False
+                start = self._allocator.alloc(blocks, want.client.prefix)
+            if start is None:
+                if self._evicting:
+                    return
+                asyncio.get_running_loop().call_later(FULL_SECONDS + 0.01, self._expire_wants)
+                return
+            self._wants.pop(0)
+            self._grant(want, start, blocks)
+
+    def _expire_wants(self) -> None:
+        now = time.monotonic()
+        kept: list[_Want] = []
+        for want in self._wants:
+            if now - want.since < FULL_SECONDS:
+                kept.append(want)
+            else:
+                want.fail(
+                    f"the object store is full: {self.used_bytes()} of {self.arena.size} bytes are in use by "
+                    "objects that are still referenced, and "
+                    f"{want.message.size} more did not become free within {FULL_SECONDS:g} s; "
+                    "drop refs, or start the node with a larger "
+                    f"--object-store-memory. Biggest: {self._biggest()}"
+                )
+        self._wants = kept
+        self._serve_wants()
+
+    def _grant(self, want: _Want, start: int, blocks: int) -> None:
+        region = Region(start, blocks, want.client.prefix, want.message.single)
+        self._last_change = time.monotonic()
+        self._ledger.regions.put(start, _REGION.pack(blocks, region.prefix, region.single))
+        self._add(region)
+        if self._cold.overlaps(region.offset, region.offset + region.size):
+            self._reserve(want, region)
+        else:
+            self._tell(want, region)
+
+    def _tell(self, want: _Want, region: Region) -> None:
+        if want.own is not None:
+            self.arena.clear(region.offset)
+            want.own(region)
+            return
+        if want.client.detached:  # it will not write any more, nor give it back
+            self.retire(region)
+            return
+        self.arena.clear(region.offset)
+        want.client.send(m.Region(want.message.request, region.offset, region.size))
+
+    def _reserve(self, want: _Want, region: Region) -> None:
+        """Take the pages before the grant: off the loop, because the kernel clears them."""
+        # The pages behind a small region are taken along in growing steps, so that a busy client finds them
+        # there.
+        ahead = min(_RESERVE_STEP, max(region.size, self.warm_bytes()))
+        end = min(self.arena.size, max(region.offset + region.size, region.offset + ahead))
+        ranges = self._cold.overlaps(region.offset, end)
+        self._cold.remove(region.offset, end)
+
+        async def reserve() -> None:
+            try:
+                for a, b in ranges:
+                    await asyncio.to_thread(shm.reserve, self.arena.fd, a, b - a)
+            except OSError as error:
+                for a, b in ranges:
+                    self._cold.add(a, b)
+                want.fail(f"no memory for {region.size} bytes of the object store: {error}")
+                self.retire(region)
+                return
+            self._tell(want, region)
+
+        task = asyncio.get_running_loop().create_task(reserve(), name="reserve")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ------------------------------------------------------------ what this daemon writes
+
+    def allocate(
+        self, id_: bytes, size: int, on_space: Callable[[int], None], on_failure: Callable[[str], None]
+    ) -> None:
+        """Room for an object that this daemon writes: ``on_space(offset of its header)``, where it is begun already,
+        and taken until ``let_go``.
+        """
+        need = shm.footprint(size)
+        slab = min(_OWN_SLAB, self.arena.size // 16)
+        single = need > slab // 4
+        if not single and self._slab is not None:
+            region, at = self._slab
+            if at + need <= region.offset + region.size:
+                self._slab = region, at + need
+                self._begin(region, at, id_, size)
+                on_space(at)
+                return
+        if need > self.arena.size:
+            on_failure(f"it has {size} bytes, and the object store of this node {self.arena.size}")
+            return
+
+        def got(region: Region) -> None:
+            at = region.offset
+            self._begin(region, at, id_, size)
+            if single:
+                region.retired = True
+            else:
+                before, self._slab = self._slab, (region, at + need)
+                if before is not None:
+                    self.retire(before[0])
+            on_space(at)
+
+        blocks = -(-need // shm.BLOCK) if single else max(1, slab // shm.BLOCK)
+        message = m.RegionWant(0, blocks * shm.BLOCK, single)
+        self._wants.append(_Want(self._daemon, message, time.monotonic(), got, on_failure))
+        self._serve_wants()
+
+    def _begin(self, region: Region, at: int, id_: bytes, size: int) -> None:
+        self.arena.begin(at, id_, size, region.offset + region.size)
+        region.live += 1
+
+    def _give_up_slab(self) -> None:
+        """Where nothing lies in it any more; the next small copy takes another."""
+        if self._slab is not None and not self._slab[0].live:
+            (region, _), self._slab = self._slab, None
+            self.retire(region)
+
+    # ------------------------------------------------------------ pages
+
+    async def trim(self) -> None:
+        """Give free pages back to the kernel once nothing has moved for a while."""
+        if time.monotonic() - self._last_change < _IDLE_SECONDS:
+            return
+        self._give_up_slab()
+        for start, blocks in list(self._allocator.free_extents()):
+            a, b = start * shm.BLOCK, (start + blocks) * shm.BLOCK
+            if self._cold.ranges and self._cold.overlaps(a, b) == [(a, b)]:
+                continue
+            # Nobody is given these blocks while the thread works on them.
+            self._allocator.reserve(start, blocks)
+            try:
+                await asyncio.to_thread(shm.punch, self.arena.fd, a, b - a)
+                self._cold.add(a, b)
+            except OSError as error:
+                log.warning("cannot give back %s bytes of the arena: %s", b - a, error)
+            finally:
+                self._allocator.free(start, blocks)
+                if self._wants:
+                    self._serve_wants()
+
+    def used_bytes(self) -> int:
+        return (self._allocator.blocks - self._allocator.free_blocks) * shm.BLOCK
+
+    def warm_bytes(self) -> int:
+        return self.arena.size - sum(b - a for a, b in self._cold.ranges)
+
+    def figures(self) -> dict[str, int]:
+        """Bytes unless said otherwise."""
+        return {
+            "size": self.arena.size,
+            "used": self.used_bytes(),
+            "resident": self.warm_bytes(),
+            "regions": len(self._regions),
+            "waiting": len(self._wants),
+        }
