@@ -13,11 +13,9 @@ import json
 import logging
 import os
 import platform
-import secrets
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,13 +29,11 @@ from noded.config import (
     ConfigError,
     NodeInfo,
     cluster_dir,
-    load_or_create_token,
     log_dir,
     make_dir,
     make_node_dir,
     node_dir,
     node_home,
-    read_token,
     remove_node_dir,
 )
 from noded.head.head import Head
@@ -55,7 +51,7 @@ from noded.node.head_link import HeadLink, JoinError
 from noded.node.lease_router import LeaseRouter
 from noded.node.leases import Leases
 from noded.node.ledger import Ledger, LedgerError
-from noded.node.listener import Listener, ListenError, bind
+from noded.node.listener import Listener, ListenError
 from noded.node.object_store import ObjectStore
 from noded.node.orders import NodeOrders
 from noded.node.output import OutputMonitor
@@ -73,11 +69,19 @@ from noded.policy.where import refuse
 from noded.resources import UNIT, ResourceSet
 from noded.service import StartLock, notify_systemd, running_daemon
 from noded.shm import arena as shm
+from noded.startup import (
+    Standing,
+    address_of,
+    adopt_memory,
+    find_token,
+    new_memory,
+    open_sockets,
+    open_storage,
+)
 from noded.version import __version__
 from noded.view import Identity, View
 from noded.wire import cluster_messages as c
 from noded.wire import messages as m
-from noded.wire.dial import split_address
 from noded.wire.handshake import HandshakeError
 
 log = logging.getLogger("noded.daemon")
@@ -184,11 +188,12 @@ class Daemon:
     async def start(self) -> None:
         config = self.config
         self._make_directories()
-        self.token = self._read_token()
+        self.token = find_token(config)
         self.doors = Doors(self.loop, self.token, config.tls)
         if config.head:
-            await self._open_storage()
-        self._read_identity()
+            self.storage = await open_storage(config, self.run_dir)
+        standing = Standing.read(self.run_dir, head=config.head)
+        self.number, self.cluster_id = standing.number, standing.cluster_id
         if not config.head:
             await self._be_numbered()
         self.spawner = SpawnerLink(
@@ -210,7 +215,7 @@ class Daemon:
         if self.head is not None:
             self.number = await self.head.restore(self.number, self.cluster_id)
             self.cluster_id = self.head.cluster_id
-        self._write_identity()
+        self._write_standing()
         self._build_node(welcome.guard_until)
         if self._recovered:
             self.leases.capacity.restore_groups()  # before the leases, which may be in them
@@ -234,35 +239,10 @@ class Daemon:
         self._started = self.loop.time()
         self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
 
-    def _read_token(self) -> bytes:
-        if self.config.head:
-            return load_or_create_token(self.config.home)
-        found = read_token(self.config.home, os.environ)
-        if found is None:
-            raise ConfigError(
-                f"there is no token here to join a cluster with: copy the head's ({self.config.home}/token there) to "
-                "NODED_TOKEN, to the file NODED_TOKEN_FILE, or to the same place here with mode 600"
-            )
-        return found
-
     # ------------------------------------------------------------ identity
 
-    @property
-    def _identity_file(self) -> Path:
-        return Path(self.run_dir) / "identity.json"
-
-    def _read_identity(self) -> None:
-        """Which number this node was given: for as long as its directory is there."""
-        try:
-            told = json.loads(self._identity_file.read_text())
-            self.number, self.cluster_id = int(told["number"]), str(told["cluster_id"])
-        except (OSError, ValueError, KeyError, TypeError):
-            self.number, self.cluster_id = 0, secrets.token_hex(8) if self.config.head else ""
-
-    def _write_identity(self) -> None:
-        draft = self._identity_file.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps({"number": self.number, "cluster_id": self.cluster_id}))
-        draft.replace(self._identity_file)
+    def _write_standing(self) -> None:
+        Standing(self.number, self.cluster_id).write(self.run_dir)
 
     async def _be_numbered(self) -> None:
         """A member's first start: nothing of it can have a name before the head has given it a number."""
@@ -284,7 +264,7 @@ class Daemon:
             asking.cancel()
             stopping.cancel()
         self.number, self.cluster_id = int(told["number"]), str(told["cluster_id"])
-        self._write_identity()
+        self._write_standing()
 
     @property
     def _head_address(self) -> str:
@@ -318,83 +298,21 @@ class Daemon:
         self.log_dir = os.path.join(self.run_dir, "logs") if self.config.private else str(log_dir(self.config))
         make_dir(Path(self.log_dir))  # before the token and the storage: nobody else reads what is above it
 
-    async def _open_storage(self) -> None:
-        if self.config.storage == "memory":
-            from noded.head.storage.memory import MemoryStorage
-
-            self.storage = MemoryStorage(self.config.cluster)
-        else:
-            from noded.head.storage.sqlite import SqliteStorage
-
-            path = Path(self.run_dir) / "head.db" if self.config.private else cluster_dir(self.config) / "head.db"
-            self.storage = SqliteStorage(path, self.config.cluster, durable=not self.config.private)
-        await self.storage.open()
-
     def _open_memory(self) -> None:
         """Arena and ledger: those of the daemon before us, else new ones."""
         if self._recovered:
-            self.ledger = Ledger.open(self._kept.pop("ledger"))
-            fd = self._kept.pop("arena")
-            self.arena = shm.Arena(fd, os.fstat(fd).st_size)
+            self.ledger, self.arena = adopt_memory(self._kept)
             self.ledger.epoch = max(self.ledger.epoch + 1, self.epoch)
-            self.epoch = self.ledger.epoch
-            self.node_id = self.ledger.incarnation.hex()
-            return
-        self.ledger = Ledger.create(incarnation=os.urandom(16))
-        self.epoch = max(self.epoch, int(time.time()))  # above every lease of an earlier incarnation
-        self.ledger.epoch = self.epoch
-        size = self.config.object_store_memory & -shm.BLOCK
-        fd = shm.create(size)
-        self.arena = shm.Arena(fd, size)
+        else:
+            self.ledger, self.arena = new_memory(self.config.object_store_memory, self.epoch, self.spawner)
+        self.epoch = self.ledger.epoch
         self.node_id = self.ledger.incarnation.hex()
-        self.spawner.keep("ledger", self.ledger.fd)
-        self.spawner.keep("arena", fd)
 
     def _open_sockets(self) -> None:
-        if "tcp" in self._kept and "control" in self._kept:
-            tcp = socket.socket(fileno=self._kept.pop("tcp"))
-            self._control_socket = socket.socket(fileno=self._kept.pop("control"))
-        else:
-            tcp = bind(self.config.host, self.config.port)
-            path = os.path.join(self.run_dir, "control.sock")
-            if os.path.exists(path):
-                os.unlink(path)
-            self._control_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._control_socket.bind(path)
-            self._control_socket.listen(4096)
-            self.spawner.keep("tcp", tcp.fileno())
-            self.spawner.keep("control", self._control_socket.fileno())
-        self._sockets = [tcp, self._control_socket]
-        config = self.config
-        host, port = tcp.getsockname()[:2]
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if config.advertise:
-            name, _, given = config.advertise.rpartition(":")
-            self.address = config.advertise if given.isdigit() and name else f"{config.advertise}:{port}"
-        elif config.node_ip_address:
-            ip = config.node_ip_address
-            self.address = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
-        elif host in ("0.0.0.0", "::"):
-            self.address = f"{self._outside_address(host)}:{port}"
+        self._sockets = open_sockets(self.config, self.run_dir, self._kept, self.spawner)
+        tcp, self._control_socket = self._sockets
+        self.address = address_of(self.config, tcp)
         self.listener = Listener(tcp, self.token, self._on_http, self._on_door, self.doors.server_tls)
-
-    def _outside_address(self, host: str) -> str:
-        """Of a node that listens on all: the address that others reach it by, most likely."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        target = ("2001:db8::1", 9) if ":" in host else ("192.0.2.1", 9)
-        if self.config.address:
-            try:
-                found = socket.getaddrinfo(*split_address(self.config.address), type=socket.SOCK_DGRAM)
-                family, target = found[0][0], (str(found[0][4][0]), int(found[0][4][1]))
-            except OSError:
-                pass
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.connect(target)  # sends nothing: it only says which address would be used
-                found_host = str(probe.getsockname()[0])
-        except OSError:
-            found_host = "::1" if ":" in host else "127.0.0.1"
-        return f"[{found_host}]" if ":" in found_host else found_host
 
     def _build(self) -> None:
         """The head's tables, before the node: it may be one of them that gives the node its number."""
@@ -792,7 +710,7 @@ class Daemon:
         if self.starts_over:
             # Under its number: programs of this node, which live on, have made ids with it.
             make_node_dir(self.config)
-            self._write_identity()
+            self._write_standing()
 
     # ------------------------------------------------------------ connections
 

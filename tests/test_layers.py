@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "": {"client", "exceptions", "version"},
     "__main__": {"cli"},
     "cli": {"config", "daemon", "exceptions", "wire", "spawner.protocol", "version", "compat.environment"},
-    "daemon": {"node", "head", "http", "view", "service", "shm", "wire", "policy"} | LEAVES,
+    "daemon": {"node", "head", "http", "view", "service", "startup", "shm", "wire", "policy"} | LEAVES,
+    "startup": {"config", "node", "head", "shm", "wire"},
     "view": {"node", "head", "wire"} | LEAVES,
     "service": {"config"},
     # leaves

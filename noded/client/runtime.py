@@ -368,7 +368,7 @@ class Runtime:
             send(m.Detach())
         pushed, streams = self.tasks.pushed()
         told = m.Told(self.control.seq, self.tasks.leases(), pushed, self.space.in_use(), self.blocked, streams)
-        told.top = self.next_seq()
+        told.top, told.queued = self.next_seq(), self.tasks.unpushed()
         send(told)
         # Requests last: only after Told does the daemon know which leases and regions are still in use, and what it
         # grants before that it would take back.

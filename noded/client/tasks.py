@@ -826,6 +826,11 @@ class Tasks:
         tasks = [task for worker in self.links.values() for task in worker.inflight.values()]
         return [t.seq for t in tasks], [(t.seq, t.stream.arrived) for t in tasks if t.stream is not None]
 
+    def unpushed(self) -> list[int]:
+        """The numbers of tasks and calls that no worker has."""
+        queued = [task for queue in self.queues.values() for task in queue.ready]
+        return list({task.seq for task in (*self.waiting, *queued, *self.queued_calls())})
+
     def abandon(self) -> None:
         """In a forked child: close our copies only."""
         for worker in self.links.values():

@@ -470,7 +470,7 @@ class ControlServer:
         client.seq = max(client.seq, message.seq)
         if client.told:
             return
-        client.told, client.last_told = True, message
+        client.told, client.last_told, client.queued = True, message, frozenset(message.queued)
         self._store.client_told(client, self._snapshots.pop(client.prefix, set()), message)
         self._store.progressed(client)
         self._directory.progressed(client)

@@ -134,7 +134,7 @@ class Peers:
         try:
             while not peer.dead and not self._stopped:
                 entry = self._view.entries.get(peer.number)
-                if entry is not None and entry.state != "DEAD":
+                if entry is not None and entry.state != "DEAD" and entry.address:
                     try:
                         await self._connect(peer, entry.address)
                         return

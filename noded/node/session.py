@@ -52,6 +52,8 @@ class Client:
     """A driver on a host without a node: it has no shared memory, and ends when it stays away."""
     last_told: m.Told | None = None
     """After a daemon restart, or its own reconnect: what it waited for then."""
+    queued: frozenset[int] = frozenset()
+    """Of these nobody had begun then."""
 
     def may_hold(self, id_: bytes) -> bool:
         """Whether a result that turns up for it now may be one that it knows, or waits for."""
@@ -59,7 +61,7 @@ class Client:
         if told is None or not self.told:
             return True
         seq = ids.seq_of(id_)
-        if seq > told.top:
+        if seq > told.top or seq in self.queued:
             return True
         return seq in told.pending and ids.index_of(id_) >= dict(told.streams).get(seq, 0)
 

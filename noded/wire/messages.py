@@ -197,6 +197,8 @@ class Told(_Message, tag=2):
     """Of pending tasks that stream: so many of its items have arrived."""
     top: int = 0
     """The highest number of a submission so far."""
+    queued: list[int] = []
+    """Numbers of tasks and calls that were not pushed yet, or are to be pushed again."""
 
 
 class ClassDef(_Message, tag=3):

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from noded.head.actor_placement import ActorPlacement
 from noded.head.actors import ActorTable
 from noded.head.group_placement import GroupPlacement
@@ -54,8 +56,6 @@ class FakeNode:
         self.labels = labels or {}
         self.refuses: Callable[[Any], bool] = lambda message: False
         self.slow = False
-        self.careful = False
-        """It leaves alone what it has reserved since the attempt that a release names."""
         self.connected = False
         self.got: list[Any] = []
         """All that it was told, ever."""
@@ -67,7 +67,10 @@ class FakeNode:
         self.busy: dict[str, int] = {}
         self.groups: dict[bytes, dict[int, dict[str, int]]] = {}
         self.attempts: dict[bytes, int] = {}
-        self.closing: dict[bytes, list[c.ReleaseGroup]] = {}
+        """Of the groups that it holds."""
+        self.heard: dict[bytes, int] = {}
+        """Group -> the last attempt to place it here, whatever came of it."""
+        self.closing: dict[bytes, c.ReleaseGroup] = {}
         self.queued_groups: list[c.ReserveGroup] = []
         self.actors: dict[bytes, Running] = {}
         self.frozen = False
@@ -186,16 +189,26 @@ class FakeNode:
     # ------------------------------------------------------------ groups
 
     def _reserve(self, message: c.ReserveGroup) -> None:
-        held = self.groups.get(message.id, {})
-        if held and message.bundles.keys() <= held.keys() and message.id not in self.closing:
-            self.attempts[message.id] = message.attempt
-            self._say(c.GroupReserved(message.id, message.attempt, True))
-        elif self._has_room_for(message):
+        id_, attempt = message.id, message.attempt
+        self.heard[id_] = attempt
+        if id_ in self.closing:
+            self._say(c.GroupReserved(id_, attempt, False, "what it had here before is not free yet"))
+            return
+        held = self.groups.get(id_, {})
+        if held:
+            self.attempts[id_] = attempt
+        missing = {index: bundle for index, bundle in message.bundles.items() if index not in held}
+        if not missing:
+            self._say(c.GroupReserved(id_, attempt, True))
+            return
+        message = msgspec.structs.replace(message, bundles=missing)
+        self.queued_groups = [one for one in self.queued_groups if one.id != id_]  # of an earlier attempt
+        if self._has_room_for(message):
             self._open(message)
         elif message.wait:
             self.queued_groups.append(message)
         else:
-            self._say(c.GroupReserved(message.id, message.attempt, False, "not free now"))
+            self._say(c.GroupReserved(id_, attempt, False, "not free now"))
 
     def _has_room_for(self, message: c.ReserveGroup) -> bool:
         wanted: dict[str, int] = {}
@@ -212,26 +225,24 @@ class FakeNode:
         self._say(c.GroupReserved(message.id, message.attempt, True))
 
     def _release(self, message: c.ReleaseGroup) -> None:
-        queued = [one.attempt for one in self.queued_groups if one.id == message.id]
-        if self.careful and message.attempt < max([self.attempts.get(message.id, 0), *queued]):
+        if not message.removed and self.heard.get(message.id, 0) > message.attempt:
             return
         self.queued_groups = [one for one in self.queued_groups if one.id != message.id]
         if message.id not in self.groups:
             self._say(c.GroupReleased(message.id, message.attempt))
             return
-        self.closing.setdefault(message.id, []).append(message)
+        self.closing[message.id] = message
         if not self.slow:
             self.finish_groups()
 
     def finish_groups(self) -> None:
         """What ran in the groups that are to end has ended."""
-        closing, self.closing = self.closing, {}
-        for id_, messages in closing.items():
+        for id_ in list(self.closing):
+            message = self.closing.pop(id_)
             del self.groups[id_], self.attempts[id_]
             for actor in [i for i, r in self.actors.items() if self._group_of(r) == id_]:
                 self.end_actor(actor, "its placement group was removed")
-            for message in messages:
-                self._say(c.GroupReleased(id_, message.attempt))
+            self._say(c.GroupReleased(id_, message.attempt))
         self.serve()
 
     # ------------------------------------------------------------ actors
@@ -255,7 +266,9 @@ class FakeNode:
         group = self._group_of(running)
         if self.refuses(running.message):
             return False
-        return group in self.groups and group not in self.closing if group else self._has(running.message.spec.placement)
+        return (
+            group in self.groups and group not in self.closing if group else self._has(running.message.spec.placement)
+        )
 
     def _start(self, running: Running) -> None:
         id_, instance = running.message.spec.id, running.message.instance
@@ -268,12 +281,19 @@ class FakeNode:
 
     def _stop(self, message: c.StopActor) -> None:
         running = self.actors.get(message.id)
-        if running is not None and running.message.instance == message.instance:
+        if running is None or running.message.instance != message.instance:
+            if not message.move:
+                self._say(c.ActorExited(message.id, message.instance, None))
+        elif not running.worker:
             del self.actors[message.id]
-            self._say(c.ActorExited(message.id, message.instance, m.Death(running.worker) if running.worker else None))
+            if message.move:
+                self._say(c.ActorNever(message.id, message.instance, message.reason, "full"))
+            else:
+                self._say(c.ActorExited(message.id, message.instance, None))
+        elif not message.move:
+            del self.actors[message.id]
+            self._say(c.ActorExited(message.id, message.instance, m.Death(running.worker)))
             self.serve()
-        else:
-            self._say(c.ActorExited(message.id, message.instance, None))
 
     def end_actor(self, id_: bytes, reason: str = "") -> None:
         """It ends by itself."""
@@ -330,19 +350,25 @@ class FakeNode:
         world, message = self.world, self._register()
         self.inbox.clear()
         self.outbox.clear()
-        if self.number == OWN:
-            self.connected = True
-            self.record = world.nodes.register_own(message, self)
-        elif world.nodes.refuse(message):
+        if self.number != OWN and world.nodes.refuse(message):
             self.start_over()
             await self.connect()
             return False
-        else:
-            self.connected = True  # the table gives it work before it has answered
-            self.record = await world.nodes.register(message, self)
-        world.places.registered(self.record, self.told())
+        self.actors = {id_: r for id_, r in self.actors.items() if r.worker}  # the head has the others started anew
+        self.queued_groups = []
+        self.connected = True
         held = [c.HeldGroup(id_, self.attempts[id_], sorted(bundles)) for id_, bundles in self.groups.items()]
-        world.groups.registered(self.record, held)
+        if self.number == OWN:
+            self.record = world.nodes.register_own(message, self)
+            world.groups.restored()
+            world.places.restored()
+            world.groups.registered(self.record, held)
+            world.places.registered(self.record, self.told())
+        else:
+            self.record = await world.nodes.register(message, self)
+            world.places.registered(self.record, self.told())
+            world.groups.registered(self.record, held)
+            world.nodes.joined(self.record)
         return True
 
     def disconnect(self) -> None:
@@ -384,13 +410,13 @@ class World:
         found = self.fakes[number] = FakeNode(self, number, total or cpus(2), labels)
         return found
 
-    async def head(self, storage: Any = None) -> World:
-        """It has its own node at once; the others are to connect."""
+    async def head(self, storage: Any = None, restore: Callable[[], Any] = lambda: None) -> World:
+        """It has its own node at once; the others are to connect. ``restore()`` tells it of the groups there are."""
         for fake in self.fakes.values():
             fake.connected = False
         self.storage = storage or MemoryStorage(data=self.data)
         await self.storage.open()
-        self.nodes = NodeTable(self.storage, on_alive=self._on_alive, on_dead=self._on_dead, on_room=self.kick)
+        self.nodes = NodeTable(self.storage, on_alive=lambda _: self.kick(), on_dead=self._on_dead, on_room=self.kick)
         self.groups = GroupPlacement(self.nodes)
         self.places = ActorPlacement(
             self.nodes,
@@ -401,6 +427,7 @@ class World:
         self.actors.host, self.places.table = self.places, self.actors
         await self.nodes.restore(OWN)
         await self.actors.restore()
+        restore()
         if OWN not in self.fakes:
             self.node(OWN)
         await self.fakes[OWN].connect()
@@ -422,9 +449,6 @@ class World:
     async def connect(self, *numbers: int) -> None:
         for number in numbers:
             await self.fakes[number].connect()
-
-    def _on_alive(self, record: NodeRecord) -> None:
-        self.kick()
 
     def _on_dead(self, record: NodeRecord) -> None:
         self.places.node_died(record)
@@ -450,7 +474,7 @@ class World:
                 for fake in self.fakes.values():
                     if fake.connected:
                         fake.report()
-            moved = any([fake.step() for fake in self.fakes.values()])
+            moved = sum(fake.step() for fake in self.fakes.values())
             quiet = 0 if moved and quiet < 2 else quiet + 1
             await asyncio.sleep(0)
 

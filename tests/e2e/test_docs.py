@@ -80,6 +80,7 @@ def test_the_settings_of_a_page_exist(page: Path) -> None:
         "--help",
         "--version",
         "--as-ray",
+        "--undo",
     }
     others = {
         "NODED_" + name for name in "ADDRESS CONFIG GPUS_WITHOUT_ASKING HOME MARK RUN_DIR TOKEN TOKEN_FILE".split()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given as hypothetically
 from hypothesis import strategies as st
 
 from noded.node.cluster_view import ClusterView
+from noded.policy import given
 from noded.wire import cluster_messages as c
 
 OWN = 1
@@ -15,7 +16,9 @@ OWN = 1
 
 def entry(number: int, id_: str = "", state: str = "ALIVE", cpus: int = 4, **more: Any) -> c.NodeEntry:
     amounts = {} if state == "DEAD" else {"CPU": cpus}
-    return c.NodeEntry(number, id_ or f"id{number}", f"n{number}", f"a{number}", state, amounts, dict(amounts), {}, **more)
+    return c.NodeEntry(
+        number, id_ or f"id{number}", f"n{number}", f"a{number}", state, amounts, dict(amounts), {}, **more
+    )
 
 
 class Watched(ClusterView):
@@ -81,16 +84,32 @@ def test_those_that_the_head_does_not_name_any_more_are_gone() -> None:
     assert view.entries.keys() == {1} and view.by_id == {"id1": 1} and view.dead == [(3, "id3"), (2, "id2")]
 
 
-def test_what_is_given_away_counts_until_the_node_reports() -> None:
+def test_what_is_given_away_counts_until_the_node_reports_or_for_a_while() -> None:
     view = Watched()
     view.update([entry(1), entry(2)], True)
-    view.take("id2", {"CPU": 3, "GPU": 1})
-    node = view.cluster.get("id2")
-    assert node is not None and node.available["CPU"] == 1 and view.entries[2].available == {"CPU": 4}
-    view.take("nobody", {"CPU": 3})
+
+    def free() -> int:
+        node = view.cluster.get("id2")
+        assert node is not None and view.entries[2].available == {"CPU": 4}
+        return node.available["CPU"]
+
+    view.take("id2", {"CPU": 2, "GPU": 1}, 10.0)
+    view.take("id2", {"CPU": 1}, 10.2)
+    view.take("nobody", {"CPU": 3}, 10.2)
+    assert free() == 1
+    view.take("id2", {"CPU": -1}, 10.3)
+    assert free() == 2
+    view.expire(10.0 + given.SECONDS + 0.1)
+    assert free() == 4
+    view.take("id2", {"CPU": 2}, 20.0)
     view.update([entry(2)], False)
-    node = view.cluster.get("id2")
-    assert node is not None and node.available == {"CPU": 4}
+    assert free() == 4
+    view.expire(30.0)
+    assert free() == 4
+    view.take("id2", {"CPU": 2}, 40.0)
+    view.update([entry(2, state="DEAD")], False)
+    view.expire(50.0)
+    assert view.cluster.get("id2") is None
 
 
 _ENTRIES = st.builds(
@@ -101,7 +120,7 @@ _ENTRIES = st.builds(
 )
 
 
-@given(
+@hypothetically(
     updates=st.lists(
         st.tuples(
             st.lists(_ENTRIES, max_size=4, unique_by=lambda e: e.number).filter(

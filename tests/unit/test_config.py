@@ -208,7 +208,9 @@ def test_unknown_keys_and_likely_slips_are_refused(env: dict[str, str], toml: Pa
         Config.load({}, env | {"NODED_NUM_CPU": "1"})
     with pytest.raises(ConfigError, match="command line: unknown key 'num_cpu'; did you mean 'num_cpus'"):
         Config.load({"num_cpu": 1}, env)
-    Config.load({}, env | {"NODED_MARK": "a", "NODED_GPUS_WITHOUT_ASKING": "b", "NODED_TOKEN": "c", "NODED_MY_OWN": "d"})
+    Config.load(
+        {}, env | {"NODED_MARK": "a", "NODED_GPUS_WITHOUT_ASKING": "b", "NODED_TOKEN": "c", "NODED_MY_OWN": "d"}
+    )
     toml.write_text("prot = 1")
     with pytest.raises(ConfigError, match=rf"file {toml}: unknown key 'prot'; did you mean 'port'"):
         Config.load({}, env)
