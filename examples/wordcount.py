@@ -82,7 +82,7 @@ def shared_array() -> None:
     assert not any(writeable for _, writeable, _ in parts), "a task could have changed the shared array"
     workers = len({pid for _, _, pid in parts})
     print(f"{array.nbytes / 1e6:.0f} MB array put once in {put * 1e3:.1f} ms; four slices summed", end=" ")
-    print(f"in {took * 1e3:.1f} ms by {workers} worker{'s' * (workers > 1)}, all reading the same memory:")
+    print(f"in {took * 1e3:.1f} ms by {workers} worker{'s' * (workers > 1)}, none of which copied it:")
     print(f"  sum {total:,.0f}, and no task could write to it")
 
 

@@ -130,6 +130,11 @@ def _announce(config: settings.Config, told: Mapping[str, Any], log: Path) -> No
         click.echo(f"  head        {config.address}")
     click.echo(f"  connect     noded.init({'' if default else repr(config.cluster)})")
     click.echo(f"  or set      NODED_ADDRESS={told['address']}")
+    if config.head:
+        here = told["address"].startswith(("127.", "[::1]"))
+        click.echo(
+            f"  join it     noded start --address {told['address']}{'  (on this machine: see --host)' if here else ''}"
+        )
     click.echo(f"  look        noded status{'' if default else f' --cluster {config.cluster}'}")
     others = "" if config.address is None else "  (and with it all nodes of this cluster on this machine)"
     click.echo(f"  stop        noded stop{'' if default else f' --cluster {config.cluster}'}{others}")

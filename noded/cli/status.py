@@ -107,43 +107,52 @@ def _print(reports: list[dict[str, Any]]) -> None:
             for part in _tables(report["status"]):
                 console.print(part)
         last = number + 1 == len(reports) or reports[number + 1]["cluster"] != report["cluster"]
+        if last and _alone(report):
+            continue  # it has been said
         if last and report["cluster_nodes"] is not None:
             console.print(f"[bold]cluster {escape(report['cluster'])}[/bold]")
             console.print(_nodes_table(report["cluster_nodes"]))
+            for node in report["cluster_nodes"]:
+                if node.get("reason") and node.get("state") != "ALIVE":
+                    console.print(f"  {escape(str(node.get('name')))}: {escape(str(node['reason']))}", style="dim")
         elif last and report["status"] is not None:
             console.print(f"[bold]cluster {escape(report['cluster'])}[/bold]")
             console.print(f"  {escape(str(report['cluster_error']))}", style="red")
 
 
+def _alone(report: Mapping[str, Any]) -> bool:
+    nodes = report["cluster_nodes"]
+    return nodes is not None and len(nodes) == 1 and nodes[0].get("state") == "ALIVE"
+
+
 def _nodes_table(nodes: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """The living first; what is dead has a reason and nothing else."""
+    """The living first."""
     from rich import box
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", border_style="dim")
+    shown = [name for name in ("CPU", "GPU", "memory") if any((node.get("total") or {}).get(name) for node in nodes)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim", border_style="dim")
     for column in ("node", "id", "address", "state"):
         table.add_column(column, no_wrap=True)
-    for column in ("CPU", "GPU", "memory", "waiting"):
+    for column in (*shown, "waiting"):
         table.add_column(column, justify="right", no_wrap=True)
     for node in sorted(nodes, key=lambda node: node.get("state") == "DEAD"):
         total, used = node.get("total") or {}, node.get("used") or {}
         amounts = [
             f"{_amount(name, used.get(name, 0))}/{_amount(name, total[name])}" if total.get(name) else ""
-            for name in ("CPU", "GPU", "memory")
+            for name in shown
         ]
-        state, reason = str(node.get("state", "")), str(node.get("reason") or "")
+        state = str(node.get("state", ""))
         table.add_row(
             Text(str(node.get("name", ""))),
-            Text(str(node.get("id", ""))[:12]),
+            Text(str(node.get("id", ""))[:8]),
             Text(str(node.get("address", ""))),
             Text(state, "" if state == "ALIVE" else "yellow" if state in ("AWAY", "DRAINING") else "red"),
             *amounts,
             str(node.get("waiting") or ""),
         )
-        if reason and state != "ALIVE":
-            table.add_row("", Text(""), Text(""), Text(reason, "dim"))
     return Padding(table, (0, 0, 0, 1), expand=False)
 
 
