@@ -15,7 +15,8 @@ WORKDIR /home/noded
 ENV NODED_HOME=/home/noded/.noded
 EXPOSE 8265
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8265/healthz', timeout=4)"]
+    CMD ["python", "-c", "import os, ssl, urllib.request as r; t = os.environ.get('NODED_TLS_CERT'); \
+r.urlopen(('https' if t else 'http') + '://127.0.0.1:8265/healthz', timeout=4, context=ssl._create_unverified_context() if t else None)"]
 
 ENTRYPOINT ["noded"]
 # 0.0.0.0 is the container's own network; publish the port only where clients with the token may reach it.

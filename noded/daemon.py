@@ -786,6 +786,7 @@ class Daemon:
             self.config.daemon_grace if not client.remote else REMOTE_GRACE,
             self.number,
             self.config.head,
+            tls=self.doors.server_tls is not None,
         )
 
     # ------------------------------------------------------------ resources

@@ -206,7 +206,7 @@ def _context() -> ClientContext:
             "node_id": rt.node_id,
             "node_ip_address": rt.node_ip,
             "session_dir": rt.run_dir,
-            "webui_url": f"http://{rt.address}",
+            "webui_url": rt.web_address,
             "cluster": rt.cluster,
             "job_id": rt.job,
         }

@@ -110,6 +110,7 @@ class Runtime:
         self.node_id = ""
         self.node_ip = ""
         self.address = ""
+        self.web_address = ""
         self.cluster = ""
         self.blocked = False
         self.lock = threading.RLock()
@@ -273,6 +274,7 @@ class Runtime:
             welcome.address,
             welcome.cluster,
         )
+        self.web_address = f"{'https' if welcome.tls else 'http'}://{welcome.address}"
         if same_node:
             if fd >= 0:
                 os.close(fd)

@@ -168,8 +168,10 @@ class GroupPlacement:
             if reason:
                 self._infeasible(plan, reason)
                 return False
-            self._ask(plan, [own.number] * len(plan.missing()), wait=True)
-            return True
+            if not any(plan.nodes):
+                self._ask(plan, [own.number] * len(plan.missing()), wait=True)
+                return True
+            # Else it waits here: were it to give up waiting there, what it has there would go as well.
         if plan.missing() != list(range(len(plan.bundles))) and plan.strategy == "STRICT_PACK":
             self._give_back(plan)
         self._nodes.refresh()
@@ -185,8 +187,9 @@ class GroupPlacement:
             plan.why = "resources_busy", found.reason
             if self._may_queue(plan):
                 freed = self._assign(plan, self._without_groups())
-                if isinstance(freed, policy.Assignment):
-                    self._ask(plan, self._numbers(freed), wait=True)
+                numbers = self._numbers(freed) if isinstance(freed, policy.Assignment) else []
+                if numbers and not {*numbers} & {*plan.nodes}:  # as above
+                    self._ask(plan, numbers, wait=True)
                     return True
             return False
         self._ask(plan, self._numbers(found), wait=False)
@@ -251,8 +254,8 @@ class GroupPlacement:
 
     def _ask(self, plan: Plan, numbers: list[int], *, wait: bool) -> None:
         plan.attempt += 1
-        plan.alone = self._nodes.alone
-        plan.queued_until = time.monotonic() + _QUEUE_SECONDS if wait and not self._nodes.alone else 0.0
+        plan.alone = wait and self._nodes.alone
+        plan.queued_until = time.monotonic() + _QUEUE_SECONDS if wait and not plan.alone else 0.0
         if plan.queued_until:
             self._queued[plan.id] = plan
         plan.asked, plan.reserved = {}, {}
@@ -316,7 +319,7 @@ class GroupPlacement:
             if message.ok and node.api is not None and (plan is None or node.number not in plan.nodes):
                 node.api.release_group(c.ReleaseGroup(message.id, message.attempt, plan is None))
             return
-        if not message.ok and self._nodes.alone:
+        if not message.ok and plan.alone:
             self._infeasible(plan, message.reason)  # it waits there
             return
         self._answered(plan, node.number, message.ok)

@@ -444,6 +444,8 @@ class Welcome(_Message, tag=40):
     head: bool = True
     warning: str = ""
     """For people, where something does not match."""
+    tls: bool = False
+    """HTTP at ``address`` is HTTPS."""
 
 
 class Refused(_Message, tag=41):

@@ -574,7 +574,9 @@ def test_one_that_the_own_node_refuses_at_once_goes_on_waiting() -> None:
     run(body)
 
 
-def test_one_that_is_refused_by_the_only_node_while_the_rest_of_it_ends_there_is_asked_for_afterwards() -> None:
+def test_what_is_left_of_a_group_stays_while_the_rest_finds_no_room() -> None:
+    """Also while there is one node only, where it could wait, and when another comes that is too small."""
+
     async def body() -> None:
         world = World()
         own = world.node(OWN, cpus(4))
@@ -585,18 +587,18 @@ def test_one_that_is_refused_by_the_only_node_while_the_rest_of_it_ends_there_is
         group = wish(world, 1, 2, 2).reserve()
         await world.settle()
         assert sorted(group.nodes) == [OWN, 2]
-        own.slow = True
+        kept = group.nodes.index(OWN)
         await world.fakes[2].lost()
-        assert own.queued_groups, "it waits for the rest at the only node"
-        await world.node(3, cpus(1)).connect()  # it may wait elsewhere now, and gives back what it has
-        assert own.closing
+        await world.settle()
+        await world.node(3, cpus(1)).connect()
+        await world.settle()
         await world.fakes[3].lost()
         await world.settle()
-        assert not own.queued_groups and not group.nodes
-        own.occupy({})
-        own.finish_groups()
-        await until(lambda: group.nodes, world, "it is not asked for any more")
-        assert group.nodes == [OWN, OWN]
+        assert not own.queued_groups and not released(own)
+        assert group.events == ["created", "lost"]
+        await world.node(4, cpus(2)).connect()
+        await until(lambda: group.nodes, world, "the rest is not placed")
+        assert group.nodes[kept] == OWN and sorted(group.nodes) == [OWN, 4] and not released(own)
         group.check()
 
     run(body)

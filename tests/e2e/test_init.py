@@ -54,7 +54,7 @@ def test_what_init_returns() -> None:
     assert host and port.isdigit() and context["gcs_address"] == context["address"]
     assert context["node_id"] == noded.nodes()[0]["NodeID"] and context.address_info["node_id"] == context["node_id"]
     assert Path(context["session_dir"]).is_dir()
-    assert context.dashboard_url == f"http://{context['address']}"
+    assert context.dashboard_url == f"{'https' if os.environ.get('NODED_TLS_CERT') else 'http'}://{context['address']}"
     assert noded.get_runtime_context().namespace == "mine"
 
 
