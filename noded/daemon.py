@@ -438,6 +438,7 @@ class Daemon:
             on_group_at=self.router.on_group_at,
             on_all_nodes=self._forget_strangers,
             request_stop=self._stop_for,
+            claim_actors=self._claim_actors,
             questions={
                 "explain": self._explain,
                 "status": self._tell_status,
@@ -841,12 +842,15 @@ class Daemon:
         message.actors, message.groups, message.jobs = self.host.told(), self.orders.held_groups(), self._jobs()
         return message
 
-    def on_registered(self, message: c.Registered) -> None:
-        """What the head was not told while it was away, it is told now."""
-        for id_ in message.actors:
+    def _claim_actors(self, made_here: list[bytes]) -> None:
+        for id_ in made_here:
             if id_ not in self.store.entries:
                 self.store.await_holders(id_)
         self.store.settle()
+
+    def on_registered(self, message: c.Registered) -> None:
+        """What the head was not told while it was away, it is told now."""
+        self._claim_actors(message.actors)
         known = set(message.jobs)
         for job in {worker.record.job for worker in self.pool.workers.values()} - known - {""}:
             self.orders.end_job(c.EndJob(job, list(self.host.hosted)))

@@ -272,8 +272,10 @@ class Control:
                 self._on_named(message.prefix)
                 link.send(self._attach())
                 link.flush()
-            else:
+            elif isinstance(message, (m.Welcome, m.Refused)):
                 answer.append(message)
+            else:  # was on its way already
+                rest.append((message, payload))
 
         try:
             link.send(self._attach())

@@ -349,7 +349,7 @@ class Objects:
         waiting = self._subscribed.get(id_)
         if waiting is None:
             waiting = self._subscribed[id_] = []
-            self.control.send(m.Subscribe([id_], pull))
+            self.control.send(m.Subscribe([id_], pull, ref._value[0] if type(ref._value) is tuple else 0))
         elif pull and id_ not in self._pulled:
             self.control.send(m.Subscribe([id_]))
         if pull:

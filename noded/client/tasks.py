@@ -91,7 +91,7 @@ class Tasks:
         self.on_actor_event: Callable[[WorkerLink], None] = lambda link: None
         self.queued_calls: Callable[[], Iterable[Task]] = lambda: ()
         """Calls that wait for their actor."""
-        self._coming: dict[int, str] = {}
+        self._coming: set[tuple[int, str]] = set()
         """Leases that we were given, of workers that we are being connected to."""
         self.waiting: set[Task] = set()
         """Tasks with unresolved arguments: kept alive here."""
@@ -367,7 +367,7 @@ class Tasks:
         cannot be reached.
         """
         found = self.links.get(worker)
-        if found is not None:
+        if found is not None and not (found.link.closed and found.session is not None):
             call(found)
         elif path and self._node:
             call(self.link_to_locked(worker, path, pid))
@@ -510,6 +510,7 @@ class Tasks:
             return
         if kind is m.Stale:
             self._requeue(worker, message.seqs)
+            worker.recalled = True  # the lease has ended there
             return
         task = worker.inflight.pop(message.seq, None)
         if task is None:
@@ -637,7 +638,7 @@ class Tasks:
         if not queue.ready:
             self._on_lease(queue, message, None)
             return
-        self._coming[message.lease] = message.worker
+        self._coming.add((message.lease, message.worker))
         self.reach_locked(
             message.worker,
             message.path,
@@ -647,11 +648,13 @@ class Tasks:
         )
 
     def _on_lease(self, queue: TaskQueue, message: m.Grant, worker: WorkerLink | None) -> None:
-        self._coming.pop(message.lease, None)
+        self._coming.discard((message.lease, message.worker))
         if worker is None or (worker.remote and not queue.ready):
             self.control.send(m.LeaseDone(message.lease, False, message.worker))
             self.pump_locked(queue)
             return
+        if worker.queue is not None:  # a lease of before, which has ended there meanwhile
+            worker.queue.leases.remove(worker)
         worker.lease, worker.queue, worker.running = message.lease, queue, 0
         worker.recalled = worker.wanted = False
         worker.idle_since = time.monotonic()
@@ -661,9 +664,9 @@ class Tasks:
         self.flush_locked(worker)
 
     def on_recall(self, message: m.Recall) -> None:
-        for queue in self.queues.values():
+        for queue in list(self.queues.values()):
             for worker in queue.leases:
-                if worker.lease == message.lease:
+                if worker.lease == message.lease and worker.worker == message.worker:
                     worker.wanted = True
                     worker.recalled = message.now
                     if not worker.inflight and (message.now or not queue.ready):
@@ -685,7 +688,7 @@ class Tasks:
 
     def group_removed_locked(self, id_: bytes) -> None:
         """Nothing more goes into this placement group, and no idle worker in it waits for more."""
-        for queue in self.queues.values():
+        for queue in list(self.queues.values()):
             if queue.where.group == id_ and not queue.closed:
                 queue.closed = "its placement group was removed"
                 for worker in list(queue.leases):
@@ -704,9 +707,9 @@ class Tasks:
             self.fail_locked(task, unschedulable(task, message))
 
     def on_worker_died(self, message: m.WorkerDied) -> None:
-        worker = self.links.pop(message.death.worker, None)
-        if worker is None:
-            return
+        worker = self.links.get(message.death.worker)
+        if worker is None or worker.lease not in (0, message.lease):
+            return  # a lease of before: it may have another by now
         self.drop_link_locked(worker)
         queue = worker.queue
         if queue is not None and worker in queue.leases:
@@ -784,7 +787,7 @@ class Tasks:
 
     def open_tasks(self) -> list[Task]:
         found: list[Task] = [*self.waiting, *self.queued_calls()]
-        for queue in self.queues.values():
+        for queue in list(self.queues.values()):
             found += queue.ready
         for worker in self.links.values():
             found += worker.inflight.values()
@@ -801,7 +804,7 @@ class Tasks:
         now = time.monotonic()
         if self._redials:
             self._redial_locked(now)
-        for queue in self.queues.values():
+        for queue in list(self.queues.values()):
             busy = busy or bool(queue.ready) or bool(queue.leases)
             for worker in list(queue.leases):
                 if not worker.inflight and not queue.ready and now - worker.idle_since > LINGER:
@@ -809,7 +812,7 @@ class Tasks:
         return busy
 
     def retell_locked(self) -> None:
-        for queue in self.queues.values():
+        for queue in list(self.queues.values()):
             self._define_locked(queue)
             queue.declared = 0
             self.pump_locked(queue)
@@ -819,7 +822,7 @@ class Tasks:
 
     def leases(self) -> list[tuple[int, str]]:
         held = [(worker.lease, worker.worker) for worker in self.links.values() if worker.lease]
-        return held + list(self._coming.items())
+        return held + list(self._coming)
 
     def pushed(self) -> tuple[list[int], list[tuple[int, int]]]:
         """The numbers of tasks that workers have; and of those that stream, how many items have arrived."""

@@ -333,6 +333,9 @@ class ActorPlacement:
                 self._host(node, record, wait=True)
             return
         adopted = self.table.adopt(actor, node.number, node.address)
+        maker = self._nodes.records.get(ids.node_of(actor.id))
+        if record is None and not adopted.spec.detached and maker is not None and maker.api is not None:
+            maker.api.claim_actors([actor.id])  # when it told what it holds we did not know of this one
         if parked is not None and not adopted.payload:
             adopted.payload = parked.payload
 

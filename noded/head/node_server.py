@@ -88,6 +88,9 @@ class RemoteNode:
     def end_job(self, message: c.EndJob) -> None:
         self.link.send(message)
 
+    def claim_actors(self, ids: list[bytes]) -> None:
+        self.link.send(c.ClaimActors(ids))
+
     def drain(self, on: bool) -> None:
         self.link.send(c.Drain(on))
 

@@ -85,7 +85,7 @@ class Directory:
         """Client of ours -> (seq, node that asks, token)."""
         self._barriers: list[_Barrier] = []
         self._spreads: dict[bytes, _Spread] = {}
-        self._more: dict[bytes, asyncio.Future[list[int]]] = {}
+        self._more: dict[bytes, asyncio.Future[list[int] | bytes]] = {}
         self._places: dict[bytes, int] = {}
         """Where what is being brought here is written."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -131,7 +131,7 @@ class Directory:
         self._flushing = False
         boxes, self._outbox = self._outbox, defaultdict(_Outbox)
         for number, box in boxes.items():
-            if self._is_dead(number):
+            if self.is_dead(number):
                 for id_ in box.wants:
                     self._store.on_not_found(id_, "owner", "the node where it was made is dead")
                 continue
@@ -149,7 +149,7 @@ class Directory:
             if box.wants and peer.attached:
                 self._peers.send(number, c.WantObjects(box.wants))
 
-    def _is_dead(self, number: int) -> bool:
+    def is_dead(self, number: int) -> bool:
         entry = self._view.entries.get(number)
         return entry is not None and entry.state == "DEAD"
 
@@ -200,9 +200,9 @@ class Directory:
 
     def on_found(self, message: c.Found, payload: bytes | memoryview) -> None:
         more = self._more.get(message.id)
-        if more is not None and message.nodes:
+        if more is not None:
             if not more.done():
-                more.set_result(message.nodes)
+                more.set_result(message.nodes or bytes(payload))
             return
         self._store.on_found(message.id, message.size, message.nodes, payload)
 
@@ -223,7 +223,7 @@ class Directory:
         if client is None:
             client = self._clients[prefix] = Client(prefix, "node", 0, 0)
         client.told = False
-        peer.client, peer.snapshot = client, set()
+        peer.client, peer.snapshot, peer.copies = client, set(), set()
         self._store.recovering.add(prefix)
 
     def on_refs(self, peer: Peer, message: m.Refs) -> None:
@@ -236,6 +236,9 @@ class Directory:
 
     def on_copies(self, peer: Peer, message: c.Copies) -> None:
         peer.drops.difference_update(message.gone)
+        if peer.copies is not None:
+            peer.copies.update(id_ for id_, _ in message.objects)
+            peer.copies.difference_update(message.gone)
         told_again = [id_ for id_, _ in message.objects if id_ in peer.drops]
         self._store.on_copies(peer.number, message.objects, message.gone)
         for id_, _ in message.objects:
@@ -251,6 +254,9 @@ class Directory:
         if client is not None and snapshot is not None:
             peer.snapshot = None
             client.told = True
+            if peer.copies is not None:  # what it gave up while it could not tell
+                self._store.copies_told(peer.number, peer.copies)
+                peer.copies = None
             self._store.peer_told(client, snapshot)
         self._peers.answer(peer.number, c.PeerRead(message.seq))
 
@@ -273,7 +279,11 @@ class Directory:
             self._peers.answer(node, c.Found(entry.id, entry.size, []), bytes(value))
             return
         size = entry.size if entry.offset >= 0 else entry.away.size if entry.away is not None else 0
-        self._peers.answer(node, c.Found(entry.id, size, self._sources(node, entry)))
+        sources = self._sources(node, entry)
+        if sources:
+            self._peers.answer(node, c.Found(entry.id, size, sources))
+        else:
+            self.not_found(node, entry.id, "lost", "no node has it any more")
 
     def not_found(self, node: int, id_: bytes, kind: str, reason: str) -> None:
         self._peers.answer(node, c.NotFound(id_, kind, reason))
@@ -309,7 +319,7 @@ class Directory:
 
     def hurry(self, receiver: bytes, seq: int) -> None:
         number = ids.node_of(receiver)
-        if self._is_dead(number):
+        if self.is_dead(number):
             asyncio.get_running_loop().call_soon(self._store.has_read, receiver, _READ_ALL)
             return
         if self._asked.get(receiver, -1) >= seq:
@@ -394,7 +404,11 @@ class Directory:
                     break
                 except PullFailed as failure:
                     # Who has it may be away for a while; only the dead do not come back.
-                    nodes = [n for n in await self._other_sources(id_) if not self._is_dead(n)]
+                    more = await self._other_sources(id_)
+                    if isinstance(more, bytes):
+                        self._store.arena.copy_in(offset + shm.HEADER_SIZE, more)
+                        break
+                    nodes = [n for n in more if not self.is_dead(n)]
                     if not nodes:
                         raise
                     log.info("object %s cannot be brought here now: %s", id_.hex(), failure)
@@ -416,19 +430,20 @@ class Directory:
     def _addresses(self, nodes: list[int]) -> list[str]:
         return [a for a in (self._view.address(n) for n in nodes if n != self._store.node) if a]
 
-    async def _other_sources(self, id_: bytes) -> list[int]:
+    async def _other_sources(self, id_: bytes) -> list[int] | bytes:
+        """Other nodes, or the value itself."""
         home = ids.node_of(id_)
         if home == self._store.node:
             entry = self._store.entries.get(id_)
             await asyncio.sleep(0.2)  # the view may be about to say which of them are dead
             return list(entry.away.nodes) if entry is not None and entry.away is not None else []
-        if self._is_dead(home):
+        if self.is_dead(home):
             return []
-        future = self._more[id_] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[list[int] | bytes] = asyncio.get_running_loop().create_future()
+        self._more[id_] = future
         try:
             self._peers.send(home, c.WantObjects([id_]))
-            nodes: list[int] = await future
-            return nodes
+            return await future
         finally:
             del self._more[id_]
 

@@ -238,6 +238,8 @@ class HeadLink:
             self.orders.reserve_group(message)
         elif kind is c.ReleaseGroup:
             self.orders.release_group(message)
+        elif kind is c.ClaimActors:
+            self.orders.claim_actors(message.ids)
         elif kind is c.EndJob:
             self.orders.end_job(message)
         elif kind is c.HeadAnswer:

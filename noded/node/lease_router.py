@@ -345,6 +345,8 @@ class LeaseRouter:
             return  # the other node is told at its end
         kind = type(inner)
         if kind is m.Grant:
+            if not client.told or message.prefix in peer.untold:
+                return  # what it is about to say, or has said meanwhile, ends this lease
             self._remote.setdefault(peer.number, {})[inner.lease] = client.prefix, inner.worker, inner.cls
             sent = self._sent.get((client.prefix, inner.cls))
             if sent is not None and sent.counts.get(peer.number):
@@ -357,6 +359,7 @@ class LeaseRouter:
         elif kind is m.WorkerDied:
             self._remote.get(peer.number, {}).pop(inner.lease, None)
         elif kind is m.Unschedulable:
+            self.demand_changed(client, inner.cls, 0)
             self._leases.forget_demand(client, inner.cls)
         client.send(inner, payload)
 
@@ -364,8 +367,7 @@ class LeaseRouter:
         sent = self._sent.get((message.prefix, message.cls))
         if sent is None:
             return
-        sent.counts.pop(peer.number, None)
-        sent.queued.discard(peer.number)
+        self._set_count(message.prefix, message.cls, sent, peer.number, 0)  # also of a demand that has crossed this
         sent.shunned[peer.number] = time.monotonic() + _SHUN_SECONDS
         sent.hops += 1
         self._leases.kick()
@@ -419,7 +421,13 @@ class LeaseRouter:
     def _tell_leases(self, peer: Peer, client: Client) -> None:
         self._introduce(peer, client)
         leases = [(x, w) for x, (p, w, _) in self._remote.get(peer.number, {}).items() if p == client.prefix]
+        peer.untold[client.prefix] = peer.untold.get(client.prefix, 0) + 1
         self._forward(peer, client.prefix, m.Told(0, leases, [], []))
+
+    def on_guest_told(self, peer: Peer, message: c.GuestTold) -> None:
+        left = peer.untold.pop(message.prefix, 0) - 1
+        if left > 0:
+            peer.untold[message.prefix] = left
 
     def client_died(self, client: Client) -> None:
         for key in [k for k in self._sent if k[0] == client.prefix]:
@@ -467,6 +475,7 @@ class LeaseRouter:
 
     def attached(self, peer: Peer, welcome: c.PeerWelcome) -> None:
         """We are connected to it (again): what it knows of our clients may be old."""
+        peer.untold.clear()
         known = self._guests_at.setdefault(peer.number, set())
         known.update(welcome.clients)
         for prefix in list(known):
@@ -532,6 +541,8 @@ class LeaseRouter:
         inner = m.decode_to_daemon(memoryview(message.header))
         kind = type(inner)
         client = self._clients.get(message.prefix)
+        if kind is m.Told:
+            self._peers.answer(peer.number, c.GuestTold(message.prefix))
         if client is None:
             client = Client(message.prefix, "guest", 0, 0, message.job)
             client.session = GuestWay(self._peers, peer.number, message.prefix, self._address)

@@ -429,14 +429,16 @@ class Leases:
         for lease in self.leases.values():
             if not lease.granted or lease.recalled or not self._others_wait(waiting, shares, lease):
                 continue
+            if lease.worker is None or lease.client.session is None or not lease.client.told:
+                continue
             if not lease.wanted:
                 lease.wanted = True
-                lease.client.send(m.Recall(lease.id, False))
+                lease.client.send(m.Recall(lease.id, lease.worker.id, False))
             if oldest is None or lease.granted < oldest.granted:
                 oldest = lease
-        if oldest is not None and now - oldest.granted >= _SLICE:
+        if oldest is not None and oldest.worker is not None and now - oldest.granted >= _SLICE:
             oldest.recalled = True
-            oldest.client.send(m.Recall(oldest.id, True))
+            oldest.client.send(m.Recall(oldest.id, oldest.worker.id, True))
 
     @staticmethod
     def _others_wait(waiting: list[Waiting], shares: list[Share], lease: Lease) -> bool:
@@ -542,8 +544,8 @@ class Leases:
             assigned.on_worker(worker)
             return
         lease: Lease = assigned
-        if lease.over or lease.client.session is None:
-            # The client is dead, or away: when it comes back it asks anew.
+        if lease.over or lease.client.session is None or not lease.client.told:
+            # The client is dead, or away, or is about to say what it has: then it asks anew.
             self._drop(lease)
             self.pool.release(worker)
             return
@@ -808,7 +810,11 @@ class Leases:
         ]:
             self.on_lease_done(client, lease.id, retiring=True)
         for lease_id, wid in claimed:
-            if lease_id not in self.leases:
+            known = self.leases.get(lease_id)
+            if known is not None:
+                if not known.ended:
+                    known.wanted = known.recalled = False  # it may not have heard of that
+            else:
                 client.send(m.WorkerDied(lease_id, m.Death(wid, reason="it ended while the daemon was away")))
         for key in [key for key in self.demands if key[0] == client.prefix]:
             del self.demands[key]

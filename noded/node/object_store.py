@@ -35,7 +35,19 @@ _INLINE = 100 << 10
 class Away:
     """What is known of an object that concerns other nodes as well."""
 
-    __slots__ = ("asking", "cached", "held_there", "lost", "nodes", "pinned", "pulling", "size", "used", "watching")
+    __slots__ = (
+        "asking",
+        "cached",
+        "held_there",
+        "lost",
+        "nodes",
+        "pinned",
+        "pulling",
+        "seen_at",
+        "size",
+        "used",
+        "watching",
+    )
 
     def __init__(self) -> None:
         self.nodes: dict[int, int] = {}
@@ -53,6 +65,8 @@ class Away:
         """Elsewhere: a copy that may go when there is no room."""
         self.used = 0.0
         self.pulling = False
+        self.seen_at = 0
+        """At its home: the node that has it by the word of its maker alone."""
         self.lost = ""
         """Why it cannot be had any more: the nodes that had it are dead."""
 
@@ -84,6 +98,8 @@ class Elsewhere(Protocol):
 
     def was_dropped(self, id_: bytes, node: int) -> bool:
         """That node was told so, and has not answered."""
+
+    def is_dead(self, node: int) -> bool: ...
 
     def hurry(self, receiver: bytes, seq: int) -> None:
         """Answered with ``has_read`` when this client of another node was read so far and what it told is known."""
@@ -385,7 +401,13 @@ class ObjectStore:
             if id_.startswith(self._own):
                 away = entry.away
                 if away is None or not (away.nodes or away.lost):
-                    if not self._may_come(ids.prefix_of(id_)):
+                    if message.at and self.elsewhere.is_dead(message.at):
+                        client.send(m.Lost(id_, "lost", "the node that had it is dead"))
+                        continue
+                    if message.at:
+                        away = entry.away = away or Away()
+                        away.seen_at = message.at
+                    elif not self._may_come(ids.prefix_of(id_)):
                         client.send(m.Lost(id_, "owner", "the process that was to make it has ended"))
                         continue
                 elif away.lost:
@@ -621,6 +643,15 @@ class ObjectStore:
                 found.away.nodes.pop(node, None)
                 self._look_whether_lost(found, "the last copy of it was given up")
 
+    def copies_told(self, node: int, copies: set[bytes]) -> None:
+        """These are all the objects of this home that lie there."""
+        gone = [
+            e.id
+            for e in self.entries.values()
+            if e.away is not None and node in e.away.nodes and e.id.startswith(self._own) and e.id not in copies
+        ]
+        self.on_copies(node, [], gone)
+
     def _tell_exists(self, entry: Entry) -> None:
         away = entry.away
         assert away is not None
@@ -675,6 +706,8 @@ class ObjectStore:
                 self._maybe_free(entry)
             elif away.nodes.pop(node, None) is not None:
                 self._look_whether_lost(entry, f"the node that had it is dead: {reason}")
+            elif away.seen_at == node:
+                self._look_whether_lost(entry, f"the node that had it is dead, and had told nobody yet: {reason}")
 
     def expect_makers(self) -> None:
         """A client of an incarnation before this one is back: the makers of what it waits for may follow it."""

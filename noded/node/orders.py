@@ -47,6 +47,7 @@ class NodeOrders:
         on_group_at: Callable[[m.GroupAt], None],
         on_all_nodes: Callable[[], None],
         request_stop: Callable[[str], None],
+        claim_actors: Callable[[list[bytes]], None],
         questions: dict[str, Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]],
     ):
         self._leases = leases
@@ -59,6 +60,7 @@ class NodeOrders:
         self._on_group_at = on_group_at
         self._on_all_nodes = on_all_nodes
         self._request_stop = request_stop
+        self.claim_actors = claim_actors
         self._questions = questions
         self._attempts: dict[bytes, int] = {}
         """Group -> the last attempt of the head to place it here."""

@@ -66,6 +66,8 @@ class PeerMessages:
             self._directory.on_not_found(message)
         elif kind is c.Reschedule:
             self._router.on_reschedule(peer, message)
+        elif kind is c.GuestTold:
+            self._router.on_guest_told(peer, message)
 
     # ------------------------------------------------------------ on connections that dialed us
 

@@ -49,6 +49,10 @@ class Peer:
     dead: bool = False
     snapshot: set[bytes] | None = None
     """Holds that it has told again since it attached."""
+    copies: set[bytes] | None = None
+    """Objects of ours that it has told again to lie there."""
+    untold: dict[bytes, int] = field(default_factory=dict)
+    """Clients of ours -> how often it is yet to confirm what leases they have: until then its grants are void."""
     client: Client | None = None
     """It as a holder of objects of ours."""
     drops: set[bytes] = field(default_factory=set)
@@ -138,7 +142,7 @@ class Peers:
                     try:
                         await self._connect(peer, entry.address)
                         return
-                    except (OSError, HandshakeError, TimeoutError) as problem:
+                    except (OSError, HandshakeError, TimeoutError, ValueError) as problem:
                         log.debug("node %s at %s cannot be reached: %s", peer.number, entry.address, problem)
                 await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
                 attempt += 1
@@ -171,7 +175,7 @@ class Peers:
                 welcomed.set_exception(ConnectionError(link.close_reason or "it closed the connection"))
             if peer.out is link:
                 peer.out, peer.attached = None, False
-                if welcomed.done() and not welcomed.exception() and peer.needed:
+                if welcomed.done() and not welcomed.cancelled() and not welcomed.exception() and peer.needed:
                     self.need(peer.number)
 
         link = LoopLink(self._loop, sock, c.decode_from_peer, on_message, on_closed, f"node {peer.number}")
@@ -180,6 +184,8 @@ class Peers:
         link.send(self._attach())
         try:
             await asyncio.wait_for(welcomed, _GREETING_SECONDS)
+            if peer.out is not link:
+                raise ConnectionError(link.close_reason or "it closed the connection")
         except BaseException:
             link.close()
             if welcomed.done() and not welcomed.cancelled():

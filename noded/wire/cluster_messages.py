@@ -306,6 +306,12 @@ class AskNode(_Message, tag=152):
     what: str
 
 
+class ClaimActors(_Message, tag=154):
+    """These were made here, as a node tells that has them: answered with ActorUnheld for each that nobody holds."""
+
+    ids: list[bytes]
+
+
 class Drain(_Message, tag=153):
     """Take nothing new; ``on``: or take it again."""
 
@@ -421,6 +427,14 @@ class HasRead(_Message, tag=185):
     token: int
 
 
+class GuestTold(_Message, tag=187):
+    """What leases this client has is known here, and those that it did not name are over: grants that come from now on
+    are new.
+    """
+
+    prefix: bytes
+
+
 class Reschedule(_Message, tag=186):
     """There is no room for so many leases of this class; the demand is forgotten here."""
 
@@ -459,12 +473,13 @@ FromHead = (
     | ReserveGroup
     | ReleaseGroup
     | EndJob
+    | ClaimActors
     | StopNode
     | AskNode
     | Drain
 )
 ToPeer = PeerAttach | PeerTold | Refs | Copies | WantObjects | Hurry | ForPeer | PeerClientGone | Output
-FromPeer = PeerWelcome | PeerRead | Dropped | Found | NotFound | HasRead | Reschedule | ForClient
+FromPeer = PeerWelcome | PeerRead | Dropped | Found | NotFound | HasRead | Reschedule | GuestTold | ForClient
 
 decode_to_head = msgspec.msgpack.Decoder(ToHead).decode
 decode_from_head = msgspec.msgpack.Decoder(FromHead).decode

@@ -151,7 +151,7 @@ class Link:
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
-                raise _ended(error) from None
+                raise ended(error) from None
             self.unsent_bytes -= sent
             self._drop(sent)
         self.unsent = 0
@@ -221,7 +221,7 @@ class Link:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                raise _ended(error) from None
+                raise ended(error) from None
             if not got:
                 raise LinkClosed("end of stream")
             if self._big is not None:
@@ -252,7 +252,7 @@ class Link:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                raise _ended(error) from None
+                raise ended(error) from None
             for level, kind, data in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     fds = array.array("i")
@@ -347,5 +347,6 @@ class Link:
             self.out.clear()
 
 
-def _ended(error: OSError) -> LinkClosed:
+def ended(error: OSError) -> LinkClosed:
+    """What an error of the socket says of the peer."""
     return LinkClosed(str(error)) if isinstance(error, ConnectionError) else LinkSilent(str(error))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
 
-from noded.wire.link import FrameError, Link, LinkClosed, LinkSilent
+from noded.wire.link import FrameError, Link, LinkClosed, LinkSilent, ended
 
 log = logging.getLogger("noded.link")
 
@@ -16,6 +17,7 @@ _PAYLOAD_LIMIT = 256 << 20
 _UNSENT_LIMIT = 256 << 20
 _UNSENT_PAUSE = 8 << 20
 """Who leaves this much unread is not listened to before it reads: its requests are what makes the answers."""
+_LAST_READS = 1024
 _SPARE = 8
 _spare: list[tuple[bytearray, memoryview]] = []
 """Buffers to read into. A link has one only while a part of a frame waits in it: a head has a thousand links."""
@@ -63,6 +65,14 @@ class LoopLink:
             link._buffer, link._view = _spare.pop()
         try:
             link.receive_with_fds(self._handle)
+            if not link.closed and (error := link.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+                # uvloop stops to watch a socket once it has called for an error, also where something was still to be
+                # read: there will be no other call.
+                self._note(ended(OSError(error, os.strerror(error))))
+                for _ in range(_LAST_READS):
+                    if not link.closed:
+                        link.receive_with_fds(self._handle)
+                self.close()
         except LinkClosed as end:
             self._note(end)
             self.close()

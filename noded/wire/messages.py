@@ -265,6 +265,8 @@ class Subscribe(_Message, tag=11):
 
     ids: list[bytes]
     pull: bool = True
+    at: int = 0
+    """The node that its maker said it lies on, when that may not have told yet."""
 
 
 class RegionWant(_Message, tag=12):
@@ -470,6 +472,7 @@ class Recall(_Message, tag=43):
     """Others wait: return the lease when it has nothing to do, or, with ``now``, at the next task boundary."""
 
     lease: int
+    worker: str
     now: bool
 
 

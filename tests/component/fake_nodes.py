@@ -117,6 +117,9 @@ class FakeNode:
     def end_job(self, message: c.EndJob) -> None:
         return
 
+    def claim_actors(self, ids: list[bytes]) -> None:
+        return
+
     def drain(self, on: bool) -> None:
         return
 

@@ -122,7 +122,8 @@ class Node:
         self.host = NodeActorHost(self.leases, self.pool, self.head, lambda job, config: None)
         self.orders = NodeOrders(
             self.leases, self.pool, self.host, None, {}, self.head, worker_path=lambda wid: wid,
-            on_group_at=lambda message: None, on_all_nodes=lambda: None, request_stop=lambda reason: None, questions={},
+            on_group_at=lambda message: None, on_all_nodes=lambda: None, claim_actors=lambda made: None,
+            request_stop=lambda reason: None, questions={},
         )  # fmt: skip
         self.made = 0
 

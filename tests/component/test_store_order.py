@@ -163,3 +163,31 @@ def test_an_object_of_its_own_that_a_client_dropped_before_it_told_is_freed() ->
         assert not node.store.entries
     finally:
         node.close()
+
+
+@pytest.mark.parametrize("dead_at_first", [True, False])
+def test_a_value_is_lost_with_the_node_that_had_it_even_if_that_had_told_nobody(
+    node: Node, dead_at_first: bool
+) -> None:
+    """Its maker, a worker there, has told the caller where it lies; the daemon there never came to tell its home."""
+
+    class Others:
+        def is_dead(self, node: int) -> bool:
+            return dead_at_first
+
+    class Session:
+        def __init__(self) -> None:
+            self.sent: list[Any] = []
+
+        def send(self, message: Any, payload: bytes = b"") -> None:
+            self.sent.append(message)
+
+    node.store.elsewhere = Others()
+    caller, session = node.clients[OWNER], Session()
+    caller.session = session
+    node.store.on_subscribe(caller, m.Subscribe([OBJECT], True, 9))
+    if not dead_at_first:
+        assert not session.sent
+        node.store.node_died(9, "it was unplugged")
+    (lost,) = session.sent
+    assert isinstance(lost, m.Lost) and lost.id == OBJECT and lost.kind == "lost"
