@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import select
 import signal
 import socket
 import sys
@@ -588,6 +589,9 @@ class Daemon:
             return
         self.loop.add_reader(self._owner_fd, self.request_stop)
 
+    def _owner_has_ended(self) -> bool:
+        return self._owner_fd >= 0 and bool(select.select([self._owner_fd], [], [], 0)[0])
+
     def report_ready(self) -> None:
         host, _, port = self.address.rpartition(":")
         NodeInfo(
@@ -1027,6 +1031,9 @@ class Daemon:
 
     def _on_spawner_lost(self) -> None:
         """Its workers died with it. Start another and give it everything to keep."""
+        if self._stop.is_set() or self._owner_has_ended():
+            self.request_stop()  # the spawner has seen before us that all is to end
+            return
         task = self.loop.create_task(self._new_spawner(), name="new spawner")
         task.add_done_callback(lambda t: self._fail(t))
         self._spawner_task = task
