@@ -6,18 +6,33 @@ given is counted for long: by then it is either in a report, or over.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 SECONDS = 0.5
 
 
+@dataclass
+class _OfNode:
+    until: deque[tuple[float, Mapping[str, int]]] = field(default_factory=deque)
+    """When each is not counted any more: the earliest first."""
+    sums: dict[str, int] = field(default_factory=dict)
+
+    def count(self, amounts: Mapping[str, int], sign: int) -> None:
+        for name, amount in amounts.items():
+            self.sums[name] = self.sums.get(name, 0) + sign * amount
+
+
 class Given:
     def __init__(self) -> None:
-        self._given: dict[str, list[tuple[float, Mapping[str, int]]]] = {}
+        self._given: dict[str, _OfNode] = {}
 
     def add(self, node: str, amounts: Mapping[str, int], now: float) -> None:
         """Negative amounts: they were given back."""
-        self._given.setdefault(node, []).append((now + SECONDS, amounts))
+        given = self._given.setdefault(node, _OfNode())
+        given.until.append((now + SECONDS, amounts))
+        given.count(amounts, 1)
 
     def forget(self, node: str) -> None:
         """It has reported, or is gone."""
@@ -25,20 +40,21 @@ class Given:
 
     def expire(self, now: float) -> list[str]:
         """Nodes of which less is counted than before."""
-        changed = [node for node, given in self._given.items() if given[0][0] <= now]
+        changed = [node for node, given in self._given.items() if given.until[0][0] <= now]
         for node in changed:
-            left = [each for each in self._given[node] if each[0] > now]
-            if left:
-                self._given[node] = left
-            else:
+            given = self._given[node]
+            while given.until and given.until[0][0] <= now:
+                given.count(given.until.popleft()[1], -1)
+            if not given.until:
                 del self._given[node]
         return changed
 
     def off(self, node: str, available: Mapping[str, int]) -> dict[str, int]:
         """What is left of these amounts."""
         left = dict(available)
-        for _, amounts in self._given.get(node, ()):
-            for name, amount in amounts.items():
+        given = self._given.get(node)
+        if given is not None:
+            for name, amount in given.sums.items():
                 if name in left:
                     left[name] -= amount
         return left
