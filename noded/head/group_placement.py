@@ -268,8 +268,9 @@ class GroupPlacement:
                 self._answered(plan, number, False)
                 return
             bundles = {index: plan.bundles[index] for index in indices}
-            for bundle in bundles.values():
-                self._nodes.take(node, bundle)
+            if not plan.alone:
+                for bundle in bundles.values():
+                    self._nodes.take(node, bundle)
             node.api.reserve_group(c.ReserveGroup(plan.id, plan.attempt, bundles, plan.strategy, plan.job, wait))
             if not plan.asked and not plan.reserved:  # it has answered no, and all is given back
                 return

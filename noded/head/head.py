@@ -202,9 +202,6 @@ class Head:
         """By the head's own node."""
         return await self.answer(what, arguments, self.own.number)
 
-    def knows_question(self, what: str) -> bool:
-        return what in self._questions
-
     def unheld(self, id_: bytes) -> None:
         self.actors.released(id_)
 

@@ -183,10 +183,6 @@ class NodeActorHost:
         if hosted is not None:
             hosted.alive, hosted.payload = True, b""
 
-    def instance_of(self, id_: bytes) -> int:
-        hosted = self.hosted.get(id_)
-        return hosted.instance if hosted is not None else 0
-
     def forget_waiting(self) -> None:
         """Those that have no worker yet: the head, which may be another one, has them started anew."""
         for id_, hosted in list(self.hosted.items()):

@@ -102,18 +102,6 @@ class ClusterView:
         """Nodes that are not this one, and not dead."""
         return [e for e in self.entries.values() if e.number != self.number and e.state != "DEAD"]
 
-    def totals(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        """(total, available) of all nodes that are not dead."""
-        total: dict[str, int] = {}
-        available: dict[str, int] = {}
-        for entry in self.entries.values():
-            if entry.state != "DEAD":
-                for name, amount in entry.total.items():
-                    total[name] = total.get(name, 0) + amount
-                for name, amount in entry.available.items():
-                    available[name] = available.get(name, 0) + amount
-        return total, available
-
 
 def node_view(entry: c.NodeEntry) -> NodeView:
     return NodeView(entry.id, entry.available, entry.total, entry.labels, entry.state == "ALIVE")

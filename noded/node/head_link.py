@@ -28,7 +28,6 @@ log = logging.getLogger("noded.head_link")
 
 _PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _REPORT_SECONDS = 0.1
-_SLOW = 1.0
 _GREETING_SECONDS = 10.0
 _NEWS_SECONDS = 10.0
 _SILENT_SECONDS = 6.0

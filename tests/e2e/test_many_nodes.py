@@ -432,7 +432,8 @@ def test_cancel_of_what_waits_elsewhere(nodes: Cluster, gate: Gate) -> None:
 
     n1 = gated.options(scheduling_strategy=on(member(nodes, "n1")))
     refs = [n1.remote(gate) for _ in range(4)]
-    time.sleep(0.3)
+    queued = lambda: sum(node.ask("status")["demands"] for node in nodes.list_all_nodes())  # noqa: E731
+    wait_for(queued, "the fourth does not wait for room")
     noded.cancel(refs[3])
     with pytest.raises(TaskCancelledError):
         get(refs[3], 10)

@@ -44,7 +44,6 @@ def test_nodes_are_known_by_number_and_id_and_the_own_one_is_none_of_the_others(
     assert [e.number for e in view.others()] == [2, 3, 4]
     assert view.address(2) == "a2" and view.address(9) == ""
     assert {node.id: node.schedulable for node in view.cluster} == {"id2": True, "id3": False, "id4": False}
-    assert view.totals() == ({"CPU": 16}, {"CPU": 16})
 
 
 def test_a_node_that_dies_is_told_of_once_and_stays_to_be_looked_at() -> None:
@@ -54,7 +53,6 @@ def test_a_node_that_dies_is_told_of_once_and_stays_to_be_looked_at() -> None:
         view.update([entry(2, state="DEAD", reason="silent")], False)
     view.update([entry(1), entry(2, state="DEAD")], True)
     assert view.dead == [(2, "id2")] and not view.others() and view.entries[2].state == "DEAD"
-    assert view.totals() == ({"CPU": 4}, {"CPU": 4})
 
 
 def test_a_node_that_starts_over_has_died_before() -> None:
