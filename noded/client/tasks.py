@@ -40,6 +40,8 @@ _REDIAL_SECONDS = 0.05
 LINGER = 0.1
 """An idle lease is kept this many seconds."""
 _DEMAND_LIMIT = 256
+_GROUP_REMOVED = "its placement group was removed"
+_GROUPS_REMEMBERED = 1_000
 
 
 class Dialer(Protocol):
@@ -95,6 +97,8 @@ class Tasks:
         """Leases that we were given, of workers that we are being connected to."""
         self.waiting: set[Task] = set()
         """Tasks with unresolved arguments: kept alive here."""
+        self._removed_groups: dict[bytes, None] = {}
+        """Placement groups that this process knows to be removed."""
 
     @property
     def on_a_node(self) -> bool:
@@ -117,6 +121,8 @@ class Tasks:
                 queue = self.queues.get(key)
                 if queue is None:
                     queue = TaskQueue(len(self.queues) + 1, resources, name, env, where)
+                    if where.group in self._removed_groups:
+                        queue.closed = _GROUP_REMOVED
                     self._by_number[queue.number] = queue
                     self._define_locked(queue)
                     self.queues[key] = queue
@@ -687,10 +693,15 @@ class Tasks:
             self.pump_locked(queue)
 
     def group_removed_locked(self, id_: bytes) -> None:
-        """Nothing more goes into this placement group, and no idle worker in it waits for more."""
+        """Nothing more goes into this placement group, and no idle worker in it waits for more. Its nodes may not have
+        heard of that yet.
+        """
+        self._removed_groups[id_] = None
+        if len(self._removed_groups) > _GROUPS_REMEMBERED:
+            del self._removed_groups[next(iter(self._removed_groups))]
         for queue in list(self.queues.values()):
             if queue.where.group == id_ and not queue.closed:
-                queue.closed = "its placement group was removed"
+                queue.closed = _GROUP_REMOVED
                 for worker in list(queue.leases):
                     worker.recalled = True
                     if not worker.inflight:

@@ -35,7 +35,7 @@ class GroupRecord:
     """Told so."""
     stored: str = ""
     """The state that the storage has; empty: nothing."""
-    released: bool = False
+    released: asyncio.Event = field(default_factory=asyncio.Event)
     """It was removed, and the resources it had are free."""
     watchers: set[bytes] = field(default_factory=set)
     written: asyncio.Event = field(default_factory=asyncio.Event)
@@ -69,12 +69,17 @@ def describe(record: GroupRecord) -> dict[str, Any]:
     spec = record.spec
     waited = record.waited * 1000
     finished = {"created": "FINISHED", "removed": "REMOVED"}
+    state = record.state.upper()
+    if record.lost and record.state == "pending":
+        state = "RESCHEDULING"
+    elif record.state == "removed" and not record.released.is_set():
+        state = "REMOVING"  # what runs in it may not have ended yet, and more may begin until its nodes have heard
     return {
         "placement_group_id": spec.id.hex(),
         "name": spec.name,
         "bundles": {index: _floats(bundle) for index, bundle in enumerate(spec.bundles)},
         "strategy": spec.strategy,
-        "state": "RESCHEDULING" if record.lost and record.state == "pending" else record.state.upper(),
+        "state": state,
         "stats": {
             "end_to_end_creation_latency_ms": waited,
             "scheduling_latency_ms": waited,

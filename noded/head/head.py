@@ -422,9 +422,11 @@ class Head:
 
     async def _ask_groups(self, args: dict[str, Any], number: int) -> Any:
         """All of them, or the one of this id; with the nodes of their bundles."""
-        found = self.groups.table(bytes.fromhex(args.get("id", "")))
-        for id_, group in found.items():
-            record = self.groups.records[bytes.fromhex(id_)]
+        id_ = bytes.fromhex(args.get("id", ""))
+        await self.groups.removed(id_)
+        found = self.groups.table(id_)
+        for name, group in found.items():
+            record = self.groups.records[bytes.fromhex(name)]
             nodes = record.nodes if record.state != "pending" else [0] * len(group["bundles"])
             group["bundles_to_node_id"] = {
                 index: node.id if (node := self.nodes.records.get(at)) is not None else ""

@@ -12,6 +12,7 @@ and is told as infeasible once that has been so for a while.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,6 +29,7 @@ log = logging.getLogger("noded.groups")
 
 TABLE = "placement_groups"
 INFEASIBLE_AFTER = 3.0
+_REMOVAL_SECONDS = 5.0
 _SHOWN_REMOVED = 1_000
 """So many removed groups stay in the table, for people to look at."""
 _REMEMBERED = 20_000
@@ -211,6 +213,13 @@ class GroupTable:
             await record.written.wait()
         return self.rejected.get(id_, "")
 
+    async def removed(self, id_: bytes) -> None:
+        """When it is about to be removed, wait a moment for that."""
+        record = self.records.get(id_)
+        if record is not None and record.state == "removed":
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(record.released.wait(), _REMOVAL_SECONDS)
+
     def table(self, id_: bytes = b"") -> dict[str, dict[str, Any]]:
         """All groups, or one, as people look at them: by their ids in hex."""
         found = self.records.values() if not id_ else filter(None, [self.records.get(id_)])
@@ -238,7 +247,7 @@ class GroupTable:
 
     def _release(self, record: GroupRecord) -> None:
         def on_released() -> None:
-            record.released = True
+            record.released.set()
             self._tell(record)
             self._shown[record.spec.id] = None
             if len(self._shown) > _SHOWN_REMOVED:
@@ -281,7 +290,7 @@ class GroupTable:
         """What is not durable yet is not told yet."""
         if record.state == "created" and record.stored != "created":
             return
-        if record.state == "removed" and not record.released:
+        if record.state == "removed" and not record.released.is_set():
             return
         at = record.at()
         for prefix in record.watchers if only is None else only:
