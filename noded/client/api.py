@@ -307,7 +307,9 @@ def put(value: Any, *, _owner: Any = None) -> ObjectRef[Any]:
 def wait(
     object_refs: list[ObjectRef[Any]], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
 ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-    """(ready, not ready): waits until ``num_returns`` of the refs are ready, or ``timeout`` seconds."""
+    """(ready, not ready): waits until ``num_returns`` of the refs are ready, or ``timeout`` seconds. ``fetch_local``:
+    values on other nodes begin to come here.
+    """
     rt = current() or runtime()
     if type(object_refs) is not list:
         raise TypeError(f"noded.wait() takes a list of ObjectRefs, not {type(object_refs).__name__}")
@@ -321,7 +323,7 @@ def wait(
     if isinstance(num_returns, bool) or not isinstance(num_returns, int) or not 0 < num_returns <= len(object_refs):
         raise ValueError(f"num_returns must be from 1 to {len(object_refs)}, the number of refs, not {num_returns!r}")
     with rt.interrupts:
-        return rt.objects.wait(object_refs, num_returns, _check_timeout(timeout))
+        return rt.objects.wait(object_refs, num_returns, _check_timeout(timeout), pull=fetch_local)
 
 
 # ---------------------------------------------------------------- ending things

@@ -77,6 +77,9 @@ class Objects:
         self._announced: dict[bytes, ObjectRef[Any]] = {}
         """Our refs that left without a value."""
         self._to_republish: list[ObjectRef[Any]] = []
+        self._to_make_again: list[tuple[bytes, str]] = []
+        """Of ours, that are lost, and why: the node asks for those that somebody wants."""
+        self.can_be_made_again: Callable[[bytes], bool] = lambda id_: False
         self._subscribed: dict[bytes, list[Callable[[], None]]] = {}
         """Borrowed refs somebody waits for, with what to call."""
         self._pulled: set[bytes] = set()
@@ -237,6 +240,14 @@ class Objects:
         else:
             self._seal_small_locked(entry)
 
+    def announce_locked(self, ref: ObjectRef[Any]) -> None:
+        """This ref of ours gets a value (again), which the node is to have then, whatever it is."""
+        if ref._token is None:
+            self.publish_locked(ref)
+        else:
+            self._announced[ref.binary()] = ref
+            self.control.send(m.Pending([ref.binary()]))
+
     def arrived_locked(self, ref: ObjectRef[Any]) -> None:
         """A pending ref that had left has its value now."""
         if self._announced.pop(ref.binary(), None) is not None and ref._state not in (STORED, AWAY):
@@ -349,13 +360,21 @@ class Objects:
         waiting = self._subscribed.get(id_)
         if waiting is None:
             waiting = self._subscribed[id_] = []
-            self.control.send(m.Subscribe([id_], pull, ref._value[0] if type(ref._value) is tuple else 0))
+            self.control.send(self._subscription(id_, pull, ref))
         elif pull and id_ not in self._pulled:
             self.control.send(m.Subscribe([id_]))
         if pull:
             self._pulled.add(id_)
         if call is not None:
             waiting.append(call)
+
+    @staticmethod
+    def _subscription(id_: bytes, pull: bool, ref: ObjectRef[Any]) -> m.Subscribe:
+        """Of a result that lies on another node: which, and who made it there, if it is known."""
+        if type(ref._value) is not tuple:
+            return m.Subscribe([id_], pull)
+        maker, seq = ref._token.hold.maker or (b"", 0)
+        return m.Subscribe([id_], pull, ref._value[0], maker, seq)
 
     def on_ready(self, message: m.Ready) -> None:
         for id_, offset, size in message.objects:
@@ -436,14 +455,15 @@ class Objects:
             if resume is not None:
                 resume()
 
-    def ask_for(self, wanted: Sequence[ObjectRef[Any]]) -> None:
-        """Subscribe to the borrowed ones among these."""
-        unknown = [ref for ref in wanted if ref._state == REMOTE or ref._state == AWAY]
+    def ask_for(self, wanted: Sequence[ObjectRef[Any]], *, pull: bool = True) -> None:
+        """Subscribe to the borrowed ones among these; without ``pull`` it is enough that they are somewhere."""
+        unknown = [ref for ref in wanted if ref._state == REMOTE or (pull and ref._state == AWAY)]
         if unknown:
             with self.lock:
                 for ref in unknown:
-                    if self.want_locked(ref) == REMOTE and self.state_now(ref) == REMOTE:
-                        self.when_ready_locked(ref, None)
+                    state = self.want_locked(ref) if pull else ref._state
+                    if state == REMOTE and self.state_now(ref) == REMOTE:
+                        self.when_ready_locked(ref, None, pull=pull)
                 self.control.flush()
 
     def get(self, wanted: Sequence[ObjectRef[Any]], timeout: float | None) -> list[Any]:
@@ -481,9 +501,11 @@ class Objects:
             )
 
     def wait(
-        self, wanted: list[ObjectRef[Any]], count: int, timeout: float | None
+        self, wanted: list[ObjectRef[Any]], count: int, timeout: float | None, *, pull: bool = True
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-        """(ready, not ready), both in the order given; at most ``count`` are called ready."""
+        """(ready, not ready), both in the order given; at most ``count`` are called ready. ``pull``: what lies
+        elsewhere begins to come here.
+        """
 
         def done() -> bool:
             left = count
@@ -496,7 +518,7 @@ class Objects:
             return False
 
         if not done():
-            self.ask_for(wanted)
+            self.ask_for(wanted, pull=pull)
             deadline = None if timeout is None else time.monotonic() + timeout
             if timeout is None or timeout > 0:
                 self.sleep(done, deadline)
@@ -528,8 +550,16 @@ class Objects:
         for at in range(0, len(announced), BATCH):
             self.control.send(m.Pending(announced[at : at + BATCH]))
         for told, pull in ((pulled, True), (watched, False)):
-            for at in range(0, len(told), BATCH):
-                self.control.send(m.Subscribe(told[at : at + BATCH], pull))
+            plain = []
+            for id_ in told:
+                hold = self.holds.holds.get(id_)
+                ref = hold.ref() if hold is not None and hold.ref is not None else None
+                if ref is not None and type(ref._value) is tuple:
+                    self.control.send(self._subscription(id_, pull, ref))
+                else:
+                    plain.append(id_)
+            for at in range(0, len(plain), BATCH):
+                self.control.send(m.Subscribe(plain[at : at + BATCH], pull))
 
     def store_lost_locked(self, arena: Arena, reason: str) -> None:
         """The node started over with a new arena: what lay in the old one is gone, views of it stay. What others may
@@ -542,7 +572,10 @@ class Objects:
             ref = hold.ref() if hold.ref is not None else None
             if type(ref) is not ObjectRef:
                 continue
-            if ref._state == STORED:
+            if ref._state == STORED and self.can_be_made_again(hold.id):
+                ref._value, ref._state = None, REMOTE
+                self._to_make_again.append((hold.id, reason))
+            elif ref._state == STORED:
                 ref._value, ref._state = ex.ObjectLostError(ref.hex(), reason), FAILED
             if ref._state not in (PENDING, REMOTE) and hold.id.startswith(refs.own_prefix):
                 self._to_republish.append(ref)
@@ -552,6 +585,9 @@ class Objects:
         lost, self._to_republish = self._to_republish, []
         for ref in lost:
             self._seal_small_locked(ref)
+        again, self._to_make_again = self._to_make_again, []
+        for id_, reason in again:
+            self.control.send(m.Gone([id_], reason))
 
 
 class Uploads(Protocol):

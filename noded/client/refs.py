@@ -137,7 +137,7 @@ After = tuple[bytes, int, list[tuple[bytes, int]]]
 class Hold:
     """What keeps an id alive at the daemon on behalf of this process."""
 
-    __slots__ = ("after", "count", "generation", "id", "nested", "ref")
+    __slots__ = ("after", "count", "generation", "id", "maker", "nested", "ref")
 
     def __init__(self, id_: bytes, generation: int):
         self.id = id_
@@ -146,6 +146,8 @@ class Hold:
         self.after: dict[bytes, int] | None = None
         """Control positions of other clients that the daemon must have read before it applies our release."""
         self.ref: weakref.ref[Any] | None = None
+        self.maker: tuple[bytes, int] | None = None
+        """The worker of another node that has stored it, and the position where it told its daemon so."""
         self.nested: list[Any] | None = None
         """The refs inside the stored value, made once."""
 

@@ -27,6 +27,7 @@ from noded.client.dialer import DaemonDialer
 from noded.client.environments import Environments
 from noded.client.groups import Groups
 from noded.client.interrupts import Interrupts
+from noded.client.lineage import Lineage
 from noded.client.objects import BATCH, Objects, refs_message
 from noded.client.reader import Reader
 from noded.client.refs import HoldTable, ObjectRef, Token
@@ -158,6 +159,7 @@ class Runtime:
         self.tasks: Tasks
         self.actors: Actors
         self.groups: Groups
+        self.lineage: Lineage
         self.streams: Streams
         self.awaiting: Awaiting
         self.cancels: Cancels
@@ -183,6 +185,7 @@ class Runtime:
             m.Dialed: lambda msg, _: self.dialer.on_dialed(msg),
             m.Retell: lambda msg, _: self._retell_head(),
             m.Explain: lambda msg, _: self._explain(msg),
+            m.Rebuild: lambda msg, _: self.lineage.on_rebuild(msg),
         }
 
     # ------------------------------------------------------------ life
@@ -311,6 +314,10 @@ class Runtime:
             self.cancels = Cancels(self.prefix, self.control, self.objects, self.tasks)
             self.awaiting = Awaiting(self.lock, self.reader, self.objects, self._begin_waiting)
             self.actors = Actors(self.lock, self.holds, self.control, self.tasks, self.reader.notify)
+            self.tasks.lineage = self.lineage = Lineage(
+                self.holds, self.objects, self.control.send, self.tasks.submit, self.actors.call
+            )
+            self.objects.can_be_made_again = self.lineage.knows
             self.groups = Groups(self.control, self.tasks, self.next_seq, self.reader.notify)
             refs.hooks.wait, refs.hooks.future = self.awaiting.ref, self.awaiting.future
             refs.hooks.pin, refs.hooks.borrow = self._pin, lambda id_: self.objects.borrow([id_])[0]

@@ -65,6 +65,8 @@ class Task(msgspec.Struct, eq=False, weakref=True):
     """The task, on this worker, that submitted it: for recursive cancel."""
     extra: m.Extra | None = None
     stream: Any = None
+    lost: set[int] | None = None
+    """It makes lost results again (``lineage.py``): the indices of those that are lost, the others are as they were."""
 
 
 class TaskQueue:

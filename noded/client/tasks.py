@@ -22,6 +22,7 @@ from noded.client import codec
 from noded.client.control import Control
 from noded.client.failures import cancelled, crashed, unschedulable
 from noded.client.generators import Stream
+from noded.client.lineage import Lineage
 from noded.client.objects import INLINE_LIMIT, Objects
 from noded.client.reader import Reader
 from noded.client.refs import AWAY, FAILED, INLINE, PENDING, REMOTE, STORED, HoldTable, ObjectRef
@@ -97,6 +98,7 @@ class Tasks:
         """Leases that we were given, of workers that we are being connected to."""
         self.waiting: set[Task] = set()
         """Tasks with unresolved arguments: kept alive here."""
+        self.lineage: Lineage
         self._removed_groups: dict[bytes, None] = {}
         """Placement groups that this process knows to be removed."""
 
@@ -513,6 +515,8 @@ class Tasks:
             task = worker.inflight.get(message.seq)
             if task is not None and task.stream is not None:
                 self.streams.on_item_locked(worker, task, message, payload)
+                if message.id:
+                    self.lineage.remember_stream(task)
             return
         if kind is m.Stale:
             self._requeue(worker, message.seqs)
@@ -532,21 +536,30 @@ class Tasks:
             elif message.retry and task.retries and not task.cancelled:
                 self._retry(task, worker)
                 return
-            for ref in task.refs:
-                ref._value, ref._state = error, FAILED
+            self._fail_refs(task, error)
         else:
             at = 0
+            stored = False
             for ref, (size, offset, id_) in zip(task.refs, message.outs, strict=True):
                 if id_:
+                    stored = True
                     ref._token = self._stored_token(ref, id_, worker, message.hseq)
                     ref._value, ref._state = self.place_from(worker, offset, size)
                 else:
                     ref._value, ref._state = bytes(payload[at : at + size]), INLINE
                     at += size
+            if stored:
+                actor = worker.actor
+                self.lineage.remember(task, None if actor is None else (actor.id, actor.class_name))
         if task.cancelled and task.method:  # it may not have heard of it, and one that has may end as if nothing was
-            for ref in task.refs:
-                ref._value, ref._state = cancelled(task), FAILED
+            self._fail_refs(task, cancelled(task))
         self._finish(task, worker, message.hseq)
+
+    @staticmethod
+    def _fail_refs(task: Task, error: Any) -> None:
+        for ref in task.refs:
+            if task.lost is None or ref._index in task.lost:
+                ref._value, ref._state = error, FAILED
 
     @staticmethod
     def place_from(worker: WorkerLink, offset: int, size: int) -> tuple[tuple[int, int], int]:
@@ -569,6 +582,8 @@ class Tasks:
             token = self.holds.take(id_, implicit=True)
         token.hold.ref = weakref.ref(ref)
         token.hold.give_after(worker.prefix, hseq)
+        if worker.remote:
+            token.hold.maker = worker.prefix, hseq
         return token
 
     def _requeue(self, worker: WorkerLink, seqs: list[int]) -> None:
@@ -610,6 +625,8 @@ class Tasks:
                 if token is not None:
                     token.hold.give_after(worker.prefix, hseq)
         task.keep = task.deps = task.place = None
+        if task.lost is not None:
+            self.lineage.over(task)
         for ref in task.refs:
             ref._task = None
             if ref._token is not None:
@@ -623,8 +640,8 @@ class Tasks:
         if task.over:
             return
         self.waiting.discard(task)
+        self._fail_refs(task, error)
         for ref in task.refs:
-            ref._value, ref._state = error, FAILED
             if worker := task.link:
                 # Had the worker stored a result before it died, the daemon counts us as its holder: give that up. Not
                 # by a hold of our own: who has a hold has published, and the error is yet to be.

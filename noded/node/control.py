@@ -150,6 +150,7 @@ class ControlServer:
             m.ActorLeaves: self._to_head,
             m.CancelRef: self._on_cancel_ref,
             m.StreamOver: lambda c, msg, _: store.on_stream_over(c, msg),
+            m.Gone: lambda c, msg, _: store.on_gone(c, msg),
             m.Package: lambda c, msg, payload: on_package(msg.uri, bytes(payload)),
             m.JobReady: self._on_job_ready,
             m.KillTask: self._on_kill_task,

@@ -38,11 +38,13 @@ class Away:
     __slots__ = (
         "asking",
         "cached",
+        "final",
         "held_there",
         "lost",
         "nodes",
         "pinned",
         "pulling",
+        "rebuilding",
         "seen_at",
         "size",
         "used",
@@ -68,7 +70,11 @@ class Away:
         self.seen_at = 0
         """At its home: the node that has it by the word of its maker alone."""
         self.lost = ""
-        """Why it cannot be had any more: the nodes that had it are dead."""
+        """At its home: why there is no copy of it any more. Who made it is asked to make it again when it is wanted."""
+        self.rebuilding = False
+        """That was asked for."""
+        self.final = False
+        """It cannot be made again."""
 
 
 class Elsewhere(Protocol):
@@ -151,6 +157,10 @@ class ObjectStore:
         """Releases that wait until their receiver was read up to a seq: (seq, releaser, id, generation, receivers that
         are to be looked at then).
         """
+        self._doubtful: defaultdict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
+        """Objects that a worker of another node says it has stored there, of which that node has not told: by worker,
+        with its position.
+        """
         self._deferred: set[bytes] = set()
         self._unfreed: list[bytes] = []
         self._freeing = False
@@ -222,10 +232,8 @@ class ObjectStore:
         if rest:
             self._after[receiver] = rest
         self._apply_after([w for w in waiting if w[0] <= seq])
-
-    def unread(self) -> list[tuple[bytes, int]]:
-        """Clients of other nodes that releases wait for, and how far."""
-        return [(r, max(w[0] for w in ws)) for r, ws in self._after.items() if ws and not r.startswith(self._own)]
+        if self._doubtful:
+            self._look_at_doubts(receiver, seq)
 
     def _apply_after(self, due: Iterable[tuple[int, bytes, bytes, int, _Receivers]]) -> None:
         for _, releaser, id_, generation, others in due:
@@ -341,6 +349,8 @@ class ObjectStore:
             entry.nested = entry.nested + nested
             return
         entry.offset, entry.size, entry.nested = header.offset, header.size, nested
+        if entry.away is not None:
+            entry.away.lost, entry.away.rebuilding, entry.away.final = "", False, False
         self.ready_count += 1
         if not header.id.startswith(self._own):
             self._adopted_guest(entry, region)
@@ -401,22 +411,25 @@ class ObjectStore:
             if id_.startswith(self._own):
                 away = entry.away
                 if away is None or not (away.nodes or away.lost):
-                    if message.at and self.elsewhere.is_dead(message.at):
-                        client.send(m.Lost(id_, "lost", "the node that had it is dead"))
-                        continue
                     if message.at:
                         away = entry.away = away or Away()
-                        away.seen_at = message.at
+                        self._doubt(entry, message)
                     elif not self._may_come(ids.prefix_of(id_)):
                         client.send(m.Lost(id_, "owner", "the process that was to make it has ended"))
                         continue
-                elif away.lost:
+                elif away.final:
                     client.send(m.Lost(id_, "lost", away.lost))
+                    continue
+                elif away.lost:
+                    self._wait_for(entry, client, message.pull)
+                    self._rebuild(entry)
                     continue
                 elif not message.pull:
                     client.send(m.Exists([(id_, away.size, next(iter(away.nodes)))]))
                     continue
             self._wait_for(entry, client, message.pull)
+            if entry.away is not None and entry.away.lost:
+                self._rebuild(entry)
         if ready:
             self._send_ready(client, ready)
 
@@ -441,6 +454,29 @@ class ObjectStore:
                 self.elsewhere.want(entry.id)
         elif pull and away is not None and away.nodes:
             self._pull(entry, list(away.nodes))
+
+    def _doubt(self, entry: Entry, message: m.Subscribe) -> None:
+        """By the word of its maker alone it lies on another node. That node may not have told yet; or it has lost it
+        meanwhile, and will never tell.
+        """
+        assert entry.away is not None
+        entry.away.seen_at = message.at
+        if self.elsewhere.is_dead(message.at):
+            entry.away.lost = "the node that had it is dead"
+        elif message.maker:
+            # When that node has read what the maker said of it, and its telling has come here, it is known.
+            self._doubtful[message.maker].append((message.seq, entry.id))
+            self.elsewhere.hurry(message.maker, message.seq)
+
+    def _look_at_doubts(self, maker: bytes, seq: int) -> None:
+        doubts = self._doubtful.pop(maker, [])
+        rest = [doubt for doubt in doubts if doubt[0] > seq]
+        if rest:
+            self._doubtful[maker] = rest
+        for at, id_ in doubts:
+            entry = self.entries.get(id_)
+            if at <= seq and entry is not None:
+                self._look_whether_lost(entry, "the node that had it has started over, or given it up")
 
     def _may_come(self, maker: bytes) -> bool:
         return maker in self._clients or bool(self.recovering) or time.monotonic() < self._makers_until
@@ -570,7 +606,10 @@ class ObjectStore:
         entry = self.entries.get(id_)
         if entry is not None and entry.away is not None:
             entry.away.pulling = False
-            self._tell_lost(entry, kind, reason)
+            if kind == "lost" and id_.startswith(self._own) and not entry.away.nodes:
+                self._look_whether_lost(entry, reason)
+            else:
+                self._tell_lost(entry, kind, reason)
             self._maybe_free(entry)
 
     def put_for(self, id_: bytes, value: bytes | memoryview) -> None:
@@ -629,7 +668,8 @@ class ObjectStore:
                 away = entry.away = Away()
             known = bool(away.nodes) or entry.offset >= 0
             away.nodes.setdefault(node, 0)
-            away.size, away.lost = size, ""
+            away.size = size
+            away.lost, away.rebuilding, away.final = "", False, False
             if not known:
                 owner = self._clients.get(ids.prefix_of(id_))
                 if owner is not None and owner.may_hold(id_):
@@ -672,8 +712,11 @@ class ObjectStore:
             away = entry.away
             if entry.offset >= 0 or (away is not None and away.nodes):
                 self.elsewhere.found(node, entry)
-            elif away is not None and away.lost:
+            elif away is not None and away.final:
                 self.elsewhere.not_found(node, id_, "lost", away.lost)
+            elif away is not None and away.lost:
+                away.asking.add(node)
+                self._rebuild(entry)
             elif not self._may_come(ids.prefix_of(id_)):
                 self.elsewhere.not_found(node, id_, "owner", "the process that was to make it has ended")
             else:
@@ -686,7 +729,36 @@ class ObjectStore:
         if away is None or away.nodes or entry.offset >= 0 or away.lost:
             return
         away.lost = reason
-        self._tell_lost(entry, "lost", reason)
+        if entry.waiting or away.watching or away.asking:  # else it is made again when somebody wants it
+            self._rebuild(entry)
+
+    def _rebuild(self, entry: Entry) -> None:
+        """There is no copy of it any more, and it is wanted: have its maker make it again."""
+        away = entry.away
+        assert away is not None
+        maker = self._clients.get(ids.prefix_of(entry.id))
+        if maker is None or maker.detached:
+            why = f"{away.lost}; the process that could make it again has ended"
+            self._tell_lost(entry, "lost", why)
+        elif away.final:
+            self._tell_lost(entry, "lost", away.lost)
+        elif not away.rebuilding:
+            away.rebuilding = True
+            log.info("object %s is lost, and is made again: %s", entry.id.hex(), away.lost)
+            maker.send(m.Rebuild([entry.id], away.lost))
+
+    def on_gone(self, client: Client, message: m.Gone) -> None:
+        """Of an object's maker."""
+        for id_ in message.ids:
+            entry = self.entries.get(id_)
+            if entry is None or entry.offset >= 0 or ids.prefix_of(id_) != client.prefix:
+                continue
+            away = entry.away = entry.away or Away()
+            if away.nodes:
+                continue  # a copy has turned up
+            away.lost, away.final = message.reason, message.final
+            if message.final or entry.waiting or away.watching or away.asking:
+                self._rebuild(entry)
 
     def node_died(self, node: int, reason: str) -> None:
         """It will not come back as what it was: what it held is free, what it had is gone."""
@@ -797,6 +869,9 @@ class ObjectStore:
             generation = client.held[id_]
             self._release(client, id_, generation)
         self.recovering.discard(own)
+        for entry in self.entries.values():
+            if entry.away is not None and entry.away.rebuilding and ids.prefix_of(entry.id) == own:
+                client.send(m.Rebuild([entry.id], entry.away.lost))  # it may not have heard of it
         self.settle()
 
     def recovering_own(self) -> bool:

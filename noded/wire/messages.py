@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Must match exactly between a client and its daemon, except for re-attach, which accepts N-1."""
 
 
@@ -267,6 +267,9 @@ class Subscribe(_Message, tag=11):
     pull: bool = True
     at: int = 0
     """The node that its maker said it lies on, when that may not have told yet."""
+    maker: bytes = b""
+    """The worker there that has stored it, and how far in its control stream it has said so."""
+    seq: int = 0
 
 
 class RegionWant(_Message, tag=12):
@@ -420,6 +423,14 @@ class SealAt(_Message, tag=35):
 
     seq: int
     id: bytes
+
+
+class Gone(_Message, tag=36):
+    """Objects that this client has made are lost. ``final``: they cannot be made again, which was asked for."""
+
+    ids: list[bytes]
+    reason: str
+    final: bool = False
 
 
 # ---------------------------------------------------------------- control: daemon -> client
@@ -624,6 +635,13 @@ class Explain(_Message, tag=64):
     id: bytes
 
 
+class Rebuild(_Message, tag=66):
+    """Objects that the receiver has made are lost, and wanted: it makes them again, or answers Gone."""
+
+    ids: list[bytes]
+    reason: str
+
+
 class Value(_Message, tag=65):
     """In place of Ready, to a driver without shared memory. Payload: the value, if it is small, else it is fetched."""
 
@@ -816,6 +834,7 @@ ToDaemon = (
     | Explained
     | Publish
     | SealAt
+    | Gone
 )
 ToClient = (
     Welcome
@@ -844,6 +863,7 @@ ToClient = (
     | Retell
     | Explain
     | Value
+    | Rebuild
 )
 ToWorker = Hello | Func | Push | Call | Cancel | GiveBack | Taken | Lent | GotCalls
 FromWorker = Done | DoneMany | Failed | Returned | Stale | Item | GotAnswers

@@ -419,10 +419,6 @@ def test_a_driver_that_dies_while_the_heads_daemon_is_away() -> None:
         assert member.settle()["actors"] == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a value on a node that died, and is there again, before its daemon had told the home: the caller waits",
-)
 def test_a_result_that_nobody_has_heard_of() -> None:
     """A worker has answered with a value that lies on its node, whose daemon never came to tell."""
     with Members("--object-store-memory", str(96 << 20)) as cluster:
