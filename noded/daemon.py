@@ -8,6 +8,7 @@ does is in its own module; this one only says who gets whom, and what happens at
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import logging
@@ -116,6 +117,8 @@ class Daemon:
         self.node_id = ""
         self.number = 0
         self.cluster_id = ""
+        self._head_epoch = 0
+        """The highest of a head that this node has joined."""
         self.python = platform.python_version()
         self.token = b""
         self.clients: dict[bytes, Client] = {}
@@ -194,7 +197,7 @@ class Daemon:
         if config.head:
             self.storage = await open_storage(config, self.run_dir)
         standing = Standing.read(self.run_dir, head=config.head)
-        self.number, self.cluster_id = standing.number, standing.cluster_id
+        self.number, self.cluster_id, self._head_epoch = standing.number, standing.cluster_id, standing.head_epoch
         if not config.head:
             await self._be_numbered()
         self.spawner = SpawnerLink(
@@ -243,7 +246,7 @@ class Daemon:
     # ------------------------------------------------------------ identity
 
     def _write_standing(self) -> None:
-        Standing(self.number, self.cluster_id).write(self.run_dir)
+        Standing(self.number, self.cluster_id, self._head_epoch).write(self.run_dir)
 
     async def _be_numbered(self) -> None:
         """A member's first start: nothing of it can have a name before the head has given it a number."""
@@ -322,7 +325,6 @@ class Daemon:
                 self.loop,
                 self.storage,
                 cluster=self.config.cluster,
-                epoch=self.epoch,
                 head_grace=self.config.head_grace,
                 python=self.python,
                 may_create=self._may_create,
@@ -370,6 +372,7 @@ class Daemon:
                 self,
                 until=guard_until,
                 head_grace=config.head_grace,
+                epoch=self._head_epoch,
             )
         head = self.head_side
         self.output = OutputMonitor(self.log_dir, self._who_writes, self._deliver_output, keep=not config.private)
@@ -444,6 +447,8 @@ class Daemon:
                 "explain": self._explain,
                 "status": self._tell_status,
                 "timeline": self._tell_timeline,
+                "actor_payload": self._tell_actor_payload,
+                "job_config": self._tell_job_config,
             },
         )
         if self.link is not None:
@@ -854,14 +859,22 @@ class Daemon:
 
     def on_registered(self, message: c.Registered) -> None:
         """What the head was not told while it was away, it is told now."""
+        if message.epoch != self._head_epoch:
+            self._head_epoch = message.epoch
+            self._write_standing()
         self._claim_actors(message.actors)
         known = set(message.jobs)
         for job in {worker.record.job for worker in self.pool.workers.values()} - known - {""}:
-            self.orders.end_job(c.EndJob(job, list(self.host.hosted)))
+            self.doors.spawn(self._end_unless_it_lives(job))
         self._learn_jobs(known)
         self.control.retell()
         self.router.watch_groups_again()
         self.leases.kick()
+
+    async def _end_unless_it_lives(self, job: str) -> None:
+        """The head does not know this job: it has ended, or its driver is on a node that is still to come back."""
+        if not await self.head_side.ask("job_lives", {"job": job}):
+            self.orders.end_job(c.EndJob(job, list(self.host.hosted)))
 
     def _learn_jobs(self, known: set[str]) -> None:
         """After a restart: of those that have workers here, which may need more of them before their driver tells."""
@@ -961,6 +974,15 @@ class Daemon:
 
     async def _tell_timeline(self, args: dict[str, Any]) -> Any:
         return await asyncio.to_thread(self.timeline.events)
+
+    async def _tell_actor_payload(self, args: dict[str, Any]) -> Any:
+        """Class and arguments of an actor here, as base64; empty where they are not kept any more."""
+        hosted = self.host.hosted.get(bytes.fromhex(args["id"]))
+        return base64.b64encode(hosted.payload if hosted is not None else b"").decode()
+
+    async def _tell_job_config(self, args: dict[str, Any]) -> Any:
+        config = self.job_configs.get(str(args["job"]))
+        return c.as_text(config) if config is not None else ""
 
     async def _explain(self, args: dict[str, Any]) -> Any:
         id_ = bytes.fromhex(args["id"])

@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from noded.config import Config, ConfigError, cluster_dir, load_or_create_token, read_token
@@ -41,19 +41,21 @@ class Standing:
 
     number: int
     cluster_id: str
+    head_epoch: int = 0
+    """The highest of a head that it has joined."""
 
     @classmethod
     def read(cls, run_dir: str, *, head: bool) -> Standing:
         """What a daemon in this directory was, for as long as the directory is there."""
         try:
             told = json.loads((Path(run_dir) / "identity.json").read_text())
-            return cls(int(told["number"]), str(told["cluster_id"]))
+            return cls(int(told["number"]), str(told["cluster_id"]), int(told.get("head_epoch", 0)))
         except (OSError, ValueError, KeyError, TypeError):
             return cls(0, secrets.token_hex(8) if head else "")
 
     def write(self, run_dir: str) -> None:
         draft = Path(run_dir) / f"identity.{os.getpid()}"
-        draft.write_text(json.dumps({"number": self.number, "cluster_id": self.cluster_id}))
+        draft.write_text(json.dumps(asdict(self)))
         draft.replace(Path(run_dir) / "identity.json")
 
 

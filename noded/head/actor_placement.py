@@ -59,6 +59,8 @@ class ActorPlacement:
         job_config: Callable[[str], m.JobConfig | None],
     ):
         self.table: ActorTable
+        self.on_adopted: Callable[[ActorRecord], None] = lambda record: None
+        """A node has an actor that was not known here."""
         self._nodes = nodes
         self._group_nodes = group_nodes
         self._job_config = job_config
@@ -333,6 +335,8 @@ class ActorPlacement:
                 self._host(node, record, wait=True)
             return
         adopted = self.table.adopt(actor, node.number, node.address)
+        if record is None:
+            self.on_adopted(adopted)
         maker = self._nodes.records.get(ids.node_of(actor.id))
         if record is None and not adopted.spec.detached and maker is not None and maker.api is not None:
             maker.api.claim_actors([actor.id])  # when it told what it holds we did not know of this one

@@ -158,6 +158,10 @@ class ActorTable:
         stored.node, stored.instance = record.node, record.instance
         return Put(TABLE, record.spec.id.hex(), msgspec.msgpack.encode(stored))
 
+    def save(self, record: ActorRecord) -> None:
+        if record.durable:
+            self._spawn(self._storage.write([self._put(record)]))
+
     def _spawn(self, coroutine: object) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
         self._tasks.add(task)
@@ -227,8 +231,7 @@ class ActorTable:
     def started(self, record: ActorRecord, worker: str, pid: int) -> None:
         record.worker, record.pid = worker, pid
         record.state, record.death, record.reason = "starting", None, ""
-        if record.durable:
-            self._spawn(self._storage.write([self._put(record)]))
+        self.save(record)
         self._tell(record)
 
     def up(self, id_: bytes) -> None:
@@ -367,6 +370,7 @@ class ActorTable:
         spec = actor.spec
         assert spec is not None
         record = self.records.get(spec.id)
+        new = record is None
         if record is None:
             record = self._add(ActorRecord(spec))
             record.watchers = self._watchers.pop(spec.id, set())
@@ -376,6 +380,8 @@ class ActorTable:
         record.node, record.address, record.instance = node, address, actor.instance
         record.worker, record.pid = actor.worker, actor.pid
         record.state = "alive" if actor.alive or record.state == "alive" else "starting"
+        if new:
+            self.save(record)
         if before != (record.state, record.worker):
             self._tell(record)
         return record

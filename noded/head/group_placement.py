@@ -42,11 +42,7 @@ _SAMPLE = 200
 class Plan:
     """One group, as far as its place goes."""
 
-    id: bytes
-    bundles: list[dict[str, int]]
-    strategy: str
-    job: str
-    labels: Sequence[str]
+    spec: m.GroupSpec
     on_created: Callable[[list[int]], None]
     on_infeasible: Callable[[str], None]
     on_lost: Callable[[], None]
@@ -62,8 +58,18 @@ class Plan:
     releasing: set[int] | None = None
     on_released: Callable[[], None] | None = None
     why: tuple[str, str] = ("", "")
+    adopting: bool = False
+    """Which nodes have it is not known: they tell."""
     alone: bool = False
     """It was asked for when there was one node only, where it waits as long as it takes."""
+
+    @property
+    def id(self) -> bytes:
+        return self.spec.id
+
+    @property
+    def bundles(self) -> list[dict[str, int]]:
+        return self.spec.bundles
 
     def missing(self) -> list[int]:
         return [index for index, node in enumerate(self.nodes) if not node]
@@ -88,42 +94,32 @@ class GroupPlacement:
 
     def reserve_group(
         self,
-        id: bytes,
-        bundles: list[dict[str, int]],
-        strategy: str,
-        job: str,
+        spec: m.GroupSpec,
         on_created: Callable[[list[int]], None],
         on_infeasible: Callable[[str], None],
         on_lost: Callable[[], None],
-        labels: Sequence[str] = (),
     ) -> None:
         """``on_created(nodes of the bundles)``; ``on_infeasible(reason)`` may be followed by it; ``on_lost()`` when a
         node that has some of it is dead: then ``on_created`` comes again.
         """
-        plan = Plan(id, bundles, strategy, job, labels, on_created, on_infeasible, on_lost)
-        plan.nodes = [0] * len(bundles)
-        self.plans[id] = plan
+        plan = self.plans[spec.id] = Plan(spec, on_created, on_infeasible, on_lost, [0] * len(spec.bundles))
         # Where others wait and looking costs much, it takes its turn among them.
         if (self.waiting and time.monotonic() < self._next_look) or not self._try(plan):
-            self.waiting[id] = plan
+            self.waiting[spec.id] = plan
             self._look_later()
 
     def restore_group(
         self,
-        id: bytes,
-        bundles: list[dict[str, int]],
-        strategy: str,
-        job: str,
+        spec: m.GroupSpec,
         nodes: list[int],
         on_created: Callable[[list[int]], None],
         on_infeasible: Callable[[str], None],
         on_lost: Callable[[], None],
-        labels: Sequence[str] = (),
     ) -> None:
-        """After a restart of the head: it was created on these nodes."""
-        plan = Plan(id, bundles, strategy, job, labels, on_created, on_infeasible, on_lost, list(nodes))
+        """After a restart of the head: it was created on these nodes; 0: those that say so."""
+        plan = self.plans[spec.id] = Plan(spec, on_created, on_infeasible, on_lost, list(nodes))
         plan.created = all(nodes)
-        self.plans[id] = plan
+        plan.adopting = not plan.created
 
     def release_group(self, id: bytes, on_released: Callable[[], None]) -> None:
         """End what runs in it, or stop waiting; then give the resources back."""
@@ -172,7 +168,7 @@ class GroupPlacement:
                 self._ask(plan, [own.number] * len(plan.missing()), wait=True)
                 return True
             # Else it waits here: were it to give up waiting there, what it has there would go as well.
-        if plan.missing() != list(range(len(plan.bundles))) and plan.strategy == "STRICT_PACK":
+        if plan.missing() != list(range(len(plan.bundles))) and plan.spec.strategy == "STRICT_PACK":
             self._give_back(plan)
         self._nodes.refresh()
         self._nodes.expire()
@@ -199,9 +195,9 @@ class GroupPlacement:
     def _never_on(own: NodeRecord, plan: Plan) -> str:
         """Why the only node cannot hold it, amounts aside: those are its own business."""
         count = len(plan.bundles)
-        if plan.strategy == "STRICT_SPREAD" and count > 1:
+        if plan.spec.strategy == "STRICT_SPREAD" and count > 1:
             return f"STRICT_SPREAD needs {count} nodes, one for each bundle, and there is one"
-        for index, text in enumerate(plan.labels):
+        for index, text in enumerate(plan.spec.labels):
             if refusal := labels.refuse(text, own.labels):
                 return f"no node has the labels for bundle {index}: {refusal}"
         return ""
@@ -209,23 +205,23 @@ class GroupPlacement:
     def _assign(self, plan: Plan, views: list[NodeView]) -> policy.Assignment | policy.Wait | policy.Never:
         """Nodes for the bundles that have none, beside those that have one."""
         missing = plan.missing()
-        if len(missing) < len(plan.bundles) and plan.strategy == "STRICT_SPREAD":
+        if len(missing) < len(plan.bundles) and plan.spec.strategy == "STRICT_SPREAD":
             used = {r.id for n in plan.nodes if n and (r := self._nodes.records.get(n))}
             views = [view for view in views if view.id not in used]
-        selectors = [plan.labels[index] for index in missing] if plan.labels else ()
+        selectors = [plan.spec.labels[index] for index in missing] if plan.spec.labels else ()
         bundles = [plan.bundles[index] for index in missing]
         if len(views) > 2 * _SAMPLE and not selectors:
             for bundle in {tuple(sorted(bundle.items())): bundle for bundle in bundles}.values():
                 answer = self._nodes.cluster.pick(bundle, m.ANYWHERE, local="", rng=self._rng)
                 if isinstance(answer, scheduling.Wait):  # found without looking at all nodes, as it mostly is
                     return policy.Wait(answer.reason)
-        if len(views) > 2 * _SAMPLE and plan.strategy in ("PACK", "STRICT_PACK"):
+        if len(views) > 2 * _SAMPLE and plan.spec.strategy in ("PACK", "STRICT_PACK"):
             start = self._sampled = (self._sampled + _SAMPLE) % len(views)
             sample = (views[start:] + views[:start])[:_SAMPLE]
             found = policy.assign(bundles, sample, "STRICT_PACK", selectors)
             if isinstance(found, policy.Assignment):
                 return found
-        return policy.assign(bundles, views, plan.strategy, selectors)
+        return policy.assign(bundles, views, plan.spec.strategy, selectors)
 
     def _may_queue(self, plan: Plan) -> bool:
         now = time.monotonic()
@@ -271,7 +267,7 @@ class GroupPlacement:
             if not plan.alone:
                 for bundle in bundles.values():
                     self._nodes.take(node, bundle)
-            node.api.reserve_group(c.ReserveGroup(plan.id, plan.attempt, bundles, plan.strategy, plan.job, wait))
+            node.api.reserve_group(c.ReserveGroup(plan.spec, plan.attempt, bundles, wait))
             if not plan.asked and not plan.reserved:  # it has answered no, and all is given back
                 return
 
@@ -381,6 +377,8 @@ class GroupPlacement:
         kept = {group.id: group for group in held}
         for group in held:
             plan = self.plans.get(group.id)
+            if plan is not None and plan.adopting:
+                self._adopt(plan, node.number, group)
             wanted = self._wanted(plan, node.number) if plan is not None else []
             if plan is not None:
                 plan.attempt = max(plan.attempt, group.attempt)  # of a head before us
@@ -404,7 +402,24 @@ class GroupPlacement:
                 self._fail(plan)
             elif plan.releasing is None and node.number in plan.nodes and plan.id not in kept:
                 self._lose(plan, node.number)
+        self._end_adoptions()
         self.kick()
+
+    def _adopt(self, plan: Plan, number: int, group: c.HeldGroup) -> None:
+        for index in group.bundles:
+            if index < len(plan.nodes) and not plan.nodes[index]:
+                plan.nodes[index] = number
+        if not plan.missing():
+            plan.adopting, plan.created = False, True
+            plan.on_created(list(plan.nodes))
+
+    def _end_adoptions(self) -> None:
+        """When no node of before is awaited any more: what none of them has is placed anew."""
+        if self._nodes.waiting_for_nodes:
+            return
+        for plan in [p for p in self.plans.values() if p.adopting and p.releasing is None]:
+            plan.adopting = False
+            self._wait(plan)
 
     @staticmethod
     def _wanted(plan: Plan, number: int) -> list[int]:
@@ -421,6 +436,7 @@ class GroupPlacement:
                     self._lose(plan, node.number)
             elif node.number in plan.nodes:
                 self._lose(plan, node.number)
+        self._end_adoptions()
         self.kick()
 
     def _lose(self, plan: Plan, number: int, bundles: Collection[int] | None = None) -> None:
@@ -433,7 +449,8 @@ class GroupPlacement:
             plan.created = False
             plan.since = time.monotonic()
             plan.on_lost()
-        self._wait(plan)
+        if not plan.adopting:
+            self._wait(plan)
 
     def restored(self) -> None:
         """After a restart of the head: what is on nodes that are dead, or not known, is placed anew."""

@@ -10,14 +10,14 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
 
 from noded import ids
 from noded.head.actor_placement import ActorPlacement
-from noded.head.actors import ActorTable
+from noded.head.actors import ActorRecord, ActorTable
 from noded.head.group_placement import GroupPlacement
 from noded.head.jobs import JobTable
 from noded.head.node_server import NodeServer
@@ -34,6 +34,7 @@ log = logging.getLogger("noded.head")
 
 CLUSTER = "cluster"
 BEAT_SECONDS = 1.0
+_LOOK_AGAIN = 0.5
 _LOOK_PART = 0.1
 """At most about this part of the time is spent looking for room because nodes have told of some."""
 Question = Callable[[dict[str, Any], int], Awaitable[Any]]
@@ -50,7 +51,6 @@ class Head:
         storage: Storage,
         *,
         cluster: str,
-        epoch: int,
         head_grace: float,
         python: str,
         may_create: Callable[[bytes], bool],
@@ -61,14 +61,14 @@ class Head:
         self.storage = storage
         self.cluster = cluster
         self.cluster_id = ""
-        self.epoch = epoch
+        self.epoch = storage.epoch
         self._head_grace = head_grace
         self._python = python
         self._may_create = may_create
         self._local_clients = local_clients
         self._store_package = store_package
         self._read_package = read_package
-        self.jobs = JobTable(storage, epoch)
+        self.jobs = JobTable(storage)
         self.nodes = NodeTable(storage, on_alive=self._on_alive, on_dead=self._on_dead, on_room=self._on_room)
         self.group_places = GroupPlacement(self.nodes)
         self.actor_places = ActorPlacement(
@@ -77,6 +77,7 @@ class Head:
         self.actors = ActorTable(storage, self.notify)
         self.actors.host = self.actor_places
         self.actor_places.table = self.actors
+        self.actor_places.on_adopted = self._adopted_actor
         self.groups = GroupTable(
             storage,
             self.group_places,
@@ -87,6 +88,7 @@ class Head:
         self.server = NodeServer(loop, self.nodes, self.actor_places, self.group_places, self)
         self.own: NodeRecord
         self._driver_jobs: dict[int, set[str]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._admitting = 0
         self._swept: set[str] = set()
         """Jobs without a driver whose rest was ended."""
@@ -110,6 +112,7 @@ class Head:
             "why": self._ask_why,
             "cluster": self._ask_cluster,
             "job_config": self._ask_job_config,
+            "job_lives": self._ask_job_lives,
             "timeline": self._ask_timeline,
         }
         self._handlers: dict[type, Callable[[bytes, Any, bytes], None]] = {
@@ -288,6 +291,8 @@ class Head:
         self._driver_jobs[number] = set(jobs)
         for job in before - set(jobs):
             self.end_job(job)
+        for job in set(jobs) - self.jobs.known():
+            self._learn_job(number, job)
 
     def end_job(self, job: str) -> None:
         self.actors.job_ended(job)
@@ -303,7 +308,51 @@ class Head:
         return {job for jobs in self._driver_jobs.values() for job in jobs}
 
     def all_jobs(self) -> list[str]:
-        return sorted(self.jobs.known())
+        return sorted(self.jobs.known() | self.present_jobs())
+
+    def adopt_group(self, spec: m.GroupSpec) -> None:
+        self.groups.adopt(spec)
+
+    def journalled(self) -> bool:
+        return self.storage.health.journalled > 0
+
+    # What a head that was lost had written last may be lost with it: the nodes know.
+
+    def _learn_job(self, number: int, job: str) -> None:
+        """A node has something of a job that is in no storage."""
+
+        async def learn() -> None:
+            api = self.nodes.records[number].api
+            text = await api.ask("job_config", {"job": job}) if api is not None else ""
+            if text:
+                await self.jobs.admit(job, c.job_config_of(text))
+
+        self._spawn(learn(), f"learn job {job}")
+
+    def _adopted_actor(self, record: ActorRecord) -> None:
+        """A node hosts an actor that is in no storage."""
+        number = record.node
+        if record.spec.job not in self.jobs.known():
+            self._learn_job(number, record.spec.job)
+
+        async def learn() -> None:
+            api = self.nodes.records[number].api
+            if api is not None:
+                record.payload = base64.b64decode(await api.ask("actor_payload", {"id": record.spec.id.hex()}))
+                self.actors.save(record)
+
+        if record.spec.max_restarts:
+            self._spawn(learn(), "learn an actor")
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        def over(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and isinstance(task.exception(), (ValueError, TimeoutError)):
+                log.info("%s: %s", name, task.exception())  # that node has gone: it tells again when it is back
+
+        task = self._loop.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(over)
 
     def is_detached(self, actor: bytes) -> bool:
         record = self.actors.records.get(actor)
@@ -496,6 +545,12 @@ class Head:
         if config is None:
             raise ValueError(f"there is no job {args['job']}")
         return c.as_text(config)
+
+    async def _ask_job_lives(self, args: dict[str, Any], number: int) -> Any:
+        """Answered when every node that may have its driver has told."""
+        while self.nodes.waiting_for_nodes:
+            await asyncio.sleep(_LOOK_AGAIN)
+        return str(args["job"]) in self.all_jobs()
 
     async def _ask_timeline(self, args: dict[str, Any], number: int) -> Any:
         """Of all nodes that answer."""

@@ -20,9 +20,8 @@ TABLE = "jobs"
 
 
 class JobTable:
-    def __init__(self, storage: Storage, epoch: int):
+    def __init__(self, storage: Storage):
         self._storage = storage
-        self._epoch = epoch
         self._next = 0
         self._jobs: dict[str, m.JobConfig] = {}
         self._writes: set[asyncio.Task[None]] = set()
@@ -40,7 +39,7 @@ class JobTable:
         """Register a driver's job; a new id unless it has one. Returns when the record is durable."""
         if not job:
             self._next += 1
-            job = f"{self._epoch & 0xFFFF:04x}{self._next & 0xFFFF:04x}"
+            job = f"{self._storage.epoch & 0xFFFF:04x}{self._next & 0xFFFF:04x}"
         if self._jobs.get(job) != config:
             self._jobs[job] = config
             await self._storage.write([Put(TABLE, job, msgspec.msgpack.encode(config))])

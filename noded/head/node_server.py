@@ -50,6 +50,12 @@ class Business(Protocol):
 
     def all_jobs(self) -> list[str]: ...
 
+    def adopt_group(self, spec: m.GroupSpec) -> None:
+        """A node keeps bundles of it, and the head before us may have lost what it had written of it."""
+
+    def journalled(self) -> bool:
+        """Part of what was written is on the head's host only."""
+
     def actors_of(self, number: int) -> list[bytes]:
         """Living actors that clients of this node have made, as far as they end with their handles."""
 
@@ -221,11 +227,14 @@ class NodeServer:
             link.who = f"node {record.name}"
             greeting = self._business.greeting()
             greeting.number, greeting.actors = record.number, self._business.actors_of(record.number)
-            greeting.jobs = self._business.all_jobs()
+            greeting.jobs = sorted({*self._business.all_jobs(), *message.jobs})
             link.send(greeting)
             self._nodes.tell_all(session.api)
             self._business.jobs_of(record.number, message.jobs)
             self._actors.registered(record, message.actors)
+            for group in message.groups:
+                if group.spec is not None and message.head_journalled:
+                    self._business.adopt_group(group.spec)
             self._groups.registered(record, message.groups)
             self._nodes.joined(record)
             self._nodes.flush_early()
@@ -246,7 +255,7 @@ class NodeServer:
         if kind is c.Report:
             if record.state != "DEAD" and not self._nodes.is_dying(record):
                 self._nodes.heard(record, message)
-                session.link.send(c.Beat(message.seq))
+                session.link.send(c.Beat(message.seq, self._business.journalled()))
             else:
                 session.link.close()
         elif kind is c.ForHead:

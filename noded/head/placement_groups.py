@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -41,14 +41,10 @@ class GroupHost(Protocol):
 
     def reserve_group(
         self,
-        id: bytes,
-        bundles: list[dict[str, int]],
-        strategy: str,
-        job: str,
+        spec: m.GroupSpec,
         on_created: Callable[[list[int]], None],
         on_infeasible: Callable[[str], None],
         on_lost: Callable[[], None],
-        labels: Sequence[str] = (),
     ) -> None:
         """Wait for the resources; ``on_infeasible(reason)`` may be followed by ``on_created(nodes)`` later, and that by
         ``on_lost()`` and ``on_created`` again.
@@ -59,15 +55,11 @@ class GroupHost(Protocol):
 
     def restore_group(
         self,
-        id: bytes,
-        bundles: list[dict[str, int]],
-        strategy: str,
-        job: str,
+        spec: m.GroupSpec,
         nodes: list[int],
         on_created: Callable[[list[int]], None],
         on_infeasible: Callable[[str], None],
         on_lost: Callable[[], None],
-        labels: Sequence[str] = (),
     ) -> None:
         """After a restart: it is on these nodes, whatever is free."""
 
@@ -143,8 +135,7 @@ class GroupTable:
         return ""
 
     def _reserve(self, record: GroupRecord) -> None:
-        spec = record.spec
-        self._host.reserve_group(spec.id, spec.bundles, spec.strategy, spec.job, *self._answers(record), spec.labels)
+        self._host.reserve_group(record.spec, *self._answers(record))
 
     def _answers(
         self, record: GroupRecord
@@ -348,10 +339,22 @@ class GroupTable:
                 self.names[spec.namespace, spec.name] = spec.id
             record.nodes = stored.nodes or [own] * len(spec.bundles)
             if stored.created:
-                answers = self._answers(record)
-                self._host.restore_group(
-                    spec.id, spec.bundles, spec.strategy, spec.job, record.nodes, *answers, spec.labels
-                )
+                self._host.restore_group(spec, record.nodes, *self._answers(record))
+
+    def adopt(self, spec: m.GroupSpec) -> None:
+        """A node keeps bundles of a group that is in no storage: a head that was lost, with what it had written last,
+        had told it. It is placed as it was, as far as nodes keep it.
+        """
+        if spec.id in self.records or spec.id in self._removed:
+            return
+        if spec.name:
+            self.names.setdefault((spec.namespace, spec.name), spec.id)
+        record = self.records[spec.id] = GroupRecord(spec)
+        record.watchers = self._watchers.pop(spec.id, set())
+        record.nodes = [0] * len(spec.bundles)
+        log.warning("the placement group %s is adopted: nodes keep it, and nothing was written of it", spec.id.hex())
+        self._write(record)
+        self._host.restore_group(spec, record.nodes, *self._answers(record))
 
     def resume(self) -> None:
         """Everything else that is in use has its resources as well: those that were pending wait again."""

@@ -173,15 +173,17 @@ class NodeActorHost:
         if spec is not None:
             hosted.spec, hosted.alive = spec, hosted.alive or alive
             self._head.actor_hosted(self._told(hosted))
-        elif hosted.spec is not None and hosted.payload:
+        elif hosted.spec is not None and hosted.payload and not hosted.alive:
             # The daemon before us may have died between choosing the worker and telling it; twice does no harm.
             self._instantiate(hosted, worker)
 
     def up(self, id_: bytes) -> None:
-        """Its constructor has returned: what it was made of is needed no more."""
+        """Its constructor has returned. What it was made of is needed no more, unless by a head that has lost it."""
         hosted = self.hosted.get(id_)
         if hosted is not None:
-            hosted.alive, hosted.payload = True, b""
+            hosted.alive = True
+            if hosted.spec is None or not hosted.spec.max_restarts:
+                hosted.payload = b""
 
     def forget_waiting(self) -> None:
         """Those that have no worker yet: the head, which may be another one, has them started anew."""

@@ -70,10 +70,13 @@ class HeadLink:
         *,
         until: float | None,
         head_grace: float,
+        epoch: int = 0,
     ):
         self.address = address
         self.orders: NodeOrders
-        self.epoch = 0
+        self.epoch = epoch
+        """Of the head: the highest that was seen."""
+        self._journalled = False
         self.registered = False
         self.away_since = 0.0
         self.problem = ""
@@ -208,7 +211,7 @@ class HeadLink:
         link = self._link = LoopLink(self._loop, sock, c.decode_from_head, self._on_message, on_closed, "the head")
         self._last_word = time.monotonic()
         message = self._node.register()
-        message.head_epoch = self.epoch
+        message.head_epoch, message.head_journalled = self.epoch, self._journalled
         self._total, self._available = dict(message.total), dict(message.available)
         self._register_seq = next(self._seq)
         self._guard.sent(self._register_seq, time.monotonic())
@@ -227,6 +230,7 @@ class HeadLink:
         elif kind is c.Beat:
             self._guard.acked(message.seq, time.monotonic())
             self._tell_guard()
+            self._journalled = message.journalled
         elif kind is c.Nodes:
             self.orders.nodes(b"", message, c.decode_entries(payload))
         elif kind is c.HostActor:
@@ -262,7 +266,7 @@ class HeadLink:
                       message.epoch, self.epoch)  # fmt: skip
             link.close()
             return
-        self.epoch = message.epoch
+        self.epoch, self._journalled = message.epoch, False
         self._beat_seconds = message.beat_seconds
         self.registered, self.problem = True, ""
         self._guard.acked(self._register_seq, time.monotonic())

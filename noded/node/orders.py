@@ -64,6 +64,8 @@ class NodeOrders:
         self._questions = questions
         self._attempts: dict[bytes, int] = {}
         """Group -> the last attempt of the head to place it here."""
+        self._specs: dict[bytes, m.GroupSpec] = {}
+        """Of groups that have bundles here, for a head that has lost them."""
 
     # ------------------------------------------------------------ actors and groups
 
@@ -74,26 +76,28 @@ class NodeOrders:
         self._host.stop(message)
 
     def reserve_group(self, message: c.ReserveGroup) -> None:
-        self._attempts[message.id] = message.attempt
+        id_ = message.spec.id
+        self._attempts[id_] = message.attempt
+        self._specs[id_] = message.spec
         if len(self._attempts) > _ATTEMPTS_KNOWN:
             del self._attempts[next(iter(self._attempts))]
-        if self._leases.is_closing(message.id):
-            self._head.group_reserved(message.id, message.attempt, False, "what it had here before is not free yet")
+        if self._leases.is_closing(id_):
+            self._head.group_reserved(id_, message.attempt, False, "what it had here before is not free yet")
             return
-        held = self._leases.capacity.groups.get(message.id)
+        held = self._leases.capacity.groups.get(id_)
         missing = {i: b for i, b in message.bundles.items() if held is None or i not in held.bundles}
         if held is not None:
             held.attempt = message.attempt
         if not missing:
-            self._head.group_reserved(message.id, message.attempt, True, "")
+            self._head.group_reserved(id_, message.attempt, True, "")
             return
         self._leases.reserve_group(
-            message.id,
+            id_,
             missing,
-            message.strategy,
-            message.job,
-            lambda: self._head.group_reserved(message.id, message.attempt, True, ""),
-            lambda reason: self._head.group_reserved(message.id, message.attempt, False, reason),
+            message.spec.strategy,
+            message.spec.job,
+            lambda: self._head.group_reserved(id_, message.attempt, True, ""),
+            lambda reason: self._head.group_reserved(id_, message.attempt, False, reason),
             attempt=message.attempt,
             wait=message.wait,
         )
@@ -102,6 +106,8 @@ class NodeOrders:
         """Of an attempt; a later one that was made since is not touched, unless the group is gone."""
         if not message.removed and self._attempts.get(message.id, 0) > message.attempt:
             return
+        if message.removed:
+            self._specs.pop(message.id, None)
         self._leases.release_group(
             message.id,
             lambda: self._head.group_released(message.id, message.attempt),
@@ -113,7 +119,9 @@ class NodeOrders:
         self._leases.groups = []
 
     def held_groups(self) -> list[c.HeldGroup]:
-        return [c.HeldGroup(g.id, g.attempt, sorted(g.bundles)) for g in self._leases.capacity.groups.values()]
+        groups = self._leases.capacity.groups
+        self._specs = {id_: spec for id_, spec in self._specs.items() if id_ in groups}
+        return [c.HeldGroup(g.id, g.attempt, sorted(g.bundles), self._specs.get(g.id)) for g in groups.values()]
 
     # ------------------------------------------------------------ clients and jobs
 

@@ -11,9 +11,9 @@ import base64
 
 import msgspec
 
-from noded.wire.messages import ActorSpec, Death, JobConfig, LogLines, Refs, _Message
+from noded.wire.messages import ActorSpec, Death, GroupSpec, JobConfig, LogLines, Refs, _Message
 
-CLUSTER_VERSION = 1
+CLUSTER_VERSION = 2
 """Must match exactly between daemons."""
 
 
@@ -43,6 +43,8 @@ class HeldGroup(Struct):
     id: bytes
     attempt: int
     bundles: list[int]
+    spec: GroupSpec | None = None
+    """None: the node's daemon has started since it was told."""
 
 
 class Register(_Message, tag=120):
@@ -75,6 +77,8 @@ class Register(_Message, tag=120):
     """Of its drivers that are there."""
     head_epoch: int = 0
     """The highest it has seen: a head with a lower one is not the head any more."""
+    head_journalled: bool = False
+    """The last head had written some of its state on its own host only, when it was last heard of."""
 
 
 class Report(_Message, tag=121):
@@ -209,7 +213,9 @@ class Registered(_Message, tag=140):
     actors: list[bytes] = []
     """Actors made by clients of this node: those that nobody holds any more are to be told."""
     jobs: list[str] = []
-    """All that have a driver, or a detached actor: what runs here of others is to end."""
+    """All that are known to have a driver, or a detached actor: what runs here of others is to end, unless the head
+    says that they live (the question ``job_lives``).
+    """
     head_grace: float = 600.0
 
 
@@ -222,9 +228,12 @@ class NotRegistered(_Message, tag=141):
 
 
 class Beat(_Message, tag=142):
-    """The report with this number has been read."""
+    """The report with this number has been read. ``journalled``: part of what the head has written is on its own host
+    only.
+    """
 
     seq: int
+    journalled: bool = False
 
 
 class Nodes(_Message, tag=143):
@@ -268,14 +277,16 @@ class StopActor(_Message, tag=147):
 
 
 class ReserveGroup(_Message, tag=148):
-    """Keep these bundles (index -> amounts) for a group. ``wait``: also when they are not free now."""
+    """Keep these bundles (index -> amounts) of a group. ``wait``: also when they are not free now."""
 
-    id: bytes
+    spec: GroupSpec
     attempt: int
     bundles: dict[int, dict[str, int]]
-    strategy: str
-    job: str
     wait: bool
+
+    @property
+    def id(self) -> bytes:
+        return self.spec.id
 
 
 class ReleaseGroup(_Message, tag=149):

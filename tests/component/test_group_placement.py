@@ -15,6 +15,7 @@ from noded import ids
 from noded.head import group_placement
 from noded.policy import labels
 from noded.wire import cluster_messages as c
+from noded.wire import messages as m
 
 
 def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -43,20 +44,19 @@ class Wish:
     reason: str = ""
     removed: bool = False
 
+    def _spec(self) -> m.GroupSpec:
+        return m.GroupSpec(self.id, self.bundles, self.strategy, job="job", labels=list(self.labels))
+
     def _answers(self) -> tuple[Any, Any, Any]:
         return self._created, self._infeasible, self._lost
 
     def reserve(self) -> Wish:
-        self.world.groups.reserve_group(
-            self.id, self.bundles, self.strategy, "job", *self._answers(), labels=self.labels
-        )
+        self.world.groups.reserve_group(self._spec(), *self._answers())
         return self
 
     def restore(self, nodes: list[int]) -> Wish:
         self.nodes = nodes
-        self.world.groups.restore_group(
-            self.id, self.bundles, self.strategy, "job", nodes, *self._answers(), labels=self.labels
-        )
+        self.world.groups.restore_group(self._spec(), nodes, *self._answers())
         return self
 
     def _created(self, nodes: list[int]) -> None:

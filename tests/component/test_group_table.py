@@ -51,33 +51,26 @@ class Host:
 
     def reserve_group(
         self,
-        id: bytes,
-        bundles: list[dict[str, int]],
-        strategy: str,
-        job: str,
+        spec: m.GroupSpec,
         on_created: Callable[[list[int]], None],
         on_infeasible: Callable[[str], None],
         on_lost: Callable[[], None],
-        labels: Sequence[str] = (),
     ) -> None:
+        id, bundles = spec.id, spec.bundles
         assert id not in self.placed and id not in self.waiting, "reserved twice"
-        self._remember(id, bundles, strategy, job, labels, on_created, on_lost)
+        self._remember(spec, on_created, on_lost)
         self.waiting[id] = self.size(bundles), on_created
         if self.size(bundles) > self.room:
             on_infeasible(f"it asks for {self.size(bundles)}, there is {self.room}")
         self.grant()
 
     def _remember(
-        self,
-        id: bytes,
-        bundles: list[dict[str, int]],
-        strategy: str,
-        job: str,
-        labels: Sequence[str],
-        on_created: Callable[[list[int]], None],
-        on_lost: Callable[[], None],
+        self, spec: m.GroupSpec, on_created: Callable[[list[int]], None], on_lost: Callable[[], None]
     ) -> None:
-        self.asked[id] = {"bundles": bundles, "strategy": strategy, "job": job, "labels": list(labels)}
+        id = spec.id
+        self.asked[id] = {
+            "bundles": spec.bundles, "strategy": spec.strategy, "job": spec.job, "labels": list(spec.labels)
+        }  # fmt: skip
         self.lost[id] = lambda: (self._wait_again(id, on_created), on_lost())[-1]
 
     def _wait_again(self, id: bytes, on_created: Callable[[list[int]], None]) -> None:
@@ -114,19 +107,16 @@ class Host:
 
     def restore_group(
         self,
-        id: bytes,
-        bundles: list[dict[str, int]],
-        strategy: str,
-        job: str,
+        spec: m.GroupSpec,
         nodes: list[int],
         on_created: Callable[[list[int]], None],
         on_infeasible: Callable[[str], None],
         on_lost: Callable[[], None],
-        labels: Sequence[str] = (),
     ) -> None:
+        id, bundles = spec.id, spec.bundles
         assert id not in self.placed and id not in self.waiting, "restored twice"
         assert len(nodes) == len(bundles) and all(nodes)
-        self._remember(id, bundles, strategy, job, labels, on_created, on_lost)
+        self._remember(spec, on_created, on_lost)
         self.placed[id], self.nodes[id] = self.size(bundles), list(nodes)
         self.node = max(self.node, *nodes)
 
