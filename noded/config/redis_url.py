@@ -16,8 +16,8 @@ from typing import Any
 from noded.config.errors import ConfigError
 
 FORM = (
-    "redis://[user@]host[:port][/db], rediss://… for TLS, redis+sentinel://[user@]host1[:port],host2[:port]/service[/db], "
-    "rediss+sentinel://…, or host:port"
+    "redis://[user@]host[:port][/db], rediss://… for TLS, "
+    "redis+sentinel://[user@]host1[:port],host2[:port]/service[/db], rediss+sentinel://…, or host:port"
 )
 REDIS_PORT = 6379
 SENTINEL_PORT = 26379
@@ -61,8 +61,8 @@ def parse(value: Any) -> RedisUrl:
     user, at, where = rest.rpartition("@")
     if ":" in user or "password=" in rest:
         raise ConfigError(
-            f"--redis (or NODED_REDIS, or redis in the settings file) holds a password, which others could read: give it "
-            f"without, and the password in {PASSWORD} or in the file --redis-password-file"
+            f"--redis (or NODED_REDIS, or redis in the settings file) holds a password, which others could read: "
+            f"give it without, and the password in {PASSWORD} or in the file --redis-password-file"
         )
     if at and not re.fullmatch(r"[^\s/?#,]+", user):
         raise ValueError

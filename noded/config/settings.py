@@ -125,16 +125,16 @@ class Config:
     )
     storage: str = _option(
         values.matching("sqlite|memory"),
-        "sqlite or memory",
+        "sqlite or memory, or --redis",
         "Where the head keeps its state: sqlite or memory; --redis: there.",
         "sqlite",
     )
-    redis: redis_url.RedisUrl | None = _option(
+    redis: redis_url.RedisUrl | None = _option(  # noqa: RUF009 - it is a field()
         redis_url.parse,
         redis_url.FORM,
         "Keep the head's state in this Redis: redis[s]://[user@]host[:port][/db], or "
-        "redis[s]+sentinel://[user@]host:port,…/service[/db]. The password is in NODED_REDIS_PASSWORD, that of sentinels in "
-        "NODED_REDIS_SENTINEL_PASSWORD.",
+        "redis[s]+sentinel://[user@]host:port,…/service[/db]. The password is in NODED_REDIS_PASSWORD, that of "
+        "sentinels in NODED_REDIS_SENTINEL_PASSWORD.",
         Found("none"),
     )
     redis_password_file: Path | None = _option(  # noqa: RUF009 - it is a field()
@@ -291,7 +291,7 @@ def cluster_dir(config: Config) -> Path:
 
 
 def storage_namespace(config: Config, token: bytes) -> str:
-    """The same for every head of this cluster, wherever it runs; where a Redis is shared, another one's is different."""
+    """The same for every head of this cluster, wherever it runs, and another one for other clusters on a Redis."""
     if config.storage_namespace is not None:
         return config.storage_namespace
     if config.redis is None:

@@ -428,9 +428,8 @@ class NodeTable:
 
     def _written(self, task: asyncio.Task[None]) -> None:
         self._writes.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.critical("the node table cannot be written", exc_info=task.exception())
-            asyncio.get_running_loop().stop()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._storage.ending.set(error)
 
     # ------------------------------------------------------------ the view
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 import redis as client
-from harness.wait import wait_for
 
+from harness.wait import wait_for
 from noded.wire.tls import TlsFiles
 
 COMMAND = shutil.which("redis-server")
@@ -147,7 +147,7 @@ class Server:
 
 
 class SentinelTrio:
-    """A primary, a replica, and three sentinels that fail over within a second or two; `service` is their name for it."""
+    """A primary, a replica, and three sentinels that fail over within a second or two; they call it `service`."""
 
     service = "mymaster"
 

@@ -12,8 +12,8 @@ log = logging.getLogger("noded.storage")
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`degraded_since`: unix time, None while all is well. `journalled`: writes that are durable on this host and not yet
-    in the backend. `waiting`: writes that are not durable yet. `why`: what is wrong, in words.
+    """`degraded_since`: unix time, None while all is well. `journalled`: writes that are durable on this host and not
+    yet in the backend. `waiting`: writes that are not durable yet. `why`: what is wrong, in words.
     """
 
     kind: str

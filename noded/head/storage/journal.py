@@ -1,9 +1,9 @@
 """A file on this host for writes that the backend cannot take now: durable here until they are there.
 
-Append-only: frames of length, checksum and content. The first says whose writes these are (namespace, epoch, owner), the
-others are batches with their numbers. A crash may tear the last frame, whose writer was not told that it is durable;
-reading ends there. A failed append leaves nothing behind that a later one would follow. Everything here blocks, and
-is called in threads, one call at a time.
+Append-only: frames of length, checksum and content. The first says whose writes these are (namespace, epoch, owner),
+the others are batches with their numbers. A crash may tear the last frame, whose writer was not told that it is
+durable; reading ends there. A failed append leaves nothing behind that a later one would follow. Everything here
+blocks, and is called in threads, one call at a time.
 """
 
 from __future__ import annotations

@@ -147,12 +147,12 @@ class RedisStorage:
     def _cannot_open(self, trouble: Trouble) -> str:
         if trouble.permanent:
             return (
-                f"the head's storage in Redis ({self._access.url}) cannot be opened: {trouble}; check --redis, its user, "
-                "and NODED_REDIS_PASSWORD or --redis-password-file"
+                f"the head's storage in Redis ({self._access.url}) cannot be opened: {trouble}; check --redis, its "
+                "user, and NODED_REDIS_PASSWORD or --redis-password-file"
             )
         return (
-            f"the head's storage in Redis ({self._access.url}) cannot be opened, it was tried for {self._patience:g} s: "
-            f"{trouble}; start that Redis, or correct --redis"
+            f"the head's storage in Redis ({self._access.url}) cannot be opened, it was tried for "
+            f"{self._patience:g} s: {trouble}; start that Redis, or correct --redis"
         )
 
     async def _open_once(self) -> None:
@@ -162,9 +162,9 @@ class RedisStorage:
         )
         if version is not None and int(version) != scripts.VERSION:
             raise StorageError(
-                f"the storage namespace {self._keys.namespace!r} in Redis ({self._access.url}) has version {int(version)}, "
-                f"this noded reads version {scripts.VERSION}: start the noded that wrote it, or a newer one, or give "
-                "another --storage-namespace to begin an empty cluster"
+                f"the storage namespace {self._keys.namespace!r} in Redis ({self._access.url}) has version "
+                f"{int(version)}, this noded reads version {scripts.VERSION}: start the noded that wrote it, or "
+                "a newer one, or give another --storage-namespace to begin an empty cluster"
             )
         stored = Owner(self._keys.namespace, int(epoch or 0), (owner or b"").decode())
         await self._replay_journal(connection, stored, int(seq or 0))
@@ -210,8 +210,8 @@ class RedisStorage:
     async def _set_aside(self, found: files.Found) -> None:
         target = await asyncio.to_thread(files.set_aside, self._path, found.owner.epoch)
         log.error(
-            "the journal of epoch %d of namespace %s is not that of the last head: its %d writes are not used, they are "
-            "in %s now", found.owner.epoch, found.owner.namespace, len(found.entries), target,
+            "the journal of epoch %d of namespace %s is not that of the last head: its %d writes are not used, they "
+            "are in %s now", found.owner.epoch, found.owner.namespace, len(found.entries), target,
         )  # fmt: skip
 
     # ------------------------------------------------------------ calls
@@ -365,8 +365,8 @@ class RedisStorage:
         if code == scripts.BEHIND:
             self._must_replace, self._answers = True, False
             self._degrade(
-                f"Redis has batch {number} and had {self._there} already: it was emptied or restored, or a replica that "
-                "lagged has taken over; everything is written anew"
+                f"Redis has batch {number} and had {self._there} already: it was emptied or restored, or a replica "
+                "that lagged has taken over; everything is written anew"
             )
         return code == scripts.DONE
 
@@ -449,9 +449,7 @@ class RedisStorage:
         while self._fresh:
             batches = list(islice(self._fresh, _GROUP_BATCHES))
             try:
-                await asyncio.to_thread(
-                    self._journal.append, [Entry.of(batch.seq, batch.ops) for batch in batches]
-                )
+                await asyncio.to_thread(self._journal.append, [Entry.of(batch.seq, batch.ops) for batch in batches])
             except OSError as error:
                 if not self._journal_problem:
                     log.error("the journal %s cannot be written, so writes wait: %s", self._path, error)

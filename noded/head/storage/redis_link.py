@@ -160,7 +160,7 @@ async def connect(access: Access) -> Connection:
 
 
 async def _ask_sentinels(access: Access) -> tuple[str, int]:
-    sentinel = Sentinel(list(access.url.hosts), sentinel_kwargs=access.sentinel())
+    sentinel = Sentinel(list(access.url.hosts), sentinel_kwargs=access.sentinel())  # type: ignore[no-untyped-call]
     names = ", ".join(f"{host}:{port}" for host, port in access.url.hosts)
     try:
         # Each of them may have to be waited for.

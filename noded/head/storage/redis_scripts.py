@@ -108,8 +108,8 @@ redis.call('HSET', KEYS[1], 'seq', string.format('%.0f', last))
 return {0, last}
 """
 )
-"""KEYS: meta, tables. ARGV: epoch, owner, number of the first batch, batches, names of the tables; of each batch how many
-operations; of each operation its table's place in KEYS, key, and '1' and the value, or '0'. Batches that are there
+"""KEYS: meta, tables. ARGV: epoch, owner, number of the first batch, batches, names of the tables; of each batch how
+many operations; of each operation its table's place in KEYS, key, and '1' and the value, or '0'. Batches that are there
 already are skipped.
 """
 
