@@ -18,7 +18,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ from noded.config import (
     node_dir,
     node_home,
     remove_node_dir,
+    without_secrets,
 )
 from noded.head.head import Head
-from noded.head.storage import Storage, StorageError
+from noded.head.storage import Health, Storage, StorageError, Superseded
 from noded.http.gateway import Gateway
 from noded.lifecycle import LoopProbe, setup_logging, time_callbacks
 from noded.node.actor_host import NodeActorHost
@@ -93,6 +94,8 @@ _IDLE_WORKER_SECONDS = 2.0
 _BACK_BY = 10.0
 """Seconds in which a process that lives has attached again."""
 _SLAB = 4 << 20
+SUPERSEDED_EXIT = 3
+"""The exit code of a head in whose place there is another: to start it again would make them take turns."""
 
 
 _CANNOT_START = (ConfigError, StorageError, LedgerError, ListenError, JoinError, HandshakeError, OSError, RuntimeError)
@@ -161,6 +164,8 @@ class Daemon:
         self.labels: dict[str, str] = {}
         self._leaving = False
         self._housekeeper: asyncio.Task[None] | None = None
+        self._storage_watch: asyncio.Task[None] | None = None
+        self._superseded = False
         self.gpus: GpuFinder
         self._storing: dict[str, asyncio.Task[None]] = {}
         """Packages on their way to the disk."""
@@ -195,7 +200,8 @@ class Daemon:
         self.token = find_token(config)
         self.doors = Doors(self.loop, self.token, config.tls)
         if config.head:
-            self.storage = await open_storage(config, self.run_dir)
+            self.storage = await self._unless_stopped(open_storage(config, self.run_dir, self.token))
+            self._storage_watch = self.loop.create_task(self._watch_storage(self.storage), name="watch storage")
         standing = Standing.read(self.run_dir, head=config.head)
         self.number, self.cluster_id, self._head_epoch = standing.number, standing.cluster_id, standing.head_epoch
         if not config.head:
@@ -243,6 +249,40 @@ class Daemon:
         self._started = self.loop.time()
         self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
 
+    async def _unless_stopped(self, opening: Coroutine[Any, Any, Storage]) -> Storage:
+        """A Redis that is away is waited for, and that may be given up."""
+        task = asyncio.ensure_future(opening)
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+            if task.cancelled():
+                raise StorageError("stopped while waiting for the head's storage")
+            return task.result()
+        finally:
+            stopping.cancel()
+
+    async def _watch_storage(self, storage: Storage) -> None:
+        """What the storage cannot get over ends the daemon, in this one way."""
+        error = await storage.ending.wait()
+        if isinstance(error, Superseded):
+            log.critical(
+                "superseded by epoch %d: another head has taken over this cluster (storage %s, our epoch was %d); this "
+                "one ends, with all that runs on its node",
+                error.current,
+                storage.health.kind,
+                error.epoch,
+            )
+            self._superseded, self._exit_code = True, SUPERSEDED_EXIT
+        else:
+            # As by SIGKILL: workers wait for the daemon that is started in this one's place.
+            log.critical("the head's state cannot be kept", exc_info=error)
+            self._exit_code = 1
+            self._leaving = True
+        self.request_stop()
+
     # ------------------------------------------------------------ identity
 
     def _write_standing(self) -> None:
@@ -281,6 +321,7 @@ class Daemon:
             await self.link.stop("")
         if hasattr(self, "listener"):
             self.listener.stop()
+        self._stop_watching_storage()
         if self.storage is not None:
             await self.storage.close()
         if not hasattr(self, "spawner"):
@@ -342,7 +383,7 @@ class Daemon:
             "object_store_memory": self.arena.size,
             **config.resources,
         }
-        self.gpus = GpuFinder(self.ledger, os.environ, config.num_gpus)
+        self.gpus = GpuFinder(self.ledger, without_secrets(os.environ), config.num_gpus)
         try:
             gpus, ids_ = self.gpus.at_start()
         except ValueError as error:
@@ -665,6 +706,7 @@ class Daemon:
             await self.link.stop("")
         if self.head is not None:
             await self.head.leave()
+        self._stop_watching_storage()
         await self._stop_exchange()
         self.control.stop()
         await self.output.stop()
@@ -672,6 +714,10 @@ class Daemon:
         self.spawner.close()
         if self.storage is not None:
             await self.storage.close()
+
+    def _stop_watching_storage(self) -> None:
+        if self._storage_watch is not None:
+            self._storage_watch.cancel()
 
     async def _stop_exchange(self) -> None:
         """No more objects and leases between nodes."""
@@ -692,8 +738,11 @@ class Daemon:
         self.probe.stop()
         self.listener.stop()
         await self.gateway.stop()
-        if self.head is not None:
+        if self.head is not None and self._superseded:
+            await self.head.leave()  # the other nodes belong to the head that has taken over
+        elif self.head is not None:
             await self.head.stop("the head was stopped")
+        self._stop_watching_storage()
         for worker in list(self.pool.workers):
             self.output.catch_up(worker)
         await asyncio.sleep(0)
@@ -958,7 +1007,7 @@ class Daemon:
             found["demands"] = (
                 self.view.waiting() + len(self.head.actor_places.pending) + len(self.head.group_places.waiting)
             )
-            found["storage"] = {"kind": self.config.storage, "state": "ok"}
+            found["storage"] = self._storage_figures(self.head.storage.health)
         elif self.link is not None:
             found["actors"] = len(self.host.hosted)
             found["head_link"] = {
@@ -967,6 +1016,15 @@ class Daemon:
                 "problem": self.link.problem,
                 "frozen": self.link.frozen,
             }
+        return found
+
+    @staticmethod
+    def _storage_figures(health: Health) -> dict[str, Any]:
+        """`state`: ok or degraded; `journalled`: writes that are durable on this host alone, `waiting`: nowhere yet."""
+        found: dict[str, Any] = {"kind": health.kind, "state": "ok"}
+        if health.degraded_since is not None:
+            found |= {"state": "degraded", "since": health.degraded_since, "why": health.why}
+            found |= {"journalled": health.journalled, "waiting": health.waiting}
         return found
 
     async def _tell_status(self, args: dict[str, Any]) -> Any:

@@ -10,16 +10,30 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from noded.config import Config, ConfigError, cluster_dir, load_or_create_token, read_token
+from noded.config import (
+    SENTINEL_PASSWORD,
+    Config,
+    ConfigError,
+    cluster_dir,
+    load_or_create_token,
+    read_password,
+    read_token,
+    storage_namespace,
+)
 from noded.head.storage import Storage
 from noded.node.ledger import Ledger
 from noded.node.listener import bind
 from noded.node.spawner_link import SpawnerLink
 from noded.shm import arena as shm
 from noded.wire.dial import split_address
+
+if TYPE_CHECKING:
+    from noded.head.storage.redis_link import Access
 
 
 def find_token(config: Config) -> bytes:
@@ -59,23 +73,44 @@ class Standing:
         draft.replace(Path(run_dir) / "identity.json")
 
 
-async def open_storage(config: Config, run_dir: str) -> Storage:
+async def open_storage(config: Config, run_dir: str, token: bytes) -> Storage:
+    """Raises StorageError, ConfigError."""
     storage: Storage
+    namespace = storage_namespace(config, token)
+    place = Path(run_dir) if config.private else cluster_dir(config)
     if config.storage == "memory":
         from noded.head.storage.memory import MemoryStorage
 
-        storage = MemoryStorage(config.cluster)
+        storage = MemoryStorage(namespace)
+    elif config.redis is not None:
+        from noded.head.storage.redis import RedisStorage
+
+        storage = RedisStorage(redis_access(config, os.environ), namespace, place / "journal")
     else:
         from noded.head.storage.sqlite import SqliteStorage
 
-        path = Path(run_dir) / "head.db" if config.private else cluster_dir(config) / "head.db"
-        storage = SqliteStorage(path, config.cluster, durable=not config.private)
+        storage = SqliteStorage(place / "head.db", namespace, durable=not config.private)
     try:
         await storage.open()
     except BaseException:
         await storage.close()
         raise
     return storage
+
+
+def redis_access(config: Config, env: Mapping[str, str]) -> Access:
+    """Raises ConfigError."""
+    from noded.head.storage.redis_link import Access
+
+    assert config.redis is not None
+    return Access(
+        config.redis,
+        read_password(env, config.redis_password_file),
+        env.get(SENTINEL_PASSWORD, ""),
+        ca=config.redis_ca,
+        cert=config.redis_cert,
+        key=config.redis_key,
+    )
 
 
 def adopt_memory(kept: dict[str, int]) -> tuple[Ledger, shm.Arena]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from noded.cli.options import SETTINGS_HELP, given, node_options, wrong_settings_are_usage_errors
-from noded.config import Config, chosen_cluster
+from noded.cli.options import SETTINGS_HELP, given, node_options, some_options, wrong_settings_are_usage_errors
+from noded.config import OPTIONS, Config, chosen_cluster
 
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -119,6 +119,22 @@ def drain(node: str, undo: bool, cluster: str | None) -> None:
 
     with wrong_settings_are_usage_errors():
         drain_node(chosen_cluster({"cluster": cluster}, os.environ), os.environ, node, on=not undo)
+
+
+@command.command(epilog=SETTINGS_HELP)
+@some_options("cluster", "storage_namespace", *(option.name for option in OPTIONS if option.name.startswith("redis")))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Although a head may still run.")
+def purge(yes: bool, force: bool, **flags: Any) -> None:
+    """Remove the state of a cluster from the storage, when its head has ended for good.
+
+    With --redis (or its variable, or the settings file) from there, else from the file on this machine. The settings
+    are those of the head: other clusters are not touched.
+    """
+    from noded.cli.purge import purge as remove
+
+    with wrong_settings_are_usage_errors():
+        remove(Config.load({**flags, "head": True}, os.environ), os.environ, yes=yes, force=force)
 
 
 @command.command()

@@ -19,14 +19,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 SETTINGS_HELP = (
     "Every option can also be set as NODED_<NAME> in the environment (NODED_NUM_CPUS=4) or as <name> in the "
     "settings file (num_cpus = 4). Flags win over the environment, the environment over the file. "
-    "The token is no option: it is NODED_TOKEN, or in the file NODED_TOKEN_FILE, or in $NODED_HOME/token."
+    "The token is no option: it is NODED_TOKEN, or in the file NODED_TOKEN_FILE, or in $NODED_HOME/token. "
+    "Nor are passwords of Redis: NODED_REDIS_PASSWORD, and of its sentinels NODED_REDIS_SENTINEL_PASSWORD."
 )
 
 
 def node_options(function: F) -> F:
     """All options of a node, in the order of their declaration."""
+    return some_options(*(option.name for option in OPTIONS))(function)
+
+
+def some_options(*names: str) -> Callable[[F], F]:
+    """Those of a node with these names, in the order of their declaration, and --config."""
+    return lambda function: _with_options(function, names)
+
+
+def _with_options(function: F, names: tuple[str, ...]) -> F:
     for option in reversed(OPTIONS):
-        function = _click_option(option)(function)
+        if option.name in names:
+            function = _click_option(option)(function)
     config = click.option(
         "--config", metavar="FILE", help="Settings file.  [default: $NODED_HOME/noded.toml, where it exists]"
     )

@@ -8,6 +8,7 @@ nodes it has; the head knows, wherever it is. The keys are described where the d
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +198,23 @@ def _facts(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if link := status.get("head_link"):
         yield "head", _link_text(link)
     if storage := status.get("storage"):
-        yield "storage", " ".join(str(storage[key]) for key in ("kind", "state") if key in storage)
+        yield "store", _storage_text(storage, time.time())
+
+
+def _storage_text(storage: Mapping[str, Any], now: float) -> str:
+    """Where the head's state is kept, and how that goes."""
+    kind = storage.get("kind", "")
+    if storage.get("state") != "degraded":
+        return f"{storage.get('state', '')} ({kind})"
+    since = float(storage.get("since", now))
+    clock = time.strftime("%H:%M:%S", time.localtime(since))
+    counts = [
+        f"{storage[name]} writes {what}"
+        for name, what in (("journalled", "journalled"), ("waiting", "wait"))
+        if storage.get(name)
+    ]
+    text = f"degraded ({kind}) since {clock} ({duration(max(0.0, now - since))}): {storage.get('why', '')}"
+    return ", ".join([text, *(counts or ["nothing journalled"])])
 
 
 def _link_text(link: Mapping[str, Any]) -> str:

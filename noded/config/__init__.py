@@ -2,14 +2,24 @@
 
 `settings` has the one frozen `Config` and how it is filled, `values` reads a single value, `machine` finds
 out what has no fixed default, `places` has the directories and the cluster's token, `nodes` has node.json, by
-which programs of one user find a node. Only the standard library, so that a client can afford it.
+which programs of one user find a node, `redis_url` where a Redis is. Only the standard library, so that a client can
+afford it.
 """
 
 from __future__ import annotations
 
 from noded.config.errors import ConfigError
 from noded.config.nodes import NodeInfo, find_nodes, node_in, process_state
-from noded.config.places import home, load_or_create_token, make_dir, read_token, remove_node_dir, run_base
+from noded.config.places import (
+    home,
+    load_or_create_token,
+    make_dir,
+    read_token,
+    remove_node_dir,
+    run_base,
+    without_secrets,
+)
+from noded.config.redis_url import PASSWORD, SENTINEL_PASSWORD, RedisUrl, read_password
 from noded.config.settings import (
     DEFAULT_PORT,
     OPTIONS,
@@ -21,6 +31,7 @@ from noded.config.settings import (
     make_node_dir,
     node_dir,
     node_home,
+    storage_namespace,
 )
 
 __all__ = [
@@ -39,7 +50,13 @@ __all__ = [
     "make_dir",
     "make_node_dir",
     "remove_node_dir",
+    "storage_namespace",
+    "RedisUrl",
+    "read_password",
+    "PASSWORD",
+    "SENTINEL_PASSWORD",
     "read_token",
+    "without_secrets",
     "load_or_create_token",
     "NodeInfo",
     "find_nodes",

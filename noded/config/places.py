@@ -102,6 +102,11 @@ def read_token(home: Path, env: Mapping[str, str]) -> bytes | None:
     return _checked(content, str(path))
 
 
+def without_secrets(env: Mapping[str, str]) -> dict[str, str]:
+    """What a process may inherit that has nothing to do with the token and the head's storage."""
+    return {name: value for name, value in env.items() if name != "NODED_TOKEN" and not name.startswith("NODED_REDIS")}
+
+
 def load_or_create_token(home: Path, env: Mapping[str, str] = os.environ) -> bytes:
     """`read_token`, or a new one: 64 hexadecimal digits in a file that only its owner can read."""
     if found := read_token(home, env):

@@ -9,13 +9,14 @@ of NODED_CONFIG, else $NODED_HOME/noded.toml where there is one.
 
 from __future__ import annotations
 
+import hashlib
 import os.path
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from noded.config import machine, values
+from noded.config import machine, redis_url, values
 from noded.config.errors import ConfigError
 from noded.config.nodes import node_in
 from noded.config.places import has_room, home, make_dir, run_base
@@ -28,7 +29,10 @@ _A_PATH = "an absolute path, such as /etc/noded/node.pem"
 _A_SIZE = "a number of bytes, such as 2GB, 512MiB or 1e9"
 # Variables with our prefix that are no options.
 _OTHER_VARIABLES = frozenset(
-    "NODED_" + name for name in "CONFIG GPUS_WITHOUT_ASKING HOME MARK RUN_DIR TOKEN TOKEN_FILE".split()
+    "NODED_" + name
+    for name in (
+        "CONFIG GPUS_WITHOUT_ASKING HOME MARK REDIS_PASSWORD REDIS_SENTINEL_PASSWORD RUN_DIR TOKEN TOKEN_FILE"
+    ).split()
 )
 
 
@@ -121,9 +125,35 @@ class Config:
     )
     storage: str = _option(
         values.matching("sqlite|memory"),
-        "sqlite or memory",
-        "Where the head keeps its state: sqlite or memory.",
+        "sqlite or memory, or --redis",
+        "Where the head keeps its state: sqlite or memory; --redis: there.",
         "sqlite",
+    )
+    redis: redis_url.RedisUrl | None = _option(  # noqa: RUF009 - it is a field()
+        redis_url.parse,
+        redis_url.FORM,
+        "Keep the head's state in this Redis: redis[s]://[user@]host[:port][/db], or "
+        "redis[s]+sentinel://[user@]host:port,…/service[/db]. The password is in NODED_REDIS_PASSWORD, that of "
+        "sentinels in NODED_REDIS_SENTINEL_PASSWORD.",
+        Found("none"),
+    )
+    redis_password_file: Path | None = _option(  # noqa: RUF009 - it is a field()
+        _path, _A_PATH, "File with Redis's password, in place of NODED_REDIS_PASSWORD.", Found("none")
+    )
+    redis_ca: Path | None = _option(  # noqa: RUF009 - it is a field()
+        _path, _A_PATH, "CA that has signed Redis's certificate.", Found("those of the system")
+    )
+    redis_cert: Path | None = _option(  # noqa: RUF009 - it is a field()
+        _path, _A_PATH, "Certificate to show to Redis.", Found("none")
+    )
+    redis_key: Path | None = _option(  # noqa: RUF009 - it is a field()
+        _path, _A_PATH, "Key of --redis-cert.", Found("none")
+    )
+    storage_namespace: str | None = _option(
+        values.matching("[A-Za-z0-9._-]{1,100}"),
+        "1 to 100 letters, digits, ., _ and -",
+        "Name of this cluster's state in the storage, which several may share.",
+        Found("the cluster's name; in Redis with a dash and 12 digits that follow from the token"),
     )
     daemon_grace: float = _option(
         values.number,
@@ -180,6 +210,7 @@ class Config:
         if chosen["address"] is not None:
             chosen["address"] = chosen["address"].removeprefix("noded://")
         _all_or_none(chosen)
+        _choose_redis(chosen)
         if chosen["run_dir"] is not None:
             env = {**env, "NODED_RUN_DIR": chosen["run_dir"]}
         if chosen["node_name"] is None:
@@ -257,6 +288,15 @@ def make_node_dir(config: Config) -> Path:
 def cluster_dir(config: Config) -> Path:
     """Durable state of the cluster."""
     return config.home / "clusters" / config.cluster
+
+
+def storage_namespace(config: Config, token: bytes) -> str:
+    """The same for every head of this cluster, wherever it runs, and another one for other clusters on a Redis."""
+    if config.storage_namespace is not None:
+        return config.storage_namespace
+    if config.redis is None:
+        return config.cluster
+    return f"{config.cluster}-{hashlib.blake2b(token).hexdigest()[:12]}"
 
 
 def log_dir(config: Config) -> Path:
@@ -350,6 +390,18 @@ def _all_or_none(chosen: Mapping[str, Any]) -> None:
             f"{given} without {' and '.join(missing)}: TLS needs all of --tls-cert, --tls-key and --tls-ca; "
             "without TLS give none of them"
         )
+
+
+def _choose_redis(chosen: dict[str, Any]) -> None:
+    """--redis implies the storage; a private cluster ends with its program and keeps nothing there."""
+    if chosen["redis"] is None or chosen["private"]:
+        chosen["redis"] = None
+        return
+    if (chosen["redis_cert"] is None) != (chosen["redis_key"] is None):
+        raise ConfigError("redis_cert and redis_key belong together: give both, or none of them")
+    if not chosen["redis"].tls and (chosen["redis_ca"] or chosen["redis_cert"]):
+        raise ConfigError("redis_ca, redis_cert and redis_key are for TLS: write rediss:// (or rediss+sentinel://)")
+    chosen["storage"] = "redis"
 
 
 def _found_out(chosen: dict[str, Any]) -> dict[str, Any]:

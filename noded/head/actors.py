@@ -170,9 +170,8 @@ class ActorTable:
 
     def _written(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.critical("the actor table cannot be written", exc_info=task.exception())
-            asyncio.get_running_loop().stop()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._storage.ending.set(error)
 
     async def settled(self, id_: bytes) -> str:
         """Wait until the actor's record is durable; the reason when it was rejected."""

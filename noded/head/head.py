@@ -24,7 +24,7 @@ from noded.head.node_server import NodeServer
 from noded.head.nodes import NodeRecord, NodeTable
 from noded.head.placement_groups import TABLE as GROUPS
 from noded.head.placement_groups import GroupTable
-from noded.head.storage import Put, Storage
+from noded.head.storage import Put, Storage, StorageError
 from noded.resources import UNIT
 from noded.version import __version__
 from noded.wire import cluster_messages as c
@@ -34,9 +34,10 @@ log = logging.getLogger("noded.head")
 
 CLUSTER = "cluster"
 BEAT_SECONDS = 1.0
-_LOOK_AGAIN = 0.5
 _LOOK_PART = 0.1
 """At most about this part of the time is spent looking for room because nodes have told of some."""
+_END_SECONDS = 10.0
+"""So long a clean end waits for a storage that cannot be written."""
 Question = Callable[[dict[str, Any], int], Awaitable[Any]]
 
 
@@ -162,10 +163,17 @@ class Head:
     async def stop(self, reason: str) -> None:
         """A clean end: all nodes end, and detached state with them."""
         self.server.stop(reason)
-        await self.nodes.stop()
-        await self.actors.stop(end_detached=True)
-        await self.groups.stop(end=True)
-        await self.jobs.stop()
+        try:
+            async with asyncio.timeout(_END_SECONDS):
+                await self.nodes.stop()
+                await self.actors.stop(end_detached=True)
+                await self.groups.stop(end=True)
+                await self.jobs.stop()
+        except TimeoutError:
+            why = self.storage.health.why or "it takes too long"
+            log.error("what was to end with this head is still in its storage, which cannot be written: %s", why)
+        except StorageError as error:
+            log.error("what was to end with this head is still in its storage: %s", error)
 
     async def leave(self) -> None:
         self.server.close()
@@ -548,8 +556,7 @@ class Head:
 
     async def _ask_job_lives(self, args: dict[str, Any], number: int) -> Any:
         """Answered when every node that may have its driver has told."""
-        while self.nodes.waiting_for_nodes:
-            await asyncio.sleep(_LOOK_AGAIN)
+        await self.nodes.settled.wait()
         return str(args["job"]) in self.all_jobs()
 
     async def _ask_timeline(self, args: dict[str, Any], number: int) -> Any:

@@ -145,6 +145,9 @@ class NodeTable:
         self._others: set[int] = set()
         self._away: set[int] = set()
         """Nodes that are not the head's own and not dead, and those of them (all of them) that are awaited."""
+        self.settled = asyncio.Event()
+        """No node is awaited."""
+        self.settled.set()
         self._judge_task: asyncio.Task[None] | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._dying: set[int] = set()
@@ -417,6 +420,10 @@ class NodeTable:
             (self._away, record.state == "AWAY" and bool(record.id)),
         ):
             (among.add if there else among.discard)(record.number)
+        if self._away:
+            self.settled.clear()
+        else:
+            self.settled.set()
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -428,9 +435,8 @@ class NodeTable:
 
     def _written(self, task: asyncio.Task[None]) -> None:
         self._writes.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.critical("the node table cannot be written", exc_info=task.exception())
-            asyncio.get_running_loop().stop()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._storage.ending.set(error)
 
     # ------------------------------------------------------------ the view
 

@@ -298,9 +298,8 @@ class GroupTable:
                 await asyncio.sleep(0)  # what has room is created in this very turn: one write instead of two
                 batch, self._dirty = self._dirty, {}
                 await self._write_batch([(record, record.state, record.nodes) for record in batch.values()])
-        except Exception:
-            log.critical("the placement group table cannot be written", exc_info=True)
-            asyncio.get_running_loop().stop()
+        except Exception as error:
+            self._storage.ending.set(error)
         finally:
             self._writer = None
 

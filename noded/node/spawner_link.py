@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from noded.config import without_secrets
 from noded.spawner import protocol
 
 log = logging.getLogger("noded.spawner_link")
@@ -120,6 +121,7 @@ class SpawnerLink:
                 stdout=errors,
                 stderr=errors,
                 pass_fds=(write_fd,),
+                env=without_secrets(os.environ),
                 start_new_session=True,
                 cwd="/",
             )

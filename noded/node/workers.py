@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import msgspec
 
 from noded import ids
+from noded.config import without_secrets
 from noded.node.ledger import Ledger
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
@@ -277,8 +278,7 @@ class WorkerPool:
             self._template = True
             package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
             path = os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])
-            environment = {**os.environ, "PYTHONPATH": path}
-            environment.pop("NODED_TOKEN", None)
+            environment = {**without_secrets(os.environ), "PYTHONPATH": path}
             argv = [sys.executable, "-m", "noded.template"]
             self._spawner.send({"t": "template", "key": TEMPLATE, "argv": argv, "env": environment})
 

@@ -131,7 +131,7 @@ class Node:
 
     def reserve(self, attempt: int, bundles: dict[int, float], *, wait: bool = False, group: bytes = GROUP) -> None:
         amounts = {index: cpus(size) for index, size in bundles.items()}
-        self.orders.reserve_group(c.ReserveGroup(m.GroupSpec(group, job="job"), attempt, amounts, wait))
+        self.orders.reserve_group(c.ReserveGroup(m.GroupSpec(group, [], job="job"), attempt, amounts, wait))
 
     def release(self, attempt: int, *, removed: bool = False, group: bytes = GROUP) -> None:
         self.orders.release_group(c.ReleaseGroup(group, attempt, removed))

@@ -189,5 +189,8 @@ def test_a_value_is_lost_with_the_node_that_had_it_even_if_that_had_told_nobody(
     if not dead_at_first:
         assert not session.sent
         node.store.node_died(9, "it was unplugged")
-    (lost,) = session.sent
-    assert isinstance(lost, m.Lost) and lost.id == OBJECT and lost.kind == "lost"
+    (rebuild,) = session.sent
+    assert isinstance(rebuild, m.Rebuild) and rebuild.ids == [OBJECT]
+    node.store.on_gone(caller, m.Gone([OBJECT], f"{rebuild.reason}; it was put", True))
+    lost = session.sent[-1]
+    assert isinstance(lost, m.Lost) and lost.id == OBJECT and lost.kind == "lost" and "was put" in lost.reason

@@ -1,14 +1,20 @@
 """The head's durable storage: one interface, its operations and its errors; the backends lie beside.
 
+`memory`, `sqlite` and `redis` are the backends; `redis_link`, `redis_scripts` and `journal` are what the last is made
+of. `condition` has what they tell of themselves.
+
 Records are opaque bytes in tables of string keys, inside a namespace (one per cluster). A batch is atomic,
 and durable when `write` returns.
 
 **The fence.** `open` takes the namespace's next epoch and every write is conditional on it, so a head that
 was replaced cannot change anything any more: its next write raises `Superseded` and it must exit. The
 comparison and the batch are one step of the backend, so that no newer epoch can come between them: one
-transaction in SQLite, one critical section in memory. For a backend with a server it must be one script there
-(`if epoch == mine then apply`, with the epoch under a key of the namespace); comparing first and writing
+transaction in SQLite, one critical section in memory, one script in Redis. Comparing first and writing
 afterwards is not a fence.
+
+**Trouble is a state.** A full disk or a server that is away ends nothing: `write` returns later, or when its batch is
+durable elsewhere, and `health` says so. What a storage cannot get over (it is superseded, its file is damaged) ends
+the head in one way: `ending` is told, and the daemon waits for that.
 
 What the records mean, and their versions, is not known here: see `head/`.
 """
@@ -19,13 +25,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from noded.head.storage.condition import Ending, Health
+
 
 class StorageError(Exception):
-    """The storage refused or failed; after an I/O error the batch may yet be there on restart."""
+    """The storage refused, or failed in a way that trying again does not help."""
 
 
 class Superseded(StorageError):
-    """A newer head took the namespace; this one must not act any more."""
+    """A newer head took the namespace; this one must not act any more.
+
+    `current` is the newer epoch, or ours where another head has taken the same one: it began from an older copy.
+    """
 
     def __init__(self, epoch: int, current: int) -> None:
         super().__init__(
@@ -63,6 +74,14 @@ class Storage(Protocol):
     """What every backend does; all calls come from one event loop."""
 
     @property
+    def ending(self) -> Ending:
+        """Set when the head cannot go on with this storage; whose write has failed sets it, too."""
+
+    @property
+    def health(self) -> Health:
+        """As it is now."""
+
+    @property
     def epoch(self) -> int:
         """The epoch taken at `open`, 0 before."""
 
@@ -91,3 +110,16 @@ def check_ops(ops: Sequence[Op]) -> None:
             raise TypeError(f"storage table and key must be strings, not {op.table!r} and {op.key!r}")
         if isinstance(op, Put) and not isinstance(op.value, bytes):
             raise TypeError(f"the value of {op.table}/{op.key} must be bytes, not {type(op.value).__name__}")
+
+
+__all__ = [
+    "Delete",
+    "Ending",
+    "Health",
+    "Op",
+    "Put",
+    "Storage",
+    "StorageError",
+    "Superseded",
+    "check_ops",
+]

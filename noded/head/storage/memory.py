@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from noded.head.storage import Op, Put, StorageError, Superseded, check_ops
+from noded.head.storage import Ending, Health, Op, Put, StorageError, Superseded, check_ops
 
 
 @dataclass
@@ -27,10 +27,15 @@ class MemoryStorage:
         self._data = data if data is not None else MemoryData()
         self._epoch = 0
         self._open = False
+        self.ending = Ending()
 
     @property
     def epoch(self) -> int:
         return self._epoch
+
+    @property
+    def health(self) -> Health:
+        return Health("memory")
 
     async def open(self) -> int:
         if self._epoch:
@@ -45,7 +50,9 @@ class MemoryStorage:
         self._check_open()
         current = self._data.epochs[self._namespace]
         if current != self._epoch:
-            raise Superseded(self._epoch, current)
+            superseded = Superseded(self._epoch, current)
+            self.ending.set(superseded)
+            raise superseded
         for op in ops:
             records = self._data.tables.setdefault((self._namespace, op.table), {})
             if isinstance(op, Put):

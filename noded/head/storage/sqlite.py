@@ -2,7 +2,9 @@
 
 The thread takes every batch that waits at the moment into one transaction, so that a thousand concurrent
 writes cost a few syncs. Each batch is a savepoint of its own: one that fails takes no other with it. The
-transaction begins by comparing the epoch, with the write lock held, which is the fence. With `durable=False`
+transaction begins by comparing the epoch, with the write lock held, which is the fence. A full disk, or a file that
+cannot be read or written now, is a state: the writes stay in their order and are tried again until they are there,
+and nobody is told before that they are. A damaged file is an error at once. With `durable=False`
 nothing is synced: for clusters that end with their program; a crash of the machine may then lose the file.
 The file belongs on a local disk.
 """
@@ -16,10 +18,11 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from noded.head.storage import Op, Put, StorageError, Superseded, check_ops
+from noded.head.storage import Ending, Health, Op, Put, StorageError, Superseded, check_ops
+from noded.head.storage.condition import Condition
 
 if TYPE_CHECKING:
     import sqlite3
@@ -28,6 +31,7 @@ SCHEMA_VERSION = 1
 # How long to wait for another process's transaction, in seconds.
 LOCK_TIMEOUT = 10.0
 LOCK_RETRY = 0.01
+TRY_AGAIN_SECONDS = 0.5
 # Batches of one transaction: bounds the time that the first of them waits.
 MAX_GROUP = 4096
 
@@ -60,6 +64,41 @@ class _Load:
     done: asyncio.Future[dict[str, bytes]]
 
 
+class Damaged(StorageError):
+    """The file is not what it was: trying again does not help."""
+
+
+class Trouble(Exception):
+    """The group was not written, and may be later."""
+
+    def __init__(self, error: StorageError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _passes(failure: Exception) -> bool:
+    """A state of the machine that may end."""
+    import sqlite3
+
+    # The lower byte is the primary code.
+    return getattr(failure, "sqlite_errorcode", 0) & 0xFF in (
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_NOMEM,
+    )
+
+
+def _is_damage(failure: Exception) -> bool:
+    import sqlite3
+
+    return getattr(failure, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 class SqliteStorage:
     """A `Storage` in a file, for one open(); several namespaces and processes may share the file."""
 
@@ -71,6 +110,14 @@ class SqliteStorage:
         self._jobs: SimpleQueue[_Write | _Load | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self.ending = Ending()
+        self._condition = Condition(self._database.path)
+        self._waiting = 0
+        """Writes that were called and not answered; counted on the loop."""
+
+    @property
+    def health(self) -> Health:
+        return Health("sqlite", self._condition.since, 0, self._waiting, self._condition.why)
 
     @property
     def epoch(self) -> int:
@@ -95,7 +142,15 @@ class SqliteStorage:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # A copy: the caller's list may change before the thread gets to it.
         self._jobs.put(_Write(tuple(ops), done))
-        await done
+        self._waiting += 1
+        try:
+            await done
+        except StorageError as error:
+            if isinstance(error, Superseded | Damaged):
+                self.ending.set(error)
+            raise
+        finally:
+            self._waiting -= 1
 
     async def load(self, table: str) -> dict[str, bytes]:
         self._check_open()
@@ -128,8 +183,7 @@ class SqliteStorage:
     def _serve_group(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Do all jobs that wait; False after the last job of all."""
         jobs = [self._jobs.get()]
-        while len(jobs) < MAX_GROUP and not self._jobs.empty():
-            jobs.append(self._jobs.get())
+        self._take_waiting(jobs)
         try:
             answers = self._do(jobs)
         except Exception as failure:  # whatever it was, nobody may wait for ever; the next group may go well
@@ -137,12 +191,29 @@ class SqliteStorage:
         _answer(loop, answers)
         return None not in jobs
 
-    def _do(self, jobs: Sequence[_Write | _Load | None]) -> list[_Answer]:
+    def _take_waiting(self, jobs: list[_Write | _Load | None]) -> None:
+        while len(jobs) < MAX_GROUP and jobs[-1] is not None and not self._jobs.empty():
+            jobs.append(self._jobs.get())
+
+    def _do(self, jobs: list[_Write | _Load | None]) -> list[_Answer]:
         """All writes in one transaction, then the loads, so that a load sees what was called before it."""
         answers: list[_Answer] = []
         writes = [job for job in jobs if isinstance(job, _Write)]
         if writes:
-            outcomes = self._database.write_group([job.ops for job in writes])
+            while True:
+                try:
+                    outcomes = self._database.write_group([job.ops for job in writes])
+                    break
+                except Trouble as trouble:
+                    error = trouble.error
+                    self._condition.degrade(str(error), "writes wait until there is room or it can be read again")
+                if jobs[-1] is None:  # who closes it does not wait for room
+                    return [(job.done, error) for job in jobs if job is not None]
+                with contextlib.suppress(Empty):
+                    jobs.append(self._jobs.get(timeout=TRY_AGAIN_SECONDS))
+                    self._take_waiting(jobs)
+                    writes = [job for job in jobs if isinstance(job, _Write)]
+            self._condition.recover(f"{len(writes)} writes that waited are there now")
             answers += [(job.done, outcome) for job, outcome in zip(writes, outcomes, strict=True)]
         answers += [(job.done, self._database.load(job.table)) for job in jobs if isinstance(job, _Load)]
         return answers
@@ -215,8 +286,12 @@ class _Database:
             connection.execute("COMMIT")
         except sqlite3.Error as failure:
             if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            return [self.failed("write", failure) for _ in batches]
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+            if _passes(failure):
+                raise Trouble(self.failed("write", failure)) from failure
+            error = self.damaged(failure) if _is_damage(failure) else self.failed("write", failure)
+            return [error for _ in batches]
         self.commits += 1
         return outcomes
 
@@ -237,6 +312,14 @@ class _Database:
         error = StorageError(
             f"{self.path}: {what} failed: {failure}; check that the disk has room and that no other program "
             "holds the file"
+        )
+        error.__cause__ = failure
+        return error
+
+    def damaged(self, failure: Exception) -> Damaged:
+        error = Damaged(
+            f"{self.path}: the head's storage is damaged: {failure}; restore the file from a copy, or move it aside to "
+            "begin an empty cluster"
         )
         error.__cause__ = failure
         return error
@@ -291,8 +374,8 @@ class _Database:
                 else:
                     connection.execute(_DELETE, (self._namespace, op.table, op.key))
         except Exception as failure:
-            if not connection.in_transaction:
-                raise  # SQLite gave up the whole group: the disk is full, or worse
+            if not connection.in_transaction or _passes(failure) or _is_damage(failure):
+                raise  # it is not about this batch
             connection.execute("ROLLBACK TO batch")
             connection.execute("RELEASE batch")
             return self.failed("write", failure)
