@@ -489,6 +489,7 @@ class Daemon:
                 "status": self._tell_status,
                 "timeline": self._tell_timeline,
                 "actor_payload": self._tell_actor_payload,
+                "package": self._tell_package,
                 "job_config": self._tell_job_config,
             },
         )
@@ -1037,6 +1038,13 @@ class Daemon:
         """Class and arguments of an actor here, as base64; empty where they are not kept any more."""
         hosted = self.host.hosted.get(bytes.fromhex(args["id"]))
         return base64.b64encode(hosted.payload if hosted is not None else b"").decode()
+
+    async def _tell_package(self, args: dict[str, Any]) -> Any:
+        """One that is stored here, as base64."""
+        try:
+            return base64.b64encode(await self.environments.read(str(args["uri"]))).decode()
+        except LookupError:
+            raise ValueError(f"the package {args['uri']} is not here") from None
 
     async def _tell_job_config(self, args: dict[str, Any]) -> Any:
         config = self.job_configs.get(str(args["job"]))

@@ -133,7 +133,7 @@ class ActorClass:
                 token = rt.actors.create_locked(m.CreateActor(spec, rt.next_seq()), data + payload, keep)
             if options.name:
                 # A taken name is an error here and now, as in Ray.
-                taken = rt.ask("await_actor", id=spec.id.hex())
+                taken = rt.ask("await_actor", None, id=spec.id.hex())
                 if taken:
                     with rt.lock:
                         rt.actors.actors.pop(spec.id, None)
@@ -239,4 +239,4 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
 
 
 def _by_name(rt: Runtime, name: str, namespace: str, *, weak: bool) -> ActorHandle:
-    return handle_of(rt, rt.ask("get_actor", name=name, namespace=namespace), weak=weak)
+    return handle_of(rt, rt.ask("get_actor", None, name=name, namespace=namespace), weak=weak)

@@ -213,7 +213,7 @@ def placement_group(
 
 def _await_record(rt: Runtime, id_: bytes) -> None:
     """A name that is taken is an error here and now; and a detached group is on record when its maker goes on."""
-    rejected = rt.ask("await_placement_group", id=id_.hex())
+    rejected = rt.ask("await_placement_group", None, id=id_.hex())
     if rejected:
         with rt.lock:
             rt.groups.forget_locked(id_)
@@ -325,7 +325,7 @@ def get_placement_group(placement_group_name: str) -> PlacementGroup:
     if not isinstance(placement_group_name, str):
         raise TypeError(f"the name of a placement group is a string, not {placement_group_name!r}")
     rt = runtime()
-    id_: str = rt.ask("get_placement_group", name=placement_group_name, namespace=rt.namespace)
+    id_: str = rt.ask("get_placement_group", None, name=placement_group_name, namespace=rt.namespace)
     return PlacementGroup(PlacementGroupID.from_hex(id_))
 
 

@@ -470,7 +470,9 @@ class Runtime:
     # ------------------------------------------------------------ questions
 
     def ask(self, what: str, timeout: float | None = 30.0, **arguments: Any) -> Any:
-        """Ask the daemon; raises ValueError with its words when it refuses."""
+        """Ask the daemon; raises ValueError with its words when it refuses, GetTimeoutError after so many seconds. With
+        None it waits as long as there is a daemon: a head that is away for a while ends no program.
+        """
         payload = json.dumps(arguments).encode()
         number = self.next_seq()
         with self.interrupts:

@@ -89,13 +89,15 @@ class ActorPlacement:
             self._look_later()
 
     def place_unless_hosted(self, record: ActorRecord) -> None:
-        """Asked for before the head's start: a node may have it."""
+        """Asked for before the head's start: a node may have it. But one that is written before it is anywhere was in
+        the storage then.
+        """
         known = self._unclaimed.pop(record.spec.id, None)
         if known is not None:
             number, actor = known
             record.instance = actor.instance
             self._host(self._nodes.records[number], record, wait=True)
-        elif self._nodes.waiting_for_nodes:
+        elif self._nodes.waiting_for_nodes and not record.durable:
             self._parked[record.spec.id] = record
         else:
             self.place(record)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -274,7 +275,7 @@ class Head:
         self.groups.watch(prefix, id_)
 
     async def load_package(self, uri: str) -> bytes:
-        raise LookupError(uri)  # what the head has not, nobody has
+        return await self._package_of_others(uri)
 
     # ------------------------------------------------------------ jobs
 
@@ -432,10 +433,26 @@ class Head:
         return await self.admit_job(str(args["job"]), c.job_config_of(args["config"]), number)
 
     async def _ask_package(self, args: dict[str, Any], number: int) -> Any:
+        uri = str(args["uri"])
         try:
-            return await self._read_package(str(args["uri"]))
+            return await self._read_package(uri)
         except LookupError:
-            raise ValueError(f"the package {args['uri']} is not in this cluster") from None
+            pass
+        try:
+            return await self._package_of_others(uri, number)
+        except LookupError:
+            raise ValueError(f"the package {uri} is not in this cluster: submit again") from None
+
+    async def _package_of_others(self, uri: str, asker: int = 0) -> bytes:
+        """A head that has started elsewhere has no packages, but nodes that use them have. Raises LookupError."""
+        for node in list(self.nodes.records.values()):
+            if node.local or node.api is None or node.number == asker:
+                continue
+            with contextlib.suppress(ValueError, TimeoutError):
+                data = base64.b64decode(await node.api.ask("package", {"uri": uri}))
+                self._store_package(uri, data)
+                return data
+        raise LookupError(uri)
 
     async def _ask_nodes(self, args: dict[str, Any], number: int) -> Any:
         self.nodes.refresh()

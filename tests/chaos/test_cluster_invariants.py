@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from harness.drivers import Driver
 from harness.members import Member, Members
-from harness.processes import kill
 from harness.wait import wait_for
 
 from noded.cli.control import ControlError
@@ -253,10 +252,7 @@ class Nodes:
     def crash(self) -> None:
         """All of a node at once, as when its machine fails; then it starts anew."""
         member = self.rng.choice(self.members)
-        kill(member.processes())
-        wait_for(lambda: not member.processes(), f"{member} lives on after SIGKILL")
-        assert member._process is not None
-        member._process.wait(10)
+        member.crash()
         time.sleep(self.rng.random() ** 2)
         member.start()
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from harness.cluster import Node
 from harness.netns import Host
-from harness.processes import Process
+from harness.processes import Process, kill
 from harness.wait import wait_for
 from noded.config import remove_node_dir
 
@@ -62,6 +62,13 @@ class Member(Node):
             self._end_everything()
             remove_node_dir(Path(self.dir))
         self._close_output()
+
+    def crash(self) -> None:
+        """All of it at once, as when its machine fails."""
+        kill(self.processes())
+        wait_for(lambda: not self.processes(), f"{self} lives on after SIGKILL")
+        assert self._process is not None
+        self._process.wait(10)
 
     def stop_by_command(self, timeout: float = 20) -> None:
         """`noded stop` where this member is: it ends all of the cluster that shares its run directory."""
@@ -131,6 +138,14 @@ class Members:
         """`noded stop` on each host."""
         for member in reversed(self.all.values()):
             member.stop_by_command(timeout)
+
+    def move_head(self, *flags: str, name: str, host: Host | None = None) -> Member:
+        """Another head, with the same storage and address, where nothing is of the one before, which has crashed."""
+        port = self.head.address.rpartition(":")[2]
+        flags = (*self.flags, "--port", port, *flags)
+        head = Member(*flags, head=True, name=name, host=host, num_cpus=0, cluster=self.head.cluster, env=self.env)
+        self.head = self.all[name] = self._stack.enter_context(head)
+        return head
 
     def processes(self) -> list[Process]:
         return [process for member in self.all.values() for process in member.processes()]
