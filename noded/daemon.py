@@ -8,7 +8,6 @@ does is in its own module; this one only says who gets whom, and what happens at
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import os
@@ -35,6 +34,7 @@ from noded.config import (
     make_node_dir,
     node_dir,
     node_home,
+    node_tag,
     remove_node_dir,
 )
 from noded.head.head import Head
@@ -68,7 +68,7 @@ from noded.node.workers import Worker, WorkerPool
 from noded.policy import labels
 from noded.policy.where import refuse
 from noded.resources import UNIT, ResourceSet
-from noded.service import StartLock, notify_systemd, running_daemon
+from noded.service import StartLock, notify_systemd, running_daemon, watchdog_pause
 from noded.shm import arena as shm
 from noded.startup import (
     Standing,
@@ -109,7 +109,7 @@ class Daemon:
         self.config = config
         self._on_ready = on_ready
         self.run_dir = str(node_dir(config))
-        self.tag = hashlib.blake2b(self.run_dir.encode(), digest_size=8).hexdigest()
+        self.tag = node_tag(self.run_dir)
         self.log_dir = ""
         self.address = ""
         self.epoch = 0
@@ -158,6 +158,7 @@ class Daemon:
         self.labels: dict[str, str] = {}
         self._leaving = False
         self._housekeeper: asyncio.Task[None] | None = None
+        self._watchdog: asyncio.Task[None] | None = None
         self.gpus: GpuFinder
         self._storing: dict[str, asyncio.Task[None]] = {}
         """Packages on their way to the disk."""
@@ -204,6 +205,7 @@ class Daemon:
             owner_pid=config.owner_pid,
             on_packet=lambda packet: self.pool.on_packet(packet),
             on_lost=self._on_spawner_lost,
+            may_start=not (config.given_spawner or config.supervised),
         )
         welcome = await self.spawner.start(0)
         self.epoch = welcome.epoch
@@ -239,6 +241,8 @@ class Daemon:
         self._watch_owner()
         self._started = self.loop.time()
         self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
+        if (pause := watchdog_pause()) is not None:
+            self._watchdog = self.loop.create_task(self._show_life(pause, self._housekeeper), name="watchdog")
 
     # ------------------------------------------------------------ identity
 
@@ -283,7 +287,7 @@ class Daemon:
         if not hasattr(self, "spawner"):
             self._remove_unused_dir()
             return
-        if self._recovered:
+        if self._recovered or self.config.given_spawner:
             self.spawner.close()
             return
         await self.spawner.stop()
@@ -616,13 +620,13 @@ class Daemon:
                 os.close(self.config.ready_fd)
             except OSError:  # nobody waits for it any more
                 pass
-        notify_systemd("READY=1")
         cluster = self.config.cluster
+        role = "head" if self.config.head else f"node {self.config.node_name}"
+        notify_systemd(f"READY=1\nSTATUS={role} of cluster {cluster} at {self.address}")
         if self.config.private or self.config.ready_fd is not None:
             log.info("noded %s is ready at %s (cluster %s, epoch %s)", __version__, self.address, cluster, self.epoch)
         else:
             name, flag = ("", "") if cluster == "default" else (repr(cluster), f" --cluster {cluster}")
-            role = "head" if self.config.head else f"node {self.config.node_name}"
             print(f"noded {__version__}: {role} of cluster {cluster} at {self.address}, pid {os.getpid()}")
             print(f"connect: noded.init({name})   look: noded status{flag}   stop: noded stop{flag}", flush=True)
         if not self.config.private and not host.startswith(("127.", "[::1]", "localhost")) and not self.config.tls:
@@ -643,15 +647,15 @@ class Daemon:
 
     def _on_sigterm(self) -> None:
         """The full stop; but a service manager that runs the spawner as a service of its own means us alone."""
-        self._leaving = self.spawner.given and bool(os.environ.get("NOTIFY_SOCKET"))
+        # A unit of noded before --given-spawner has only the second.
+        given = hasattr(self, "spawner") and self.spawner.given and bool(os.environ.get("NOTIFY_SOCKET"))
+        self._leaving = not self.config.supervised and (self.config.given_spawner or given)
         self.request_stop()
 
     async def _leave(self) -> None:
         """End as by SIGKILL, but with what is written: the next daemon finds spawner and workers."""
         notify_systemd("STOPPING=1")
-        if self._housekeeper is not None:
-            self._housekeeper.cancel()
-            await asyncio.wait([self._housekeeper])
+        await self._end_tasks()
         await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()
@@ -668,6 +672,13 @@ class Daemon:
         if self.storage is not None:
             await self.storage.close()
 
+    async def _end_tasks(self) -> None:
+        tasks = [task for task in (self._housekeeper, self._watchdog) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
     async def _stop_exchange(self) -> None:
         """No more objects and leases between nodes."""
         await self.directory.stop()
@@ -680,9 +691,7 @@ class Daemon:
         """Staged, in reverse order of start: no new work, end the workers, close."""
         notify_systemd("STOPPING=1")
         self.pool.stopping = True
-        if self._housekeeper is not None:
-            self._housekeeper.cancel()
-            await asyncio.wait([self._housekeeper])
+        await self._end_tasks()
         await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()
@@ -1034,6 +1043,11 @@ class Daemon:
         if self._stop.is_set() or self._owner_has_ended():
             self.request_stop()  # the spawner has seen before us that all is to end
             return
+        if self.config.supervised:  # who has started it sees its end, and starts everything anew
+            log.error("the process that keeps this daemon running has ended: this node ends")
+            self._exit_code = 1
+            self._stop_for("its supervisor has ended")
+            return
         task = self.loop.create_task(self._new_spawner(), name="new spawner")
         task.add_done_callback(lambda t: self._fail(t))
         self._spawner_task = task
@@ -1109,7 +1123,12 @@ class Daemon:
                     self.host.end_unclaimed()
                 self._forget_jobs()
             await self.store.space.trim()
+
+    async def _show_life(self, pause: float, housekeeper: asyncio.Task[None]) -> None:
+        """For as long as the loop turns and the house is kept."""
+        while not housekeeper.done():
             notify_systemd("WATCHDOG=1")
+            await asyncio.sleep(pause)
 
     def _sweep_head(self, head: Head) -> None:
         if any(client.kind == "driver" and not client.job for client in self.clients.values()):

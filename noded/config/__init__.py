@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from noded.config.errors import ConfigError
 from noded.config.nodes import NodeInfo, find_nodes, node_in, process_state
-from noded.config.places import home, load_or_create_token, make_dir, read_token, remove_node_dir, run_base
+from noded.config.places import home, load_or_create_token, make_dir, node_tag, read_token, remove_node_dir, run_base
 from noded.config.settings import (
     DEFAULT_PORT,
     OPTIONS,
@@ -33,6 +33,7 @@ __all__ = [
     "home",
     "run_base",
     "node_dir",
+    "node_tag",
     "cluster_dir",
     "node_home",
     "log_dir",

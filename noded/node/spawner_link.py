@@ -12,6 +12,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,9 @@ _ATTEMPTS = 5
 
 
 class SpawnerLink:
-    """``on_packet(packet)`` gets every packet after the welcome; ``on_lost()`` when the spawner has died."""
+    """``on_packet(packet)`` gets every packet after the welcome; ``on_lost()`` when the spawner has died. Without
+    ``may_start`` somebody else starts the spawner, and it is waited for.
+    """
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class SpawnerLink:
         owner_pid: int | None,
         on_packet: Callable[[dict[str, Any]], None],
         on_lost: Callable[[], None],
+        may_start: bool = True,
     ):
         self.run_dir = run_dir
         self.tag = tag
@@ -44,6 +48,7 @@ class SpawnerLink:
         self._owner_pid = owner_pid
         self._on_packet = on_packet
         self._on_lost = on_lost
+        self._may_start = may_start
         self._sock: socket.socket | None = None
         self._out: deque[tuple[bytes, list[int]]] = deque()
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,8 +76,11 @@ class SpawnerLink:
             sock = self._connect()
             try:
                 if sock is None:
-                    self._spawn()
-                    sock = self._connect()
+                    if self._may_start:
+                        self._spawn()
+                        sock = self._connect()
+                    else:
+                        sock = self._await_given()
                     if sock is None:
                         raise ConnectionError("it does not listen")
                 return self._greet(sock, epoch)
@@ -102,6 +110,18 @@ class SpawnerLink:
         except OSError:
             sock.close()
             return None
+        return sock
+
+    def _await_given(self) -> socket.socket:
+        deadline = time.monotonic() + _START_SECONDS
+        while (sock := self._connect()) is None:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"no spawner has come to listen in {self.run_dir} within {_START_SECONDS} s, and this daemon was told "
+                    "that somebody else starts it: look at that service (noded-workers.service), or start the "
+                    "daemon without --given-spawner"
+                )
+            time.sleep(0.02)
         return sock
 
     def _spawn(self) -> None:

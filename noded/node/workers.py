@@ -30,6 +30,8 @@ from noded.wire import messages as m
 log = logging.getLogger("noded.workers")
 
 TEMPLATE = "default"
+SERVICE_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
+"""What a service manager tells the daemon, and no program that a worker starts may take for itself."""
 _ACK_SECONDS = 5.0
 _TAIL_LINES = 20
 _EXIT_SECONDS = 5.0
@@ -278,7 +280,8 @@ class WorkerPool:
             package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
             path = os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])
             environment = {**os.environ, "PYTHONPATH": path}
-            environment.pop("NODED_TOKEN", None)
+            for name in ("NODED_TOKEN", *SERVICE_VARIABLES):
+                environment.pop(name, None)
             argv = [sys.executable, "-m", "noded.template"]
             self._spawner.send({"t": "template", "key": TEMPLATE, "argv": argv, "env": environment})
 
