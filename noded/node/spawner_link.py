@@ -117,8 +117,8 @@ class SpawnerLink:
         while (sock := self._connect()) is None:
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"no spawner has come to listen in {self.run_dir} within {_START_SECONDS} s, and this daemon was told "
-                    "that somebody else starts it: look at that service (noded-workers.service), or start the "
+                    f"no spawner has come to listen in {self.run_dir} within {_START_SECONDS} s, and this daemon was "
+                    "told that somebody else starts it: look at that service (noded-workers.service), or start the "
                     "daemon without --given-spawner"
                 )
             time.sleep(0.02)

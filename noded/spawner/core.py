@@ -129,7 +129,7 @@ class Spawner:
     def _look_around(self) -> None:
         """What has to be looked at after every turn."""
         if self._supervised:
-            self._supervised.reap()
+            self._supervised.reap(came=self._daemons.epoch > 0)
         if not self._ended:
             for template in list(self._children.templates.values()):
                 self._children.read_template(template)
@@ -155,7 +155,7 @@ class Spawner:
             supervised.terminate()
         elif self._ended:
             supervised.kill()
-        elif supervised.gave_up(came=self._daemons.epoch > 0):
+        elif supervised.given_up:
             self._end("the daemon cannot run")
         now = time.monotonic()
         if supervised.killed_at is not None and (supervised.pid is None or now >= supervised.killed_at):
@@ -325,7 +325,7 @@ def _open_standard_files() -> None:
 
 
 def _tell_service_manager() -> None:
-    """A service manager may be waiting until a daemon can connect. Not of a supervised one: that is its own business."""
+    """A service manager may be waiting until a daemon can connect. Not with --supervise: then that is our business."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path or "--supervise" in sys.argv:
         return

@@ -31,30 +31,36 @@ class Supervised:
         self._delay = FIRST_DELAY
         self.due: float | None = 0.0  # when to start it; None while it runs or must not run
         self.killed_at: float | None = None  # set once it was asked to end: when patience is over
+        self.given_up = False  # it has ended and is not to be started again
         self.code = 0  # how it ended, as a shell would put it
 
     def start(self) -> None:
-        """Start the daemon; a program that cannot be started counts as one that ended at once."""
+        """Start the daemon; one that cannot be started is given up."""
         self._started = time.monotonic()
         self.due = None
         try:
             self.pid = spawn(self._argv, dict(os.environ), self._oom_score)
         except OSError as error:
             self.code = 127
-            self._retry_after(f"cannot be started: {error}")
+            self.given_up = True
+            kernel.say(f"the daemon cannot be started: {error}")
 
     def postpone(self) -> None:
         """Somebody else's daemon is attached: look again later."""
         self.due = time.monotonic() + LONGEST_DELAY
 
-    def reap(self) -> None:
-        """Take note when the daemon has ended, and plan its restart."""
+    def reap(self, *, came: bool) -> None:
+        """Take note when the daemon has ended, and plan its restart; `came`: some daemon has attached by now."""
         if self.pid is None or not kernel.is_zombie(self.pid):
             return
         code, number = kernel.code_and_signal(os.waitpid(self.pid, 0)[1])
         self.pid = None
         self.code = 128 + (number or 0) if code is None else code
-        if self.killed_at is None:
+        if self.killed_at is not None:
+            return
+        if self.code == SUPERSEDED or (self.code != 0 and not came):
+            self.given_up = True
+        else:
             self._retry_after(f"ended with signal {number}" if code is None else f"ended with code {code}")
 
     def _retry_after(self, event: str) -> None:
@@ -64,11 +70,6 @@ class Supervised:
         kernel.say(f"the daemon {event}; starting it again in {self._delay:g} s")
         self.due = now + self._delay
         self._delay = min(self._delay * 2, LONGEST_DELAY)
-
-    def gave_up(self, *, came: bool) -> bool:
-        """It has ended and is not to be started again; `came`: it, or one before it, had got so far as to attach."""
-        waits = self.pid is None and self.due is not None and self._started > 0
-        return waits and (self.code == SUPERSEDED or (self.code != 0 and not came))
 
     def terminate(self, number: int | None = signal.SIGTERM) -> None:
         """Ask the daemon to end (without a signal: it has asked itself) and do not start it again."""

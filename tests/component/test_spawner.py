@@ -597,6 +597,25 @@ def test_supervised_daemon_that_never_comes(node: Node) -> None:
     assert ended(spawner, "the grace did not end a spawner without a daemon") == 1
 
 
+@pytest.mark.parametrize(("code", "expected"), [(3, 3), (4, 4), (0, 1)])
+def test_supervised_daemon_that_ends_before_it_has_come(node: Node, code: int, expected: int) -> None:
+    """A failure is final; an end in order is not, until the grace is over."""
+    spawner = node.start("--supervise", json.dumps(["sh", "-c", f"exit {code}"]), "--grace", "0.5")
+    assert ended(spawner, "it goes on") == expected
+
+
+def test_superseded_daemon_is_not_started_again(node: Node) -> None:
+    superseded = SUPERVISED.replace("os._exit(0)", "os._exit(3)")
+    assert superseded != SUPERVISED
+    command = [sys.executable, "-I", "-S", "-c", superseded, str(node.dir)]
+    spawner = node.start("--supervise", json.dumps(command))
+    notes = node.dir / "notes"
+    wait_for(lambda: notes.exists() and notes.read_text(), "the daemon was not started")
+    os.kill(int(notes.read_text().split()[1]), signal.SIGTERM)
+    assert ended(spawner, "it goes on") == 3
+    assert notes.read_text().count("up") == 1
+
+
 def test_packets(node: Node) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
