@@ -44,7 +44,7 @@ from noded.lifecycle import LoopProbe, setup_logging, time_callbacks
 from noded.node.actor_host import NodeActorHost
 from noded.node.capacity import Capacity
 from noded.node.cluster_view import ClusterView
-from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, Refusal, start_time
+from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, Refusal, start_time, unusable
 from noded.node.directory import Directory
 from noded.node.doors import Doors
 from noded.node.gpu_finder import GpuFinder
@@ -64,7 +64,7 @@ from noded.node.spawner_link import SpawnerLink
 from noded.node.timeline import Timeline
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
-from noded.node.workers import Worker, WorkerPool
+from noded.node.workers import Worker, WorkerPool, WorkerRecord
 from noded.policy import labels
 from noded.policy.where import refuse
 from noded.resources import UNIT, ResourceSet
@@ -178,6 +178,8 @@ class Daemon:
             await self.start()
         except BaseException as error:
             await self._undo_start()
+            if isinstance(error, StartError):
+                raise
             if isinstance(error, _CANNOT_START):
                 raise StartError(str(error)) from error
             raise
@@ -526,6 +528,7 @@ class Daemon:
     def _restore(self, welcome: Any) -> None:
         """Take over from the daemon before us: see docs/architecture.md, section 8."""
         alive = {w["wid"]: w["pid"] for w in welcome.workers}
+        self._refuse_strange_clients(set(alive))
         for key, payload in list(self.ledger.clients.items()):
             known = msgspec.msgpack.decode(payload, type=ClientRecord)
             assert isinstance(key, bytes)
@@ -556,6 +559,21 @@ class Daemon:
                 self.leases.end_if_homeless(worker)
             else:
                 self.leases.restore(worker, self.clients.get(worker.record.client))
+
+    def _refuse_strange_clients(self, alive: set[str]) -> None:
+        """Before anything is changed: who could not attach would end, though the daemon of its version may come back."""
+        records = [msgspec.msgpack.decode(p, type=ClientRecord) for _, p in self.ledger.clients.items()]
+        versions = [(f"pid {r.pid}", r.version) for r in records if r.remote or start_time(r.pid) == r.start_time]
+        for key, payload in self.ledger.workers.items():
+            record = msgspec.msgpack.decode(payload, type=WorkerRecord)
+            if isinstance(key, bytes) and key.decode() in alive:
+                versions.append((f"worker {key.decode()} (pid {record.pid})", record.version))
+        for who, version in versions:
+            if version and (reason := unusable(version)):
+                raise StartError(
+                    f"{who} runs here and speaks protocol {version}, this daemon {m.PROTOCOL_VERSION}: {reason}. Nothing "
+                    f"has ended: what runs waits {self.config.daemon_grace:g} s for a daemon that it can talk to"
+                )
 
     def _restored(self, welcome: Any) -> None:
         """The head knows what is here: now what has happened meanwhile."""
@@ -801,6 +819,7 @@ class Daemon:
             self.number,
             self.config.head,
             tls=self.doors.server_tls is not None,
+            noded=__version__,
         )
 
     # ------------------------------------------------------------ resources

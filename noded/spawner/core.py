@@ -79,6 +79,7 @@ class Spawner:
         self._handlers: dict[str, Callable[[Packet], None]] = {
             "forget": self._on_forget,
             "template": self._on_template,
+            "retire": self._on_retire,
             "fork": self._on_fork,
             "kill": self._on_kill,
             "ack": self._on_ack,
@@ -197,7 +198,7 @@ class Spawner:
             "exits": list(children.exits.values()),
             "templates": list(children.templates),
         }
-        last: Packet = {"t": "welcome", "protocol": protocol.PROTOCOL, "epoch": epoch}
+        last: Packet = {"t": "welcome", "protocol": self._daemons.protocol, "epoch": epoch}
         last["spawner_pid"] = os.getpid()
         last["guard"] = self._guard.until
         for packet, fds in protocol.split_welcome(last, lists, list(self._kept.values())):
@@ -242,6 +243,9 @@ class Spawner:
         if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
             raise protocol.ProtocolError("template: 'env' must be an object of texts")
         self._children.start_template(protocol.text(packet, "key"), argv, env)
+
+    def _on_retire(self, packet: Packet) -> None:
+        self._children.retire(protocol.text(packet, "key"))
 
     def _on_fork(self, packet: Packet) -> None:
         args = packet.get("args")
