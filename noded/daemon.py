@@ -286,8 +286,8 @@ class Daemon:
             self.listener.stop()
         if self.storage is not None:
             await self.storage.close()
-        if not hasattr(self, "spawner"):
-            self._remove_unused_dir()
+        if not hasattr(self, "spawner") or not self.spawner.connected:
+            self._remove_unused_dir()  # a spawner that did not take us still has its workers there
             return
         if self._recovered or self.config.given_spawner:
             self.spawner.close()
@@ -561,18 +561,18 @@ class Daemon:
                 self.leases.restore(worker, self.clients.get(worker.record.client))
 
     def _refuse_strange_clients(self, alive: set[str]) -> None:
-        """Before anything is changed: who could not attach would end, though the daemon of its version may come back."""
+        """Before anything is changed: who cannot attach ends, though the daemon of its version may come back."""
         records = [msgspec.msgpack.decode(p, type=ClientRecord) for _, p in self.ledger.clients.items()]
         versions = [(f"pid {r.pid}", r.version) for r in records if r.remote or start_time(r.pid) == r.start_time]
-        for key, payload in self.ledger.workers.items():
-            record = msgspec.msgpack.decode(payload, type=WorkerRecord)
-            if isinstance(key, bytes) and key.decode() in alive:
-                versions.append((f"worker {key.decode()} (pid {record.pid})", record.version))
+        for wid, payload in self.ledger.workers.items():
+            worker = msgspec.msgpack.decode(payload, type=WorkerRecord)
+            if isinstance(wid, bytes) and wid.decode() in alive:
+                versions.append((f"worker {wid.decode()} (pid {worker.pid})", worker.version))
         for who, version in versions:
             if version and (reason := unusable(version)):
                 raise StartError(
-                    f"{who} runs here and speaks protocol {version}, this daemon {m.PROTOCOL_VERSION}: {reason}. Nothing "
-                    f"has ended: what runs waits {self.config.daemon_grace:g} s for a daemon that it can talk to"
+                    f"{who} runs here and speaks protocol {version}, this daemon {m.PROTOCOL_VERSION}: {reason}. "
+                    f"Nothing has ended: what runs waits {self.config.daemon_grace:g} s for a daemon that it knows"
                 )
 
     def _restored(self, welcome: Any) -> None:

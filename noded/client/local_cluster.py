@@ -13,7 +13,6 @@ import os
 import secrets
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading

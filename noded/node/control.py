@@ -55,7 +55,7 @@ class Refusal(ValueError):
 
 
 def unusable(version: int) -> str:
-    """Why a client with this version of the control messages cannot be a client here, and what to do; "" when it can."""
+    """Why who has this version of the control messages cannot be a client here, and what to do; "" when it can."""
     if m.OLDEST_PROTOCOL <= version <= m.PROTOCOL_VERSION:
         return ""
     if version > m.PROTOCOL_VERSION:

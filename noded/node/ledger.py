@@ -20,8 +20,8 @@ from typing import Final
 from zlib import crc32
 
 LAYOUT_VERSION: Final = 4
-"""Of the tables, of the records in them, and of the headers in the arena (``shm/arena.py``), which belongs to it. 4: clients
-and workers have the version of their messages.
+"""Of the tables, of the records in them, and of the headers in the arena (``shm/arena.py``), which belongs to it.
+4: clients and workers have the version of their messages.
 """
 OLDEST_LAYOUT: Final = 3
 

@@ -401,7 +401,7 @@ class WorkerPool:
             self._exited(packet)
         elif kind == "fork_failed":
             self._fork_failed(packet)
-        elif kind == "template_exit":
+        elif kind == "template_exit" and packet["key"] == TEMPLATE:
             self._template = False
             if not self.stopping:
                 log.warning(
@@ -502,9 +502,8 @@ class WorkerPool:
         """
         self._template = TEMPLATE in templates
         if self._spawner.protocol >= RETIRE_SINCE:
-            for key in templates:
-                if key != TEMPLATE:
-                    self._spawner.send({"t": "retire", "key": key})
+            for older in set(templates) - {TEMPLATE}:
+                self._spawner.send({"t": "retire", "key": older})
         found: list[Worker] = []
         for key, payload in list(self._ledger.workers.items()):
             wid = bytes(key).decode() if not isinstance(key, int) else str(key)

@@ -11,17 +11,18 @@ from __future__ import annotations
 import msgspec
 
 PROTOCOL_VERSION = 3
-"""Of the control messages. A daemon takes clients of this version and of the one before, OLDEST_PROTOCOL, which it speaks
-to them then. Attach and Refused never change, so that any two can tell each other what is wrong.
+"""Of the control messages. A daemon takes clients of this version and of the one before, OLDEST_PROTOCOL, which it
+speaks to them then. Attach and Refused never change, so that any two can tell each other what is wrong.
 """
 OLDEST_PROTOCOL = 2
 KNOWN_TO_OLDEST = {40: 16}
-"""By tag, of what goes to clients: how many fields OLDEST_PROTOCOL knows, where there are more by now; 0: it does not know
-the message. Records inside of messages do not grow: that is a new message.
+"""By tag, of what goes to clients: how many fields OLDEST_PROTOCOL knows, where there are more by now; 0: it does not
+know the message. Records inside of messages do not grow: that is a new message.
 """
 DATA_VERSION = 2
-"""Of the messages between clients and workers. Those of different versions meet on a node that was upgraded, and who calls
-does not know which one the worker has: so it must match, and a new field is a new message that is sent a version later.
+"""Of the messages between clients and workers. Those of different versions meet on a node that was upgraded, and who
+calls does not know which one the worker has: so it must match, and what is new is a message that is understood in one
+version and first sent in the next.
 """
 
 

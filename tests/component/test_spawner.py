@@ -384,7 +384,7 @@ def test_strangers_are_refused(node: Node) -> None:
     node.start("--grace", "0.2")
     daemon = node.daemon()
     for packet, reason in (
-        ({"t": "hello", "protocol": 99}, "speaks protocol 2, the daemon 99"),
+        ({"t": "hello", "protocol": 99}, "speaks protocol 2 to 3, the daemon 99"),
         ({"t": "stop"}, "first packet must be hello"),
     ):
         stranger = node.daemon(hello=False)

@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -37,18 +38,19 @@ class Driver:
         *arguments: str,
         env: Mapping[str, str] | None = None,
         inside: Sequence[str] = (),
-        python: str = sys.executable,
+        root: Path | None = None,
     ):
-        """`inside`: a command that runs another one somewhere, as `nsenter` does."""
+        """`inside`: a command that runs another one somewhere, as `nsenter` does; `root`: where its noded is."""
         self._errors: Any = tempfile.TemporaryFile(prefix="noded-test-driver-")
         self._seen = b""
         self.process = subprocess.Popen(
-            [*inside, python, "-c", PREAMBLE + textwrap.dedent(source), *arguments],
+            [*inside, sys.executable, "-c", PREAMBLE + textwrap.dedent(source), *arguments],
             env={**os.environ, "TEST_ADDRESS": address, **(env or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             start_new_session=True,
+            cwd=root,
         )
 
     @property
