@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import json
 import logging
 import os
@@ -36,6 +35,7 @@ from noded.config import (
     make_node_dir,
     node_dir,
     node_home,
+    node_tag,
     remove_node_dir,
     without_secrets,
 )
@@ -46,7 +46,7 @@ from noded.lifecycle import LoopProbe, setup_logging, time_callbacks
 from noded.node.actor_host import NodeActorHost
 from noded.node.capacity import Capacity
 from noded.node.cluster_view import ClusterView
-from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, Refusal, start_time
+from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, Refusal, start_time, unusable
 from noded.node.directory import Directory
 from noded.node.doors import Doors
 from noded.node.gpu_finder import GpuFinder
@@ -66,11 +66,11 @@ from noded.node.spawner_link import SpawnerLink
 from noded.node.timeline import Timeline
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
-from noded.node.workers import Worker, WorkerPool
+from noded.node.workers import Worker, WorkerPool, WorkerRecord
 from noded.policy import labels
 from noded.policy.where import refuse
 from noded.resources import UNIT, ResourceSet
-from noded.service import StartLock, notify_systemd, running_daemon
+from noded.service import StartLock, notify_systemd, running_daemon, watchdog_pause
 from noded.shm import arena as shm
 from noded.startup import (
     Standing,
@@ -113,7 +113,7 @@ class Daemon:
         self.config = config
         self._on_ready = on_ready
         self.run_dir = str(node_dir(config))
-        self.tag = hashlib.blake2b(self.run_dir.encode(), digest_size=8).hexdigest()
+        self.tag = node_tag(self.run_dir)
         self.log_dir = ""
         self.address = ""
         self.epoch = 0
@@ -166,6 +166,7 @@ class Daemon:
         self._housekeeper: asyncio.Task[None] | None = None
         self._storage_watch: asyncio.Task[None] | None = None
         self._superseded = False
+        self._watchdog: asyncio.Task[None] | None = None
         self.gpus: GpuFinder
         self._storing: dict[str, asyncio.Task[None]] = {}
         """Packages on their way to the disk."""
@@ -185,6 +186,8 @@ class Daemon:
             await self.start()
         except BaseException as error:
             await self._undo_start()
+            if isinstance(error, StartError):
+                raise
             if isinstance(error, _CANNOT_START):
                 raise StartError(str(error)) from error
             raise
@@ -213,6 +216,7 @@ class Daemon:
             owner_pid=config.owner_pid,
             on_packet=lambda packet: self.pool.on_packet(packet),
             on_lost=self._on_spawner_lost,
+            may_start=not (config.given_spawner or config.supervised),
         )
         welcome = await self.spawner.start(0)
         self.epoch = welcome.epoch
@@ -248,6 +252,8 @@ class Daemon:
         self._watch_owner()
         self._started = self.loop.time()
         self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
+        if (pause := watchdog_pause()) is not None:
+            self._watchdog = self.loop.create_task(self._show_life(pause, self._housekeeper), name="watchdog")
 
     async def _unless_stopped(self, opening: Coroutine[Any, Any, Storage]) -> Storage:
         """A Redis that is away is waited for, and that may be given up."""
@@ -324,10 +330,10 @@ class Daemon:
         self._stop_watching_storage()
         if self.storage is not None:
             await self.storage.close()
-        if not hasattr(self, "spawner"):
-            self._remove_unused_dir()
+        if not hasattr(self, "spawner") or not self.spawner.connected:
+            self._remove_unused_dir()  # a spawner that did not take us still has its workers there
             return
-        if self._recovered:
+        if self._recovered or self.config.given_spawner:
             self.spawner.close()
             return
         await self.spawner.stop()
@@ -569,6 +575,7 @@ class Daemon:
     def _restore(self, welcome: Any) -> None:
         """Take over from the daemon before us: see docs/architecture.md, section 8."""
         alive = {w["wid"]: w["pid"] for w in welcome.workers}
+        self._refuse_strange_clients(set(alive))
         for key, payload in list(self.ledger.clients.items()):
             known = msgspec.msgpack.decode(payload, type=ClientRecord)
             assert isinstance(key, bytes)
@@ -599,6 +606,21 @@ class Daemon:
                 self.leases.end_if_homeless(worker)
             else:
                 self.leases.restore(worker, self.clients.get(worker.record.client))
+
+    def _refuse_strange_clients(self, alive: set[str]) -> None:
+        """Before anything is changed: who cannot attach ends, though the daemon of its version may come back."""
+        records = [msgspec.msgpack.decode(p, type=ClientRecord) for _, p in self.ledger.clients.items()]
+        versions = [(f"pid {r.pid}", r.version) for r in records if r.remote or start_time(r.pid) == r.start_time]
+        for wid, payload in self.ledger.workers.items():
+            worker = msgspec.msgpack.decode(payload, type=WorkerRecord)
+            if isinstance(wid, bytes) and wid.decode() in alive:
+                versions.append((f"worker {wid.decode()} (pid {worker.pid})", worker.version))
+        for who, version in versions:
+            if version and (reason := unusable(version)):
+                raise StartError(
+                    f"{who} runs here and speaks protocol {version}, this daemon {m.PROTOCOL_VERSION}: {reason}. "
+                    f"Nothing has ended: what runs waits {self.config.daemon_grace:g} s for a daemon that it knows"
+                )
 
     def _restored(self, welcome: Any) -> None:
         """The head knows what is here: now what has happened meanwhile."""
@@ -663,13 +685,13 @@ class Daemon:
                 os.close(self.config.ready_fd)
             except OSError:  # nobody waits for it any more
                 pass
-        notify_systemd("READY=1")
         cluster = self.config.cluster
+        role = "head" if self.config.head else f"node {self.config.node_name}"
+        notify_systemd(f"READY=1\nSTATUS={role} of cluster {cluster} at {self.address}")
         if self.config.private or self.config.ready_fd is not None:
             log.info("noded %s is ready at %s (cluster %s, epoch %s)", __version__, self.address, cluster, self.epoch)
         else:
             name, flag = ("", "") if cluster == "default" else (repr(cluster), f" --cluster {cluster}")
-            role = "head" if self.config.head else f"node {self.config.node_name}"
             print(f"noded {__version__}: {role} of cluster {cluster} at {self.address}, pid {os.getpid()}")
             print(f"connect: noded.init({name})   look: noded status{flag}   stop: noded stop{flag}", flush=True)
         if not self.config.private and not host.startswith(("127.", "[::1]", "localhost")) and not self.config.tls:
@@ -690,15 +712,15 @@ class Daemon:
 
     def _on_sigterm(self) -> None:
         """The full stop; but a service manager that runs the spawner as a service of its own means us alone."""
-        self._leaving = self.spawner.given and bool(os.environ.get("NOTIFY_SOCKET"))
+        # A unit of noded before --given-spawner has only the second.
+        given = hasattr(self, "spawner") and self.spawner.given and bool(os.environ.get("NOTIFY_SOCKET"))
+        self._leaving = not self.config.supervised and (self.config.given_spawner or given)
         self.request_stop()
 
     async def _leave(self) -> None:
         """End as by SIGKILL, but with what is written: the next daemon finds spawner and workers."""
         notify_systemd("STOPPING=1")
-        if self._housekeeper is not None:
-            self._housekeeper.cancel()
-            await asyncio.wait([self._housekeeper])
+        await self._end_tasks()
         await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()
@@ -720,6 +742,13 @@ class Daemon:
         if self._storage_watch is not None:
             self._storage_watch.cancel()
 
+    async def _end_tasks(self) -> None:
+        tasks = [task for task in (self._housekeeper, self._watchdog) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
     async def _stop_exchange(self) -> None:
         """No more objects and leases between nodes."""
         await self.directory.stop()
@@ -732,9 +761,7 @@ class Daemon:
         """Staged, in reverse order of start: no new work, end the workers, close."""
         notify_systemd("STOPPING=1")
         self.pool.stopping = True
-        if self._housekeeper is not None:
-            self._housekeeper.cancel()
-            await asyncio.wait([self._housekeeper])
+        await self._end_tasks()
         await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()
@@ -847,6 +874,7 @@ class Daemon:
             self.number,
             self.config.head,
             tls=self.doors.server_tls is not None,
+            noded=__version__,
         )
 
     # ------------------------------------------------------------ resources
@@ -1122,6 +1150,11 @@ class Daemon:
         if self._stop.is_set() or self._owner_has_ended():
             self.request_stop()  # the spawner has seen before us that all is to end
             return
+        if self.config.supervised:  # who has started it sees its end, and starts everything anew
+            log.error("the process that keeps this daemon running has ended: this node ends")
+            self._exit_code = 1
+            self._stop_for("its supervisor has ended")
+            return
         task = self.loop.create_task(self._new_spawner(), name="new spawner")
         task.add_done_callback(lambda t: self._fail(t))
         self._spawner_task = task
@@ -1197,7 +1230,12 @@ class Daemon:
                     self.host.end_unclaimed()
                 self._forget_jobs()
             await self.store.space.trim()
+
+    async def _show_life(self, pause: float, housekeeper: asyncio.Task[None]) -> None:
+        """For as long as the loop turns and the house is kept."""
+        while not housekeeper.done():
             notify_systemd("WATCHDOG=1")
+            await asyncio.sleep(pause)
 
     def _sweep_head(self, head: Head) -> None:
         if any(client.kind == "driver" and not client.job for client in self.clients.values()):

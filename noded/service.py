@@ -43,6 +43,16 @@ class StartLock:
             self._fd = -1
 
 
+def watchdog_pause() -> float | None:
+    """Seconds between two signs of life that the service manager wants of this process; None: it wants none."""
+    try:
+        limit = int(os.environ["WATCHDOG_USEC"]) / 1e6
+        watched = int(os.environ.get("WATCHDOG_PID") or os.getpid())
+    except (KeyError, ValueError):
+        return None
+    return min(limit / 3, 10.0) if limit > 0 and watched == os.getpid() else None
+
+
 def notify_systemd(state: str) -> None:
     """Tell the service manager, if there is one."""
     path = os.environ.get("NOTIFY_SOCKET")
@@ -51,6 +61,7 @@ def notify_systemd(state: str) -> None:
     address = "\0" + path[1:] if path.startswith("@") else path
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)  # a manager that does not read must not stop the loop
             sock.connect(address)
             sock.send(state.encode())
     except OSError as error:

@@ -68,11 +68,12 @@ ALLOWED: dict[str, set[str]] = {
         "policy",
         "runtime_env",
         "spawner.protocol",
+        "version",
     },
     "head": {"exceptions", "ids", "resources", "config", "lifecycle", "version", "wire", "policy"},
     "http": {"config", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
-    "client": {"runtime_env", "policy.labels", "spawner.protocol"} | CLIENT_LEAVES,
+    "client": {"runtime_env", "policy.labels", "spawner.protocol", "version"} | CLIENT_LEAVES,
     "worker": {"client", "runtime_env", "task_ring"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions"},

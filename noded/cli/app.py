@@ -58,6 +58,11 @@ def command(context: click.Context, /, **flags: Any) -> None:
     """
     if context.invoked_subcommand is None:
         config = _load(flags)
+        from noded.cli.supervise import supervise, wanted
+
+        if wanted(config):
+            with wrong_settings_are_usage_errors():
+                supervise(config, flags)
         from noded.daemon import main
 
         sys.exit(main(config))
@@ -71,6 +76,11 @@ def command(context: click.Context, /, **flags: Any) -> None:
 def start(**flags: Any) -> None:
     """Run a node in the background."""
     config = _load(flags)
+    if config.supervise:
+        raise click.UsageError(
+            "--supervise (or NODED_SUPERVISE, or supervise in the settings file) keeps a node running in the "
+            "foreground: use `noded --head --supervise`, or `noded start` without it"
+        )
     from noded.cli.background import start_node
 
     with wrong_settings_are_usage_errors():

@@ -10,7 +10,6 @@ import json
 import os
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +18,11 @@ from typing import IO, Any, NoReturn
 import click
 
 import noded.config as settings
-from noded.cli.options import as_arguments
+from noded.cli.launch import daemon_launch
 
 READY_SECONDS = 60.0
 END_SECONDS = 20.0
 TAIL_BYTES = 4000
-_PATH_FLAGS = ("config", "run_dir")
-_PATH_VARIABLES = ("NODED_HOME", "NODED_RUN_DIR", "NODED_CONFIG", "NODED_TOKEN_FILE", "XDG_RUNTIME_DIR")
 
 
 def start_node(config: settings.Config, flags: Mapping[str, Any]) -> None:
@@ -65,17 +62,11 @@ def _private(path: str, flags: int) -> int:
 
 
 def _launch(flags: Mapping[str, Any], name: str, log: IO[bytes], ready_fd: int) -> subprocess.Popen[bytes]:
-    # It runs elsewhere, so that it keeps no mount busy and imports nothing from the user's directory.
-    absolute = {name: os.path.abspath(flags[name]) for name in _PATH_FLAGS if flags.get(name)}
-    arguments = as_arguments({**flags, **absolute, "node_name": name, "ready_fd": ready_fd})
-    env = dict(os.environ)
-    env.update({name: os.path.abspath(env[name]) for name in _PATH_VARIABLES if env.get(name)})
-    root = str(Path(settings.__file__).parents[2])
-    installed = root in sys.path[1:]
+    launch = daemon_launch(flags, node_name=name, ready_fd=ready_fd)
     return subprocess.Popen(
-        [sys.executable, *(["-P"] if installed else []), "-m", "noded", *arguments],
-        cwd="/" if installed else root,
-        env=env,
+        launch.command,
+        cwd=launch.cwd,
+        env=launch.env,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,

@@ -120,10 +120,11 @@ def _end_daemon(place: Place, force: bool) -> None:
 
 def _stop_spawner(directory: Path) -> bool:
     """Tell the spawner to end everything; False when there is none. Saying hello makes us its daemon."""
+    path = str(directory / "spawner.sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
         link.settimeout(SPAWNER_SECONDS)
         try:
-            link.connect(str(directory / "spawner.sock"))
+            link.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         pid, _, _ = _CREDENTIALS.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
@@ -131,14 +132,12 @@ def _stop_spawner(directory: Path) -> bool:
         if state and state[0] in "Tt":  # only it can end everything in order
             os.kill(pid, signal.SIGCONT)
         try:
-            protocol.send(link, {"t": "hello", "protocol": protocol.PROTOCOL})
-            welcome = protocol.Welcome()
-            while not welcome.add(*protocol.recv(link)):
-                pass
-            protocol.close_all(welcome.fds.values())
-            protocol.send(link, {"t": "stop"})
-            while True:
-                protocol.close_all(protocol.recv(link)[1])
+            daemon, welcome = protocol.connect(path, SPAWNER_SECONDS)
+            with daemon:
+                protocol.close_all(welcome.fds.values())
+                protocol.send(daemon, {"t": "stop"})
+                while True:
+                    protocol.close_all(protocol.recv(daemon)[1])
         except (EOFError, ConnectionError):  # that is its answer, also when it was ending already
             return True
 

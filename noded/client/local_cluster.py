@@ -13,7 +13,6 @@ import os
 import secrets
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -225,15 +224,12 @@ def _processes_of(run_dir: str) -> Iterator[int]:
 
 def stop_spawner(run_dir: str) -> None:
     """End a spawner whose daemon is gone; it sweeps its workers. Nothing happens when there is none."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sock.settimeout(10)
     try:
-        sock.connect(os.path.join(run_dir, "spawner.sock"))
-        protocol.send(sock, {"t": "hello", "protocol": protocol.PROTOCOL})
-        protocol.send(sock, {"t": "stop"})
-        while sock.recv(65536):
-            pass
-    except OSError:
+        sock, welcome = protocol.connect(os.path.join(run_dir, "spawner.sock"), 10)
+        with sock:
+            protocol.close_all(welcome.fds.values())
+            protocol.send(sock, {"t": "stop"})
+            while True:
+                protocol.close_all(protocol.recv(sock)[1])
+    except (OSError, EOFError, protocol.ProtocolError):
         pass
-    finally:
-        sock.close()

@@ -35,6 +35,7 @@ from noded.client.space import Space
 from noded.client.streams import Streams
 from noded.client.tasks import Tasks
 from noded.shm.arena import Arena
+from noded.version import __version__
 from noded.wire import messages as m
 
 if TYPE_CHECKING:
@@ -265,6 +266,8 @@ class Runtime:
         if self.kind == "driver":
             self.control.grace = welcome.grace
             self.job = welcome.job
+            if welcome.noded not in ("", __version__) and not self.incarnation:
+                print(f"noded: this program runs noded {__version__}, its node {welcome.noded}", file=sys.stderr)
             if welcome.warning:
                 print(f"noded: {welcome.warning}", file=sys.stderr)
         self.node = welcome.number
@@ -354,7 +357,7 @@ class Runtime:
                 del self._packages[uri]
 
     def _hello(self) -> m.Hello:
-        return m.Hello(m.PROTOCOL_VERSION, self.prefix, self.pid)
+        return m.Hello(m.DATA_VERSION, self.prefix, self.pid)
 
     def _retell(self) -> None:
         """Everything the daemon should know of us, in the order in which it can use it."""

@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from zlib import crc32
 
@@ -47,6 +48,11 @@ def run_base(env: Mapping[str, str], cluster: str = "default", node: str = "head
 def has_room(directory: Path) -> bool:
     """Whether the path of a socket in a node's directory is short enough for the kernel."""
     return len(os.fsencode(directory / LONGEST_SOCKET)) <= MAX_SOCKET_PATH
+
+
+def node_tag(run_dir: str) -> str:
+    """What marks the processes of the node with this directory: 16 hexadecimal digits."""
+    return blake2b(os.fsencode(run_dir), digest_size=8).hexdigest()
 
 
 def make_dir(path: Path) -> Path:

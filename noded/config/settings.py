@@ -182,6 +182,20 @@ class Config:
         "TLS: certificate of the cluster's own CA; what it has signed is trusted as a node.",
         Found("none: no TLS"),
     )
+    supervise: bool = _option(
+        values.flag,
+        "true or false",
+        "Keep a daemon running: start it again when it ends, pass SIGTERM on, reap what is left behind. For where no "
+        "service manager is; the first process of a container does it by itself.",
+        False,
+    )
+    given_spawner: bool = _option(
+        values.flag,
+        "true or false",
+        "The parent of the workers is a service of its own: wait for it instead of starting one. Then SIGTERM ends the "
+        "daemon alone.",
+        False,
+    )
     log_level: str = _option(
         values.matching("debug|info|warning|error"),
         "debug, info, warning or error",
@@ -189,6 +203,9 @@ class Config:
         "info",
     )
     log_format: str = _option(values.matching("text|json"), "text or json", "Form of the log: text or json.", "text")
+    supervised: bool = _option(
+        values.flag, "true or false", "Started by the process of --supervise.", False, hidden=True
+    )
     private: bool = _option(values.flag, "true or false", "Be the cluster of one program.", False, hidden=True)
     owner_pid: int | None = _option(
         values.integer(1, 2**31), "a process id", "End with this process.", None, hidden=True

@@ -46,10 +46,24 @@ class ClientRecord(msgspec.Struct, array_like=True):
     job: str
     detached: bool = False
     remote: bool = False
+    version: int = 0
+    """Of the control messages it speaks; 0: not known."""
 
 
 class Refusal(ValueError):
     """A question is answered with an error; the text goes to the one who asked."""
+
+
+def unusable(version: int) -> str:
+    """Why who has this version of the control messages cannot be a client here, and what to do; "" when it can."""
+    if m.OLDEST_PROTOCOL <= version <= m.PROTOCOL_VERSION:
+        return ""
+    if version > m.PROTOCOL_VERSION:
+        return "the daemon is the older one: upgrade noded where the daemon runs, and restart it, which keeps all work"
+    return (
+        f"this daemon also takes protocol {m.OLDEST_PROTOCOL}, but nothing older: install the same version of noded "
+        "there; what has been running since before is ended by `noded stop`, or goes on with the daemon it started with"
+    )
 
 
 def start_time(pid: int) -> int:
@@ -349,13 +363,10 @@ class ControlServer:
     # ------------------------------------------------------------ attach
 
     def _attach(self, session: Session, message: m.Attach) -> None:
-        if message.version != m.PROTOCOL_VERSION:
-            self._refuse(
-                session,
-                f"it speaks protocol {message.version}, this daemon {m.PROTOCOL_VERSION}: install the "
-                "same version of noded",
-            )
+        if reason := unusable(message.version):
+            self._refuse(session, f"it speaks protocol {message.version}, this daemon {m.PROTOCOL_VERSION}: {reason}")
             return
+        session.link.older = message.version < m.PROTOCOL_VERSION
         if session.client is not None:
             self._refuse(session, "it has attached already")
             return
@@ -395,6 +406,7 @@ class ControlServer:
             self.clients[client.prefix] = client
         else:
             client.told = False
+        client.version = message.version
         client.config = message.job_config or client.config
         if client.session is not None:
             client.session.close()
@@ -409,6 +421,9 @@ class ControlServer:
         else:
             self._greet(client, session)
             worker = self._pool.by_prefix[client.prefix]
+            if worker.record.version != message.version:
+                worker.record.version = message.version
+                self._pool.save(worker)
             self._pool.on_attached(worker, client, message.job)
             if worker.record.actor:
                 self._host.attached(worker, message.actor, message.actor_alive)
@@ -441,7 +456,9 @@ class ControlServer:
         self.save(client)
 
     def save(self, client: Client) -> None:
-        record = ClientRecord(client.kind, client.pid, client.start_time, client.job, client.detached, client.remote)
+        record = ClientRecord(
+            client.kind, client.pid, client.start_time, client.job, client.detached, client.remote, client.version
+        )
         self._ledger.clients.put(client.prefix, msgspec.msgpack.encode(record))
 
     def forget(self, client: Client) -> None:
@@ -451,10 +468,12 @@ class ControlServer:
         self._ledger.clients.delete(ids.node_prefix(number))
 
     def _greet(self, client: Client, session: Session) -> None:
+        welcome = self._welcome(client)
+        welcome.version = client.version  # the newer speaks the older one's
         if client.remote:
-            session.send(self._welcome(client))
+            session.send(welcome)
         else:
-            session.send_with_fds(self._welcome(client), [self._arena_fd])
+            session.send_with_fds(welcome, [self._arena_fd])
 
     def watch(self, client: Client) -> None:
         """Learn of a driver's end from the kernel."""

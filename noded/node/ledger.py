@@ -19,7 +19,11 @@ from collections.abc import Iterator
 from typing import Final
 from zlib import crc32
 
-LAYOUT_VERSION: Final = 3
+LAYOUT_VERSION: Final = 4
+"""Of the tables, of the records in them, and of the headers in the arena (``shm/arena.py``), which belongs to it.
+4: clients and workers have the version of their messages.
+"""
+OLDEST_LAYOUT: Final = 3
 
 _MAGIC = b"NODEDLGR"
 _PAGE = 4096
@@ -257,11 +261,12 @@ class Ledger:
             )
         layout = _HEADER.unpack(header)[1]
         size = os.fstat(fd).st_size
-        if layout != LAYOUT_VERSION or size != _SIZE:
+        if not OLDEST_LAYOUT <= layout <= LAYOUT_VERSION or size != _SIZE:
+            older = "that of an older" if layout < OLDEST_LAYOUT else "that of a newer"
             raise LedgerError(
-                f"the node's ledger has layout {layout} with {size} bytes, "
-                f"this noded uses layout {LAYOUT_VERSION} with {_SIZE}: stop the node with `noded stop` "
-                "and start it with this version, or go back to the version that started it"
+                f"the node's ledger has layout {layout} with {size} bytes, {older} noded; this one uses layout "
+                f"{LAYOUT_VERSION} or {OLDEST_LAYOUT} with {_SIZE}. Nothing has ended: go back to the version that "
+                "started the node, which takes over again, or stop it with `noded stop` and start it with this one"
             )
         ledger = cls(fd, mmap.mmap(fd, _SIZE))
         for table in ledger._tables:

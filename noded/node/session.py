@@ -38,6 +38,8 @@ class Client:
     job: str = ""
     worker: str = ""
     session: Way | None = None
+    version: int = 0
+    """Of the control messages it speaks; 0: it has not attached here."""
     seq: int = 0
     """How far its control stream has been read (numbered messages)."""
     told: bool = True

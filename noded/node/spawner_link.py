@@ -12,6 +12,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,9 @@ _ATTEMPTS = 5
 
 
 class SpawnerLink:
-    """``on_packet(packet)`` gets every packet after the welcome; ``on_lost()`` when the spawner has died."""
+    """``on_packet(packet)`` gets every packet after the welcome; ``on_lost()`` when the spawner has died. Without
+    ``may_start`` somebody else starts the spawner, and it is waited for.
+    """
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class SpawnerLink:
         owner_pid: int | None,
         on_packet: Callable[[dict[str, Any]], None],
         on_lost: Callable[[], None],
+        may_start: bool = True,
     ):
         self.run_dir = run_dir
         self.tag = tag
@@ -45,12 +49,15 @@ class SpawnerLink:
         self._owner_pid = owner_pid
         self._on_packet = on_packet
         self._on_lost = on_lost
+        self._may_start = may_start
         self._sock: socket.socket | None = None
         self._out: deque[tuple[bytes, list[int]]] = deque()
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self._gone = asyncio.Event()
         self.spawner_pid = 0
+        self.protocol = protocol.PROTOCOL
+        """Which both sides have: the older one's."""
 
     @property
     def given(self) -> bool:
@@ -69,41 +76,51 @@ class SpawnerLink:
 
     def _connect_or_spawn(self, epoch: int) -> protocol.Welcome:
         for attempt in range(_ATTEMPTS):
-            sock = self._connect()
             try:
-                if sock is None:
-                    self._spawn()
-                    sock = self._connect()
-                    if sock is None:
-                        raise ConnectionError("it does not listen")
-                return self._greet(sock, epoch)
-            except (EOFError, ConnectionError) as error:  # it ended meanwhile: killed, or at the end of its grace
+                if not self._listens():
+                    if self._may_start:
+                        self._spawn()
+                    else:
+                        self._await_given()
+                return self._greet(epoch)
+            except protocol.ProtocolError as error:
+                raise RuntimeError(str(error)) from None
+            except (EOFError, FileNotFoundError, ConnectionError) as error:
+                # It ended meanwhile: killed, or at the end of its grace.
                 log.warning("the spawner ended when it was needed (%s), attempt %s", error, attempt + 1)
-            finally:
-                if sock is not None and sock is not self._sock:
-                    sock.close()
         raise RuntimeError(f"the spawner ends as soon as it is started; see spawner.log in {self.run_dir}")
 
-    def _greet(self, sock: socket.socket, epoch: int) -> protocol.Welcome:
-        sock.settimeout(_START_SECONDS)
-        protocol.send(sock, {"t": "hello", "protocol": protocol.PROTOCOL, "epoch": epoch})
-        welcome = protocol.Welcome()
-        while not welcome.add(*protocol.recv(sock)):
-            pass
+    @property
+    def _path(self) -> str:
+        return os.path.join(self.run_dir, "spawner.sock")
+
+    def _greet(self, epoch: int) -> protocol.Welcome:
+        sock, welcome = protocol.connect(self._path, _START_SECONDS, epoch)
         self.spawner_pid = welcome.spawner_pid
+        self.protocol = welcome.protocol
         sock.setblocking(False)
         self._sock = sock
         self._gone.clear()
         return welcome
 
-    def _connect(self) -> socket.socket | None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            sock.connect(os.path.join(self.run_dir, "spawner.sock"))
-        except OSError:
-            sock.close()
-            return None
-        return sock
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            try:
+                probe.connect(self._path)
+            except OSError:
+                return False
+            return True
+
+    def _await_given(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._listens():
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"no spawner has come to listen in {self.run_dir} within {_START_SECONDS} s, and this daemon was "
+                    "told that somebody else starts it: look at that service (noded-workers.service), or start the "
+                    "daemon without --given-spawner"
+                )
+            time.sleep(0.02)
 
     def _spawn(self) -> None:
         if self._process is not None:

@@ -26,11 +26,17 @@ from noded.node.ledger import Ledger
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.runtime_env.prepared import Prepared, env_id
+from noded.version import __version__
 from noded.wire import messages as m
 
 log = logging.getLogger("noded.workers")
 
-TEMPLATE = "default"
+TEMPLATE = f"default {__version__}"
+"""With the version, as that of an earlier daemon would make workers of an earlier version."""
+SERVICE_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
+"""What a service manager tells the daemon, and no program that a worker starts may take for itself."""
+RETIRE_SINCE = 3
+"""The version of the spawner's protocol in which templates can be ended."""
 _ACK_SECONDS = 5.0
 _TAIL_LINES = 20
 _EXIT_SECONDS = 5.0
@@ -56,6 +62,8 @@ class WorkerRecord(msgspec.Struct, array_like=True, omit_defaults=True):
     """Those it was given at first; None: nothing has run in it yet."""
     instance: int = 0
     """Which start of its actor it has."""
+    version: int = 0
+    """Of the control messages it speaks; 0: it has not attached yet."""
 
 
 @dataclass(eq=False)
@@ -279,6 +287,8 @@ class WorkerPool:
             package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
             path = os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])
             environment = {**without_secrets(os.environ), "PYTHONPATH": path}
+            for name in SERVICE_VARIABLES:
+                environment.pop(name, None)
             argv = [sys.executable, "-m", "noded.template"]
             self._spawner.send({"t": "template", "key": TEMPLATE, "argv": argv, "env": environment})
 
@@ -392,7 +402,7 @@ class WorkerPool:
             self._exited(packet)
         elif kind == "fork_failed":
             self._fork_failed(packet)
-        elif kind == "template_exit":
+        elif kind == "template_exit" and packet["key"] == TEMPLATE:
             self._template = False
             if not self.stopping:
                 log.warning(
@@ -492,6 +502,9 @@ class WorkerPool:
         reported by exits.
         """
         self._template = TEMPLATE in templates
+        if self._spawner.protocol >= RETIRE_SINCE:
+            for older in set(templates) - {TEMPLATE}:
+                self._spawner.send({"t": "retire", "key": older})
         found: list[Worker] = []
         for key, payload in list(self._ledger.workers.items()):
             wid = bytes(key).decode() if not isinstance(key, int) else str(key)

@@ -121,6 +121,11 @@ class Children:
         os.set_blocking(read_end, False)
         return Template(key, pid, Link(ours), read_end)
 
+    def retire(self, key: str) -> None:
+        """End a template, which nobody will fork from any more. How it ended is reported as always."""
+        if key in self.templates:
+            os.kill(self.templates[key].pid, signal.SIGKILL)
+
     def fork(self, key: str, wid: str, args: Packet) -> None:
         """Ask the template for a worker."""
         template = self.templates.get(key)

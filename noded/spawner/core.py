@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import socket
 import sys
 import time
 
@@ -78,6 +79,7 @@ class Spawner:
         self._handlers: dict[str, Callable[[Packet], None]] = {
             "forget": self._on_forget,
             "template": self._on_template,
+            "retire": self._on_retire,
             "fork": self._on_fork,
             "kill": self._on_kill,
             "ack": self._on_ack,
@@ -100,7 +102,7 @@ class Spawner:
             for fd, _ in poll.poll(self._patience()):
                 handlers[fd]()
             self._look_around()
-        return self._code
+        return self._code or (self._supervised.code if self._supervised else 0)
 
     def _watches(self) -> list[Watch]:
         watches: list[Watch] = [(self._signals.fd, select.POLLIN, self._signals.drain)]
@@ -128,7 +130,7 @@ class Spawner:
     def _look_around(self) -> None:
         """What has to be looked at after every turn."""
         if self._supervised:
-            self._supervised.reap()
+            self._supervised.reap(came=self._daemons.epoch > 0)
         if not self._ended:
             for template in list(self._children.templates.values()):
                 self._children.read_template(template)
@@ -140,18 +142,22 @@ class Spawner:
                 self._end("the owner has ended")
             elif self._stop_asked:
                 self._end("the daemon asked for it")
-            elif self._signals.terminate and self._supervised is None:
+            elif self._signals.terminations and self._supervised is None:
                 self._end("SIGTERM")
         if self._supervised:
             self._look_after(self._supervised)
 
     def _look_after(self, supervised: Supervised) -> None:
-        if self._stop_asked:
+        if self._signals.terminations > 1:
+            supervised.kill()
+        elif self._stop_asked:
             supervised.terminate(None)
-        elif self._signals.terminate:
+        elif self._signals.terminations:
             supervised.terminate()
         elif self._ended:
             supervised.kill()
+        elif supervised.given_up:
+            self._end("the daemon cannot run")
         now = time.monotonic()
         if supervised.killed_at is not None and (supervised.pid is None or now >= supervised.killed_at):
             supervised.kill()
@@ -164,7 +170,8 @@ class Spawner:
 
     def _check_grace(self) -> None:
         now = time.monotonic()
-        if self._daemons.expected:
+        # One that has not come yet, and runs, may be waiting for its head; there is nothing yet that waits for it.
+        if self._daemons.expected or (self._supervised and self._supervised.pid and not self._daemons.epoch):
             self._alone_since = None
         elif self._alone_since is None:
             self._alone_since = now
@@ -191,7 +198,7 @@ class Spawner:
             "exits": list(children.exits.values()),
             "templates": list(children.templates),
         }
-        last: Packet = {"t": "welcome", "protocol": protocol.PROTOCOL, "epoch": epoch}
+        last: Packet = {"t": "welcome", "protocol": self._daemons.protocol, "epoch": epoch}
         last["spawner_pid"] = os.getpid()
         last["guard"] = self._guard.until
         for packet, fds in protocol.split_welcome(last, lists, list(self._kept.values())):
@@ -236,6 +243,9 @@ class Spawner:
         if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
             raise protocol.ProtocolError("template: 'env' must be an object of texts")
         self._children.start_template(protocol.text(packet, "key"), argv, env)
+
+    def _on_retire(self, packet: Packet) -> None:
+        self._children.retire(protocol.text(packet, "key"))
 
     def _on_fork(self, packet: Packet) -> None:
         args = packet.get("args")
@@ -318,6 +328,19 @@ def _open_standard_files() -> None:
     os.close(fd)
 
 
+def _tell_service_manager() -> None:
+    """A service manager may be waiting until a daemon can connect. Not with --supervise: then that is our business."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path or "--supervise" in sys.argv:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect("\0" + path[1:] if path.startswith("@") else path)
+            sock.send(b"READY=1")
+    except OSError as error:
+        kernel.say(f"the service manager cannot be told: {error}")
+
+
 def _sweep_leftovers(tag: str) -> None:
     spared = sweep.ancestors()
     found = sweep.kill_all(lambda pid: pid not in spared and sweep.wid_of(pid, tag) is not None)
@@ -330,7 +353,7 @@ def run(argv: list[str]) -> int:
     _open_standard_files()
     try:
         settings = Settings(argv)
-        signals = Signals()
+        signals = Signals(interrupts=bool(settings.supervise))
         try:
             os.setsid()
         except PermissionError:
@@ -342,6 +365,7 @@ def run(argv: list[str]) -> int:
         if settings.ready_fd is not None:
             os.write(settings.ready_fd, b"1")
             os.close(settings.ready_fd)
+        _tell_service_manager()
     except (options.OptionError, RunDirError, OSError) as error:
         print(f"noded spawner: {error}", file=sys.stderr)
         return OUT_OF_ORDER

@@ -57,6 +57,8 @@ class Daemons:
         self._received = received
         self.current: Peer | None = None
         self.epoch = 0
+        self.protocol = protocol.PROTOCOL
+        """Of the daemon that came last."""
         self._next: Peer | None = None
         self._strangers: list[Peer] = []
         self._dying: list[Peer] = []
@@ -129,14 +131,11 @@ class Daemons:
             protocol.close_all(fds)
             if packet["t"] != "hello":
                 peer.link.refuse(f"the first packet must be hello, not {packet['t']!r}")
-            elif packet.get("protocol") != protocol.PROTOCOL:
-                theirs = packet.get("protocol")
-                peer.link.refuse(
-                    f"spawner {os.getpid()} speaks protocol {protocol.PROTOCOL}, the daemon {theirs!r}: "
-                    "stop the node with the version that started it, then start it again"
-                )
+            elif reason := protocol.strange(packet.get("protocol")):
+                peer.link.refuse(reason)
             else:
                 self._strangers.remove(peer)
+                self.protocol = packet["protocol"]
                 self._replace_by(peer, packet.get("epoch"))
 
     def _replace_by(self, peer: Peer, epoch: object) -> None:

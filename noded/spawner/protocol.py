@@ -2,7 +2,9 @@
 
 Both links are AF_UNIX SOCK_SEQPACKET; a packet is one JSON object of at most 64 KB whose "t" names it, with
 up to MAX_FDS descriptors beside it. The contract outlives a version: it has its own number, checked in hello.
-A new behaviour is a new packet, never a new meaning for an old one. Not here: queues (`link`) and behaviour.
+A new behaviour is a new packet, never a new meaning for an old one. A spawner outlives the upgrade of its daemon, so
+each side also takes the version before its own (OLDEST), and then sends no packet that the other does not know. A new
+field is no new version: who does not know it does not look at it. Not here: queues (`link`) and behaviour.
 
 daemon -> spawner
   hello     protocol, epoch?      first packet; makes the sender the daemon and ends the one before it.
@@ -11,6 +13,7 @@ daemon -> spawner
   forget    name                  close it
   template  key, argv, env        start a template unless one of that key lives. The spawner appends
                                   --fd N --dir RUN_DIR --tag TAG to argv and sets NODED_MARK in env
+  retire    key                   (since 3) end this template; its workers stay
   fork      key, wid, args        a worker from that template; wid: 16 lower-case hexadecimal digits, a new
                                   one each time; args: object; args.stdout, args.stderr: its output files
   kill      wid, signal           send a signal (a fork under way gets it as soon as it exists)
@@ -51,7 +54,8 @@ if TYPE_CHECKING:
     Packet = dict[str, Any]
     Received = tuple[Packet, list[int]]
 
-PROTOCOL = 2
+PROTOCOL = 3
+OLDEST = 2
 MAX_PACKET = 65536
 MAX_FDS = 200
 MAX_NAME = 128
@@ -137,6 +141,40 @@ def number(packet: Packet, field: str) -> float:
     return value
 
 
+def strange(theirs: object) -> str:
+    """Why a daemon of this version cannot be the daemon of a spawner of ours, and what to do; "" when it can."""
+    if isinstance(theirs, int) and OLDEST <= theirs <= PROTOCOL:
+        return ""
+    return (
+        f"spawner {os.getpid()} speaks protocol {OLDEST} to {PROTOCOL}, the daemon {theirs!r}: start the daemon of the "
+        "version that started this node, or stop the node with that one's `noded stop`, then start it with the new one"
+    )
+
+
+def connect(path: str, seconds: float, epoch: int = 0) -> tuple[socket.socket, Welcome]:
+    """Become the daemon of the spawner that listens there. Raises OSError, EOFError, ProtocolError (also TimeoutError
+    after so many `seconds` of silence). It is asked in the newest version first.
+    """
+    for version in range(PROTOCOL, OLDEST - 1, -1):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.settimeout(seconds)
+            sock.connect(path)
+            send(sock, {"t": "hello", "protocol": version, "epoch": epoch})
+            packet, fds = recv(sock)
+            if packet["t"] == "refused" and version > OLDEST:
+                sock.close()
+                continue
+            welcome = Welcome()
+            while not welcome.add(packet, fds):
+                packet, fds = recv(sock)
+            return sock, welcome
+        except BaseException:
+            sock.close()
+            raise
+    raise AssertionError("the last version is answered or refused")
+
+
 def split_welcome(last: Packet, lists: dict[str, list[Any]], fds: Sequence[int]) -> Iterator[Received]:
     """`lists` (names, workers, exits, templates) in as many parts as they need; `last` makes the last one."""
     longest = max(len(items) for items in lists.values())
@@ -154,6 +192,8 @@ class Welcome:
     def __init__(self) -> None:
         self.epoch = 0
         self.spawner_pid = 0
+        self.protocol = PROTOCOL
+        """Which both have."""
         self.fds: dict[str, int] = {}
         self.workers: list[Packet] = []
         self.exits: list[Packet] = []
@@ -172,4 +212,5 @@ class Welcome:
         self.epoch = packet.get("epoch", 0)
         self.spawner_pid = packet.get("spawner_pid", 0)
         self.guard_until = packet.get("guard")
+        self.protocol = packet.get("protocol", PROTOCOL)
         return bool(packet["t"] == "welcome")

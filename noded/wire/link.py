@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from noded.wire.messages import encode
+from noded.wire.messages import encode, for_oldest
 
 HEADER_LIMIT = 64 << 20
 PAYLOAD_LIMIT = (1 << 32) - 1
@@ -69,6 +69,7 @@ class Link:
         "closed",
         "decode",
         "fds",
+        "older",
         "out",
         "sock",
         "unsent",
@@ -79,6 +80,8 @@ class Link:
         self.sock = sock
         self.decode = decode
         self.closed = False
+        self.older = False
+        """The other side has the control messages of OLDEST_PROTOCOL."""
         self.out: list[bytes | memoryview] = []
         self.unsent = 0
         self.unsent_bytes = 0
@@ -102,6 +105,8 @@ class Link:
     def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
         """Queue a message; nothing is written before ``flush``."""
         header = encode(message)
+        if self.older and not (header := for_oldest(header)):
+            return
         size = len(payload)
         if size:
             self.out.append(_pack(len(header), size) + header)
@@ -113,6 +118,8 @@ class Link:
 
     def send_encoded(self, header: bytes, payload: bytes | memoryview) -> None:
         """As ``send``, of a message that is encoded already."""
+        if self.older and not (header := for_oldest(header)):
+            return
         size = len(payload)
         self.out.append(_pack(len(header), size) + header)
         if size:

@@ -11,7 +11,19 @@ from __future__ import annotations
 import msgspec
 
 PROTOCOL_VERSION = 3
-"""Must match exactly between a client and its daemon, except for re-attach, which accepts N-1."""
+"""Of the control messages. A daemon takes clients of this version and of the one before, OLDEST_PROTOCOL, which it
+speaks to them then. Attach and Refused never change, so that any two can tell each other what is wrong.
+"""
+OLDEST_PROTOCOL = 2
+KNOWN_TO_OLDEST = {40: 16, 66: 0}
+"""By tag, of what goes to clients: how many fields OLDEST_PROTOCOL knows, where there are more by now; 0: it does not
+know the message. Records inside of messages do not grow: that is a new message.
+"""
+DATA_VERSION = 2
+"""Of the messages between clients and workers. Those of different versions meet on a node that was upgraded, and who
+calls does not know which one the worker has: so it must match, and what is new is a message that is understood in one
+version and first sent in the next.
+"""
 
 
 class _Message(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -459,6 +471,8 @@ class Welcome(_Message, tag=40):
     """For people, where something does not match."""
     tls: bool = False
     """HTTP at ``address`` is HTTPS."""
+    noded: str = ""
+    """The daemon's version; since protocol 3."""
 
 
 class Refused(_Message, tag=41):
@@ -873,3 +887,12 @@ decode_to_daemon = msgspec.msgpack.Decoder(ToDaemon).decode
 decode_to_client = msgspec.msgpack.Decoder(ToClient).decode
 decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
 decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
+
+
+def for_oldest(header: bytes) -> bytes:
+    """An encoded message as OLDEST_PROTOCOL has it; empty when it has none."""
+    # A small array has its size in the first byte, a larger one in two more; then comes the tag.
+    known = KNOWN_TO_OLDEST.get(header[1] if header[0] & 0xF0 == 0x90 else header[3])
+    if known is None:
+        return header
+    return msgspec.msgpack.encode(msgspec.msgpack.decode(header)[: known + 1]) if known else b""

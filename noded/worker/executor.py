@@ -125,7 +125,7 @@ class Executor:
             self._on_hello(inbound, message)
 
     def _on_hello(self, inbound: Inbound, message: m.Hello) -> None:
-        if message.version != m.PROTOCOL_VERSION:
+        if message.version != m.DATA_VERSION:
             inbound.close_locked()
             return
         if inbound.session is None:

@@ -384,7 +384,7 @@ def test_strangers_are_refused(node: Node) -> None:
     node.start("--grace", "0.2")
     daemon = node.daemon()
     for packet, reason in (
-        ({"t": "hello", "protocol": 99}, "speaks protocol 2, the daemon 99"),
+        ({"t": "hello", "protocol": 99}, "speaks protocol 2 to 3, the daemon 99"),
         ({"t": "stop"}, "first packet must be hello"),
     ):
         stranger = node.daemon(hello=False)
@@ -595,6 +595,25 @@ def test_supervise(node: Node, end: str) -> None:
 def test_supervised_daemon_that_never_comes(node: Node) -> None:
     spawner = node.start("--supervise", '["false"]', "--grace", "0.3")
     assert ended(spawner, "the grace did not end a spawner without a daemon") == 1
+
+
+@pytest.mark.parametrize(("code", "expected"), [(3, 3), (4, 4), (0, 1)])
+def test_supervised_daemon_that_ends_before_it_has_come(node: Node, code: int, expected: int) -> None:
+    """A failure is final; an end in order is not, until the grace is over."""
+    spawner = node.start("--supervise", json.dumps(["sh", "-c", f"exit {code}"]), "--grace", "0.5")
+    assert ended(spawner, "it goes on") == expected
+
+
+def test_superseded_daemon_is_not_started_again(node: Node) -> None:
+    superseded = SUPERVISED.replace("os._exit(0)", "os._exit(3)")
+    assert superseded != SUPERVISED
+    command = [sys.executable, "-I", "-S", "-c", superseded, str(node.dir)]
+    spawner = node.start("--supervise", json.dumps(command))
+    notes = node.dir / "notes"
+    wait_for(lambda: notes.exists() and notes.read_text(), "the daemon was not started")
+    os.kill(int(notes.read_text().split()[1]), signal.SIGTERM)
+    assert ended(spawner, "it goes on") == 3
+    assert notes.read_text().count("up") == 1
 
 
 def test_packets(node: Node) -> None:

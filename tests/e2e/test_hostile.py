@@ -145,7 +145,7 @@ def test_who_does_not_say_who_it_is(node: Node) -> None:
     for told, text in (
         (
             attach(version=99),
-            f"speaks protocol 99, this daemon {m.PROTOCOL_VERSION}: install the same version of noded",
+            f"speaks protocol 99, this daemon {m.PROTOCOL_VERSION}: the daemon is the older one: upgrade noded",
         ),
         (attach(kind="worker"), "this worker is not known here"),
         (attach(kind="emperor"), "attaches as 'emperor'"),

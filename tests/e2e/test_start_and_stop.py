@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,8 +13,6 @@ import pytest
 from harness.cluster import REPOSITORY, Node, noded_command
 from harness.processes import Process, all_processes, mentioning
 from harness.wait import wait_for
-
-import noded
 
 Places = Mapping[str, str]
 
@@ -122,62 +119,9 @@ def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
 
 
-def test_interrupt_in_the_foreground_stops_everything() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_daemon_that_started_its_spawner_stops_everything(number: int) -> None:
     with Node(num_cpus=1) as node:
-        node.signal(signal.SIGINT)
-        wait_for(lambda: not node.processes(), "Ctrl-C does not end the node")
+        node.signal(number)
+        wait_for(lambda: not node.processes(), "the signal does not end the node")
         assert not os.path.exists(node.dir)
-
-
-def test_the_service_manager_restarts_the_daemon_and_the_workers_stay(places: Places, tmp_path: Path) -> None:
-    directory = Path(places["NODED_RUN_DIR"], "default", "head")
-    directory.mkdir(parents=True, mode=0o700)
-    for path in (directory.parent, directory.parent.parent):
-        path.chmod(0o700)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(20)
-        spawner = subprocess.Popen(
-            [sys.executable, "-m", "noded.spawner", "--dir", str(directory), "--tag", "0123456789abcdef"],
-            env={**os.environ, **places},
-            cwd=REPOSITORY,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_for((directory / "spawner.sock").exists, "the spawner does not listen")
-        env = {**os.environ, **places, "NOTIFY_SOCKET": str(tmp_path / "notify")}
-        command = [*noded_command(), "--head"]
-        daemons = []
-        before = dict(os.environ)
-        os.environ.update(places)
-        try:
-            for _ in range(2):
-                daemons.append(subprocess.Popen(command, env=env, cwd=REPOSITORY, stdout=subprocess.DEVNULL))
-                while manager.recv(100) != b"READY=1":
-                    pass
-                if len(daemons) == 1:
-                    noded.init()
-                    counter = Counter.remote()
-                    first = noded.get(counter.add.remote(), timeout=20)
-                    daemons[0].terminate()
-                    assert daemons[0].wait(20) == 0
-            assert noded.get(counter.add.remote(), timeout=20) == (2, first[1])
-            noded.shutdown()
-            assert run(places, "stop").returncode == 0
-            assert (daemons[1].wait(20), spawner.wait(20)) == (0, 0)
-        finally:
-            noded.shutdown()
-            os.environ.clear()
-            os.environ.update(before)
-            for process in (*daemons, spawner):
-                process.kill()
-                process.wait(20)
-
-
-@noded.remote
-class Counter:
-    def __init__(self) -> None:
-        self.count = 0
-
-    def add(self) -> tuple[int, int]:
-        self.count += 1
-        return self.count, os.getpid()

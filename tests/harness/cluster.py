@@ -37,7 +37,10 @@ class Node:
         cluster: str | None = None,
         env: Mapping[str, str] | None = None,
         ready_timeout: float = 20,
+        root: Path = REPOSITORY,
     ) -> None:
+        self.root = root
+        """The tree whose noded runs; another one from the next start on is an upgrade."""
         self.cluster = cluster or f"test-{os.getpid()}-{next(_numbers)}"
         self.flags = ["--cluster", self.cluster, "--num-cpus", f"{num_cpus:g}", *flags]
         self.env = dict(env or {})
@@ -78,7 +81,7 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
-                cwd=REPOSITORY,
+                cwd=self.root,
                 pass_fds=[write_end],
                 start_new_session=True,
             )
@@ -93,6 +96,16 @@ class Node:
         except ValueError:
             self._give_up(f"the node did not start, it said {line!r}")
         return self
+
+    def refused(self) -> str:
+        """Start a daemon that must say why it does not take over what runs; what it said."""
+        before = self.ready
+        self.start()
+        told, self.ready = self.ready, before
+        assert "error" in told, f"it has taken over: {told}"
+        assert self._process is not None
+        self._process.wait(10)
+        return str(told["error"])
 
     def forget(self) -> None:
         """Of one that has said why it does not start."""

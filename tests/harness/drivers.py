@@ -14,6 +14,8 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -29,16 +31,26 @@ noded.init(address=os.environ["TEST_ADDRESS"], log_to_driver=False, namespace="t
 class Driver:
     """`with Driver(node.address, source) as driver:` — killed at the end if it still runs."""
 
-    def __init__(self, address: str, source: str, *arguments: str, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        address: str,
+        source: str,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        inside: Sequence[str] = (),
+        root: Path | None = None,
+    ):
+        """`inside`: a command that runs another one somewhere, as `nsenter` does; `root`: where its noded is."""
         self._errors: Any = tempfile.TemporaryFile(prefix="noded-test-driver-")
         self._seen = b""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PREAMBLE + textwrap.dedent(source), *arguments],
+            [*inside, sys.executable, "-c", PREAMBLE + textwrap.dedent(source), *arguments],
             env={**os.environ, "TEST_ADDRESS": address, **(env or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             start_new_session=True,
+            cwd=root,
         )
 
     @property

@@ -36,7 +36,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from harness import delay
-from harness.drivers import PREAMBLE, Driver
+from harness.drivers import Driver
 from harness.wait import wait_for
 from noded.config import process_state
 
@@ -323,16 +323,7 @@ class HostDriver(Driver):
     def __init__(
         self, host: Host, address: str, source: str, *arguments: str, env: Mapping[str, str] | None = None
     ) -> None:
-        self._errors = tempfile.TemporaryFile(prefix="noded-test-driver-")
-        self._seen = b""
-        self.process = subprocess.Popen(
-            host.command([sys.executable, "-c", PREAMBLE + textwrap.dedent(source), *arguments]),
-            env={**os.environ, **host.env, "TEST_ADDRESS": address, **(env or {})},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            start_new_session=True,
-        )
+        super().__init__(address, source, *arguments, env={**host.env, **(env or {})}, inside=host.command([]))
 
 
 def sweep() -> None:

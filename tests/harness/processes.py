@@ -32,15 +32,15 @@ class Process:
         return self.pid, self.started
 
 
-def all_processes() -> dict[int, Process]:
-    """All processes of this user, except kernel threads and those that end while we look."""
+def all_processes(*, everybody: bool = False) -> dict[int, Process]:
+    """All processes of this user, or of all, except kernel threads and those that end while we look."""
     found: dict[int, Process] = {}
     user = os.geteuid()
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         with suppress(OSError):
-            if os.stat(f"/proc/{entry}").st_uid == user:
+            if everybody or os.stat(f"/proc/{entry}").st_uid == user:
                 process = _read(int(entry))
                 found[process.pid] = process
     return found

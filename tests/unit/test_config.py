@@ -126,6 +126,8 @@ def test_every_option_by_flag_variable_and_file(env: dict[str, str], toml: Path)
         "tls_key": ("/tls/node.key", Path("/tls/node.key")),
         "tls_ca": ("~/ca.pem", Path.home() / "ca.pem"),
         "allowed_host": ("A.example, b.example", ("a.example", "b.example")),
+        "supervise": ("true", True),
+        "given_spawner": ("true", True),
         "log_level": ("debug", "debug"),
         "log_format": ("json", "json"),
     }

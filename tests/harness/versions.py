@@ -1,0 +1,58 @@
+"""Other versions of noded, faked: a copy of this tree in which the numbers of the contracts are others.
+
+    older = make_tree(tmp_path / "older", -1)
+    node = Node(root=older)
+
+What version N-1 did not have yet is taken out of the copy of step -1, so that it refuses it as the real one would.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from harness.cluster import REPOSITORY
+
+CONTRACTS = ("messages", "spawner", "ledger")
+_NUMBERS = {
+    "messages": ("wire/messages.py", ("PROTOCOL_VERSION", "OLDEST_PROTOCOL")),
+    "spawner": ("spawner/protocol.py", ("PROTOCOL", "OLDEST")),
+    "ledger": ("node/ledger.py", ("LAYOUT_VERSION: Final", "OLDEST_LAYOUT: Final")),
+}
+# File, what is there now, what was there before.
+_NEW: tuple[tuple[str, str, str], ...] = (
+    ("wire/messages.py", '    noded: str = ""\n    """The daemon\'s version; since protocol 3."""\n', ""),
+    ("wire/messages.py", "KNOWN_TO_OLDEST = {40: 16}", "KNOWN_TO_OLDEST: dict[int, int] = {}"),
+    ("daemon.py", "            noded=__version__,\n        )\n\n    # ---", "        )\n\n    # ---"),
+    ("client/runtime.py", 'welcome.noded not in ("", __version__)', "False"),
+    ("spawner/core.py", '            "retire": self._on_retire,\n', ""),
+    ("node/workers.py", "    version: int = 0\n", "    version = 0\n"),
+    ("node/control.py", "    remote: bool = False\n    version: int = 0\n", "    remote: bool = False\n"),
+    ("node/control.py", "client.remote, client.version\n", "client.remote\n"),
+    ("node/control.py", "if worker.record.version != message.version:", "if False:"),
+    ("daemon.py", "        self._refuse_strange_clients(set(alive))\n", ""),
+    ("node/workers.py", 'TEMPLATE = f"default {__version__}"', 'TEMPLATE = "default"'),
+)
+
+
+def make_tree(root: Path, step: int, contracts: Collection[str] = CONTRACTS) -> Path:
+    """A tree whose `contracts` have numbers that are `step` higher."""
+    package = root / "noded"
+    shutil.copytree(REPOSITORY / "noded", package, ignore=shutil.ignore_patterns("__pycache__"))
+    for contract in contracts:
+        path, names = _NUMBERS[contract]
+        for name in names:
+            _patch(package / path, rf"^{name} = (\d+)$", lambda m: m[0].replace(m[1], str(int(m[1]) + step)))
+    _patch(package / "version.py", r'"[0-9.]+"', lambda m: f'"0.0.{50 + step}"')
+    if step == -1:
+        for path, now, before in _NEW:
+            _patch(package / path, re.escape(now), lambda m, before=before: before)  # type: ignore[misc]
+    return root
+
+
+def _patch(path: Path, pattern: str, change: object) -> None:
+    text, count = re.subn(pattern, change, path.read_text(), flags=re.MULTILINE)  # type: ignore[call-overload]
+    assert count == 1, f"{pattern!r} is {count} times in {path}: this file has to follow it"
+    path.write_text(text)
