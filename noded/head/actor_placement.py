@@ -130,7 +130,7 @@ class ActorPlacement:
         now = time.monotonic()
         if spec.where.group:
             return self._try_group(pending)
-        if self._nodes.alone:
+        if self._nodes.alone and record.state == "pending":  # one that has lived waits for a node like its last one
             own = next((r for r in self._nodes.records.values() if r.local), None)
             if own is not None and own.api is not None and not own.draining:
                 self._queued[spec.id] = record

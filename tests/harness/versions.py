@@ -24,7 +24,17 @@ _NUMBERS = {
 # File, what is there now, what was there before.
 _NEW: tuple[tuple[str, str, str], ...] = (
     ("wire/messages.py", '    noded: str = ""\n    """The daemon\'s version; since protocol 3."""\n', ""),
-    ("wire/messages.py", "KNOWN_TO_OLDEST = {40: 16}", "KNOWN_TO_OLDEST: dict[int, int] = {}"),
+    ("wire/messages.py", "KNOWN_TO_OLDEST = {40: 16, 66: 0}", "KNOWN_TO_OLDEST: dict[int, int] = {}"),
+    (
+        "wire/messages.py",
+        '    maker: bytes = b""\n    """The worker there that has stored it, and how far in its control stream it has '
+        'said so."""'
+        "\n    seq: int = 0\n",
+        "",
+    ),
+    ("wire/messages.py", "    | SealAt\n    | Gone\n", "    | SealAt\n"),
+    ("wire/messages.py", "    | Value\n    | Rebuild\n", "    | Value\n"),
+    ("client/objects.py", "ref._value[0], maker, seq)", "ref._value[0])"),
     ("daemon.py", "            noded=__version__,\n        )\n\n    # ---", "        )\n\n    # ---"),
     ("client/runtime.py", 'welcome.noded not in ("", __version__)', "False"),
     ("spawner/core.py", '            "retire": self._on_retire,\n', ""),
