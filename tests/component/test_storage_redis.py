@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,10 @@ async def opener(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         await storage.close()
 
 
-async def until(condition: Callable[[], object], reason: str, timeout: float = 15) -> None:
-    deadline = time.monotonic() + timeout
+async def until(condition: Callable[[], object], reason: str, seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout:g} s in vain: {reason}"
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain: {reason}"
         await asyncio.sleep(0.01)
 
 
@@ -82,6 +83,7 @@ def kill_as_9(storage: RedisStorage) -> None:
     for task in storage._tasks:
         task.cancel()
     storage._tasks.clear()
+    storage._journal.close()
 
 
 async def test_what_lies_where(server: Server, opener: Opener) -> None:
@@ -242,6 +244,7 @@ async def test_the_rewrite_is_all_or_nothing(server: Server, opener: Opener) -> 
     storage = opener()
     await storage.open()
     await asyncio.gather(*(storage.write([Put(table, str(n), b"x" * 200)]) for n in range(5_000) for table in "ab"))
+    await is_well(storage)  # also where the machine was so busy that some of it went to the journal
     seen: set[tuple[int, int]] = set()
     ended = threading.Event()
 
@@ -254,7 +257,8 @@ async def test_the_rewrite_is_all_or_nothing(server: Server, opener: Opener) -> 
     def disturb() -> None:
         for _ in range(10):
             time.sleep(0.02)
-            server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes", "ID", _client_id(server))
+            if id_ := _client_id(server):
+                server.call("CLIENT", "KILL", "ID", id_)
 
     watcher = asyncio.get_running_loop().run_in_executor(None, watch)
     try:
@@ -280,12 +284,12 @@ async def test_no_memory_and_read_only_are_states(server: Server, opener: Opener
     storage = opener()
     await storage.open()
     for command, word in (
-        (("CONFIG", "SET", "maxmemory", "1"), "OOM"),
-        (("REPLICAOF", "127.0.0.1", str(free_port())), "READONLY|MASTERDOWN|behind|replica"),
+        (("CONFIG", "SET", "maxmemory", "1"), "maxmemory"),
+        (("REPLICAOF", "127.0.0.1", str(free_port())), "read only"),
     ):
         server.call(*command)
         await storage.write([Put("t", word, b"")])
-        await until(lambda word=word: pytest.approx and _says(storage, word), f"{word}: {storage.health}")
+        await until(partial(_says, storage, word), f"{word} is not said")
         server.call("CONFIG", "SET", "maxmemory", "0")
         server.call("REPLICAOF", "NO", "ONE")
         await is_well(storage)
@@ -293,7 +297,7 @@ async def test_no_memory_and_read_only_are_states(server: Server, opener: Opener
 
 
 def _says(storage: RedisStorage, words: str) -> bool:
-    return any(word in storage.health.why for word in words.split("|"))
+    return words in storage.health.why
 
 
 async def test_a_journal_that_cannot_be_written_acknowledges_nothing(
@@ -379,7 +383,8 @@ async def test_superseded_during_an_outage(opener: Opener, tmp_path: Path, caplo
             await old.write([Put("t", "k", b"late")])
         assert stored(server) == {"k": "new"}
         await until(lambda: (tmp_path / "old" / "journal.stale-epoch-1").exists(), "the journal is not set aside")
-        assert "1 writes of epoch 1 are not in Redis and not used" in caplog.text
+        said = "1 writes of epoch 1 are not in Redis and not used"
+        await until(lambda: said in caplog.text, "it does not say what is not used")
         await old.close()
         await new.close()
         gate.close()
@@ -497,7 +502,7 @@ async def test_purge_is_exact_and_uses_no_keys_command(server: Server, opener: O
         for number, name in enumerate(names, 1):
             assert await purge_redis(access, name, force=False) == 2, name
             assert await purge_redis(access, name, force=False) == 0, "it is idempotent"
-            left = {key for key in server.call("SCAN", 0, "COUNT", 10_000)[1]}
+            left = set(server.call("SCAN", 0, "COUNT", 10_000)[1])
             assert left == {"somebody's"} | {k for n in names[number:] for k in (Keys(n).meta, Keys(n).table("t"))}
         server.call("PING")
         commands: list[str] = []

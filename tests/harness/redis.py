@@ -36,9 +36,12 @@ def need_redis() -> None:
 
 def free_port() -> int:
     """Of a socket that is closed again: whoever takes it meanwhile makes the start fail, and that says so."""
-    with closing(socket.socket()) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    while True:
+        with closing(socket.socket()) as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = int(sock.getsockname()[1])
+        if port <= 55535:  # a cluster's own port is 10000 above
+            return port
 
 
 class Server:
