@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 _PROBE_SECONDS = 0.25
@@ -59,6 +61,18 @@ def setup_logging(config: LogConfig, run_dir: str) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(config.log_level.upper())
+
+
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """While very many objects are made that all stay, the collector would look at them again and again in vain."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class RunQueue:

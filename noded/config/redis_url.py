@@ -25,7 +25,7 @@ PASSWORD = "NODED_REDIS_PASSWORD"
 SENTINEL_PASSWORD = "NODED_REDIS_SENTINEL_PASSWORD"
 
 _SCHEME = re.compile(r"redis(s?)(\+sentinel)?://")
-_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s/:@\[\],]+))(?::([0-9]{1,5}))?")
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s/:@?#\[\],]+))(?::([0-9]{1,5}))?")
 _PATH = re.compile(r"(?:/([0-9]{1,4}))?/?")
 _SENTINEL_PATH = re.compile(r"/([A-Za-z0-9._-]+)(?:/([0-9]{1,4}))?/?")
 
@@ -64,7 +64,7 @@ def parse(value: Any) -> RedisUrl:
             f"--redis (or NODED_REDIS, or redis in the settings file) holds a password, which others could read: "
             f"give it without, and the password in {PASSWORD} or in the file --redis-password-file"
         )
-    if at and not re.fullmatch(r"[^\s/?#,]+", user):
+    if at and not re.fullmatch(r"[^\s/?#,@]+", user):
         raise ValueError
     names, slash, path = where.partition("/")
     hosts = tuple(_host(name, SENTINEL_PORT if sentinel else REDIS_PORT) for name in names.split(","))

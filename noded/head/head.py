@@ -26,6 +26,7 @@ from noded.head.nodes import NodeRecord, NodeTable
 from noded.head.placement_groups import TABLE as GROUPS
 from noded.head.placement_groups import GroupTable
 from noded.head.storage import Put, Storage, StorageError
+from noded.lifecycle import no_collections
 from noded.resources import UNIT
 from noded.version import __version__
 from noded.wire import cluster_messages as c
@@ -135,6 +136,10 @@ class Head:
 
     async def restore(self, own: int, cluster_id: str) -> int:
         """Read the tables; the number of the head's own node (``own``, unless that is 0)."""
+        with no_collections():
+            return await self._restore(own, cluster_id)
+
+    async def _restore(self, own: int, cluster_id: str) -> int:
         known = await self.storage.load(CLUSTER)
         self.cluster_id = known["id"].decode() if "id" in known else cluster_id
         if "id" not in known:

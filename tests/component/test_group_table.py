@@ -17,7 +17,7 @@ from noded import ids
 from noded.head import placement_groups
 from noded.head.group_records import Stored
 from noded.head.placement_groups import TABLE, GroupTable
-from noded.head.storage import Op
+from noded.head.storage import Op, Superseded
 from noded.head.storage.memory import MemoryData, MemoryStorage
 from noded.wire import messages as m
 
@@ -608,31 +608,18 @@ def test_a_restart_restores_what_was_created_and_queues_what_was_pending() -> No
     run(body)
 
 
-def test_a_head_that_was_replaced_tells_nobody_anything(caplog: pytest.LogCaptureFixture) -> None:
-    async def lives(first: Head) -> None:
+def test_a_head_that_was_replaced_tells_nobody_anything_and_says_that_it_must_end() -> None:
+    async def body() -> None:
+        first = Head()
         await first.start()
         second = Head(first.data)
         await second.start()
         first.table.create(MAKER, spec(1))
+        assert isinstance(await first.disk.ending.wait(), Superseded)
         await first.quiet()
-        await asyncio.sleep(1)
+        assert first.told == []
 
-    first = Head.__new__(Head)
-    loop = asyncio.new_event_loop()
-    try:
-
-        async def make() -> None:
-            Head.__init__(first)
-
-        loop.run_until_complete(make())
-        task = loop.create_task(lives(first))
-        loop.run_forever()  # the head stops its loop
-        task.cancel()
-        loop.run_until_complete(asyncio.wait([task]))
-    finally:
-        loop.close()
-    assert first.told == []
-    assert "cannot be written" in caplog.text
+    run(body)
 
 
 _STEPS = st.lists(

@@ -1,4 +1,7 @@
-"""The head's storage: both backends keep one contract, and SQLite keeps it through kill -9."""
+"""The head's storage: all backends keep one contract, and SQLite keeps it through kill -9.
+
+What is Redis's alone is in test_storage_redis.py.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,13 @@ import sys
 import textwrap
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from harness.redis import Server, redis_storage
+from harness.wait import wait_for
 
 from noded.head.storage import Delete, Op, Put, Storage, StorageError, Superseded
 from noded.head.storage.memory import MemoryData, MemoryStorage
@@ -27,24 +33,34 @@ pytestmark = pytest.mark.asyncio
 Opener = Callable[..., Storage]
 
 
-@pytest_asyncio.fixture(params=["memory", "sqlite", "sqlite-not-durable"])
+@pytest_asyncio.fixture(params=["memory", "sqlite", "sqlite-not-durable", "redis", "redis-cluster"])
 async def opener(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Opener]:
     """Makes storages over the same data; closes them at the end."""
     made: list[Storage] = []
     data = MemoryData()
+    with ExitStack() as stack:
+        server: Server | None = None
+        if request.param == "redis":
+            server = stack.enter_context(Server(tmp_path / "redis", persistent=False))
+        elif request.param == "redis-cluster":
+            server = stack.enter_context(Server(tmp_path / "redis", "--cluster-enabled", "yes", persistent=False))
+            server.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            wait_for(lambda: "cluster_state:ok" in server.call("CLUSTER", "INFO"), "the cluster is not ready")
 
-    def make(namespace: str = "default") -> Storage:
-        storage: Storage
-        if request.param == "memory":
-            storage = MemoryStorage(namespace, data)
-        else:
-            storage = SqliteStorage(tmp_path / "head.db", namespace, durable=request.param == "sqlite")
-        made.append(storage)
-        return storage
+        def make(namespace: str = "default") -> Storage:
+            storage: Storage
+            if server is not None:
+                storage = redis_storage(server, tmp_path, namespace)
+            elif request.param == "memory":
+                storage = MemoryStorage(namespace, data)
+            else:
+                storage = SqliteStorage(tmp_path / "head.db", namespace, durable=request.param == "sqlite")
+            made.append(storage)
+            return storage
 
-    yield make
-    for storage in made:
-        await storage.close()
+        yield make
+        for storage in made:
+            await storage.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "noded-storage"]
 
 
@@ -188,7 +204,7 @@ async def test_a_batch_that_sqlite_refuses_takes_no_other_with_it(tmp_path: Path
 
 FULL_DISK = """
     import asyncio, resource, sys
-    from noded.head.storage import Put, StorageError
+    from noded.head.storage import Health, Put, StorageError
     from noded.head.storage.sqlite import SqliteStorage
 
     async def main():
@@ -198,24 +214,49 @@ FULL_DISK = """
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
         writes = [storage.write([Put("t", "k", b"x"), Put("t", str(n), bytes(200_000))]) for n in range(3)]
-        for outcome in await asyncio.gather(*writes, return_exceptions=True):
-            assert isinstance(outcome, StorageError) and "has room" in str(outcome), outcome
-        assert await storage.load("t") == {"k": b"before"}
+        waiting = asyncio.gather(*writes, storage.write([Put("t", "k", b"after")]))
+        while storage.health.degraded_since is None:
+            await asyncio.sleep(0.01)
+        assert "has room" in storage.health.why and storage.health.waiting == 4, storage.health
+        assert not waiting.done() and storage.ending.error is None
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        await storage.write([Put("t", "k", b"after")])
-        await storage.close()
+        await waiting
+        assert storage.health == Health("sqlite")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        last = asyncio.ensure_future(storage.write([Put("t", "k", bytes(200_000))]))
+        await asyncio.sleep(0)
+        await storage.close()  # who closes it does not wait for room
+        assert isinstance(last.exception(), StorageError), last
 
     asyncio.run(main())
 """
 
 
-async def test_no_room_fails_the_writes_and_later_ones_go_on(tmp_path: Path) -> None:
+async def test_no_room_is_a_state_and_loses_nothing(tmp_path: Path) -> None:
     # In a process of its own, because the limit on file sizes that stands for a full disk is the process's.
     path = tmp_path / "head.db"
     await run_child(FULL_DISK, str(path))
     storage = SqliteStorage(path)
     await storage.open()
-    assert await storage.load("t") == {"k": b"after"}
+    assert await storage.load("t") == {"k": b"after", **{str(n): bytes(200_000) for n in range(3)}}
+    await storage.close()
+
+
+async def test_a_damaged_file_is_an_error_and_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "head.db"
+    storage = SqliteStorage(path)
+    await storage.open()
+    await storage.write([Put("t", str(n), bytes(5_000)) for n in range(50)])
+    await storage.close()
+    storage = SqliteStorage(path)
+    await storage.open()
+    with path.open("r+b") as file:  # all pages but the first
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    with pytest.raises(StorageError, match=r"is damaged: .*restore the file"):
+        for n in range(50):  # what is in its cache may be written yet
+            await storage.write([Put("t", str(n), b"x")])
+    assert isinstance(await storage.ending.wait(), StorageError)
     await storage.close()
 
 

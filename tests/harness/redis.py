@@ -21,6 +21,9 @@ import pytest
 import redis as client
 
 from harness.wait import wait_for
+from noded.config import redis_url
+from noded.head.storage.redis import RedisStorage
+from noded.head.storage.redis_link import Access
 from noded.wire.tls import TlsFiles
 
 COMMAND = shutil.which("redis-server")
@@ -33,9 +36,12 @@ def need_redis() -> None:
 
 def free_port() -> int:
     """Of a socket that is closed again: whoever takes it meanwhile makes the start fail, and that says so."""
-    with closing(socket.socket()) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    while True:
+        with closing(socket.socket()) as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = int(sock.getsockname()[1])
+        if port <= 55535:  # a cluster's own port is 10000 above
+            return port
 
 
 class Server:
@@ -144,6 +150,15 @@ class Server:
         if self._process is not None and self._process.poll() is None:
             self.signal(signal.SIGCONT)
             self.kill9()
+
+
+def redis_storage(
+    server: Server | SentinelTrio, directory: Path, namespace: str = "default", **more: Any
+) -> RedisStorage:
+    """Not opened yet; its journal is in the directory."""
+    password = server.password if isinstance(server, Server) else ""
+    access = Access(redis_url.parse(server.url), password)
+    return RedisStorage(access, namespace, directory / f"journal-{namespace}", **more)
 
 
 class SentinelTrio:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Sequence
+import struct
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, NoScriptError, RedisError
 
 from noded.config import RedisUrl
-from noded.head.storage.redis_scripts import Script
+from noded.head.storage.redis_scripts import READ, Script
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ CALL_SECONDS = 2.0
 """A server that does not answer for so long is away."""
 _SENTINEL_SECONDS = 1.0
 _SCAN_COUNT = 5_000
+_LENGTH = struct.Struct("<I")
 
 
 class Trouble(Exception):
@@ -91,15 +93,14 @@ class Connection:
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> tuple[int, int]:
         """The script's code and number."""
-        try:
-            answer = await _call(
-                self.where, self._client.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
-            )
-        except _NotLoaded:
-            answer = await _call(
-                self.where, self._client.execute_command("EVAL", script.source, len(keys), *keys, *arguments)
-            )
+        answer = await self._evaluate(script, keys, arguments)
         return int(answer[0]), int(answer[1])
+
+    async def _evaluate(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        try:
+            return await self.execute("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        except _NotLoaded:
+            return await self.execute("EVAL", script.source, len(keys), *keys, *arguments)
 
     async def execute(self, *command: Any) -> Any:
         return await _call(self.where, self._client.execute_command(*command))
@@ -109,8 +110,9 @@ class Connection:
         found: dict[bytes, bytes] = {}
         cursor = 0
         while True:
-            cursor, part = await _call(self.where, self._client.hscan(key, cursor, count=_SCAN_COUNT))
-            found.update(part)
+            answer = await self._evaluate(READ, [key], [cursor, _SCAN_COUNT])
+            cursor, texts = int(answer[0]), _texts(answer[1])
+            found.update(zip(texts, texts, strict=True))
             if not cursor:
                 return found
 
@@ -181,6 +183,14 @@ async def _is_cluster(client: Any, where: str) -> bool:
             return False  # who may not ask it has no cluster, or says so by its errors
         raise
     return bool(told.get("cluster_enabled"))
+
+
+def _texts(packed: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(packed):
+        start = at + _LENGTH.size
+        at = start + _LENGTH.unpack_from(packed, at)[0]
+        yield packed[start:at]
 
 
 class _NotLoaded(Exception):

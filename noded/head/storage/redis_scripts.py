@@ -71,6 +71,19 @@ local mine = tonumber(ARGV[1])
 if epoch > mine or (epoch == mine and stored[2] ~= ARGV[2]) then return {1, epoch} end
 """
 
+READ = Script("""
+local answer = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+local parts = {}
+for _, text in ipairs(answer[2]) do
+    parts[#parts + 1] = struct.pack('<I4', #text)
+    parts[#parts + 1] = text
+end
+return {answer[1], table.concat(parts)}
+""")
+"""KEYS: a table. ARGV: cursor, count. The next cursor, and keys and values by turns, each behind its length: the client
+reads a hundred thousand of them in a fraction of the time that as many replies take it.
+"""
+
 TAKE = Script("""
 local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'owner', ARGV[2], 'seq', 0)
