@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,7 @@ from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
 from noded.node.workers import Worker, WorkerPool, WorkerRecord
 from noded.policy import labels
+from noded.policy.liveness import FREEZE_AFTER
 from noded.policy.where import refuse
 from noded.resources import UNIT, ResourceSet
 from noded.service import StartLock, notify_systemd, running_daemon, watchdog_pause
@@ -94,6 +96,10 @@ _IDLE_WORKER_SECONDS = 2.0
 _BACK_BY = 10.0
 """Seconds in which a process that lives has attached again."""
 _SLAB = 4 << 20
+_ABSENCE_SINCE = 3
+"""Version of the spawner's protocol."""
+_ABSENCE_SECONDS = 4.0
+"""So long a head's daemon that has died may take to be there again, before its nodes are told that it is away."""
 SUPERSEDED_EXIT = 3
 """The exit code of a head in whose place there is another: to start it again would make them take turns."""
 
@@ -174,6 +180,7 @@ class Daemon:
         self._kept: dict[str, int] = {}
         self._sockets: list[socket.socket] = []
         self._guarded: tuple[float, list[str]] = (0.0, [])
+        self._own_until = 0.0
 
     # ------------------------------------------------------------ start
 
@@ -225,6 +232,7 @@ class Daemon:
         self._recovered = "ledger" in self._kept and "arena" in self._kept
         self._open_memory()
         self._open_sockets()
+        self._tell_of_absence()
         self._build()
         if self.head is not None:
             self.number = await self.head.restore(self.number, self.cluster_id)
@@ -987,6 +995,20 @@ class Daemon:
             self._guarded = until, wids
             self.spawner.send({"t": "guard", "until": until, "wids": wids})
 
+    def _guard_own(self, head: Head) -> None:
+        """Where another head may take over elsewhere, and would start this node's actors there: they may run only as
+        long as that is not so. A storage that is away proves nothing, but then members that are there do.
+        """
+        assert self.storage is not None
+        if self.storage.confirmed is None:
+            return
+        since: float | None = self.storage.confirmed
+        if self.storage.health.degraded_since is not None:
+            since = time.monotonic() if head.nodes.alone or head.nodes.connected() else None
+        if since is not None:
+            self._own_until = max(self._own_until, since + FREEZE_AFTER)
+        self.guard(self._own_until)
+
     def _refresh_own(self) -> None:
         """The head's own node, as decisions are to see it."""
         assert self.head is not None
@@ -1159,6 +1181,11 @@ class Daemon:
         task.add_done_callback(lambda t: self._fail(t))
         self._spawner_task = task
 
+    def _tell_of_absence(self) -> None:
+        """Nodes that wait for this head are to know that it is dead and not silent."""
+        if self.config.head and not self.config.private and self.spawner.protocol >= _ABSENCE_SINCE:
+            self.spawner.send({"t": "absence", "name": "tcp", "after": _ABSENCE_SECONDS})
+
     async def _new_spawner(self) -> None:
         await self.pool.await_ends()
         self.pool.spawner_lost()
@@ -1171,6 +1198,7 @@ class Daemon:
             ("control", self._sockets[1].fileno()),
         ):
             self.spawner.keep(name, fd)
+        self._tell_of_absence()
         self.pool.prepare()
         self.leases.kick()
 
@@ -1221,6 +1249,7 @@ class Daemon:
             if self.head is not None:
                 self._refresh_own()
                 self.head.nodes.flush()
+                self._guard_own(self.head)
             self.router.forget_guests()
             if not self.store.recovering:
                 if self.head is not None:

@@ -514,6 +514,10 @@ class NodeTable:
         """There is no node but the head's own, dead ones aside."""
         return not self._others
 
+    def connected(self) -> bool:
+        """A node is connected that is not the head's own."""
+        return any(record.api is not None and not record.local for record in self.records.values())
+
     @property
     def waiting_for_nodes(self) -> bool:
         """Some may come back: nothing is hopeless yet."""

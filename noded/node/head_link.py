@@ -19,8 +19,10 @@ from typing import Any, Protocol
 
 from noded.node.orders import NodeOrders
 from noded.policy.liveness import Guard
+from noded.spawner.protocol import AWAY
 from noded.wire import cluster_messages as c
 from noded.wire import messages as m
+from noded.wire.dial import says
 from noded.wire.handshake import HandshakeError
 from noded.wire.loop_link import LoopLink
 
@@ -190,6 +192,10 @@ class HeadLink:
                 self._tell_guard()
             except (OSError, HandshakeError, TimeoutError) as problem:
                 self.problem = f"{problem}" or type(problem).__name__
+                if await asyncio.to_thread(says, self.address, AWAY):
+                    self.problem = "its daemon is away"
+                    self._guard.refused(tried, time.monotonic())
+                    self._tell_guard()
             if self._guard.lost(time.monotonic()):
                 self._node.on_head_lost(self.problem)
                 return

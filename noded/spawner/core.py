@@ -15,6 +15,7 @@ import sys
 import time
 
 from noded.spawner import kernel, options, protocol, sweep
+from noded.spawner.absence import Absence
 from noded.spawner.children import Children
 from noded.spawner.daemons import Daemons
 from noded.spawner.guard import Guard
@@ -72,6 +73,7 @@ class Spawner:
         self._daemons = Daemons(run_dir.listen(settings.listen_fd), self._welcome, self._received)
         self._supervised = Supervised(settings.supervise, oom_score) if settings.supervise else None
         self._guard = Guard(self._children.signal_group)
+        self._absence = Absence()
         self._alone_since: float | None = None
         self._stop_asked = False
         self._ended = False
@@ -85,6 +87,7 @@ class Spawner:
             "ack": self._on_ack,
             "grace": self._on_grace,
             "guard": self._on_guard,
+            "absence": self._on_absence,
             "stop": self._on_stop,
         }
 
@@ -109,6 +112,8 @@ class Spawner:
         if self._ended:
             return watches
         watches += self._daemons.watches()
+        if (watch := self._absence.watch(self._kept, self._alone_since, time.monotonic())) is not None:
+            watches.append(watch)
         if self._owner >= 0:
             watches.append((self._owner, select.POLLIN, self._on_owner_ended))
         for template in self._children.templates.values():
@@ -121,6 +126,8 @@ class Spawner:
         """Milliseconds until the next timer."""
         deadlines = [] if self._alone_since is None else [self._alone_since + self._grace]
         if (due := self._guard.deadline()) is not None:
+            deadlines.append(due)
+        if (due := self._absence.deadline(self._alone_since, time.monotonic())) is not None:
             deadlines.append(due)
         if self._supervised:
             deadlines += [at for at in (self._supervised.due, self._supervised.killed_at) if at is not None]
@@ -270,6 +277,9 @@ class Spawner:
         if not isinstance(wids, list) or not all(isinstance(wid, str) for wid in wids):
             raise protocol.ProtocolError("guard: 'wids' must be a list of texts")
         self._guard.set(protocol.number(packet, "until"), wids)
+
+    def _on_absence(self, packet: Packet) -> None:
+        self._absence.set(protocol.text(packet, "name"), protocol.number(packet, "after"))
 
     def _on_stop(self, _: Packet) -> None:
         self._stop_asked = True

@@ -21,6 +21,8 @@ daemon -> spawner
   grace     seconds               how long to wait for a daemon when there is none
   guard     until, wids           stop these workers (SIGSTOP) when CLOCK_MONOTONIC is there, unless told otherwise
                                   before; those that were stopped and are not due any more go on
+  absence   name, after           (since 3) when there has been no daemon for so many seconds, say so (AWAY) to whoever
+                                  connects to this listening socket
   stop                            end everything; the end of the connection says that it is done
 spawner -> daemon
   welcome   protocol, epoch, names, workers, exits, templates, spawner_pid, guard  + descriptors in order of names
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
 
 PROTOCOL = 3
 OLDEST = 2
+AWAY = b"noded: the daemon is away\n"
+"""What the spawner says at the daemon's port, see ``absence``."""
 MAX_PACKET = 65536
 MAX_FDS = 200
 MAX_NAME = 128

@@ -43,6 +43,23 @@ def dial(
     return sock
 
 
+def says(address: str, line: bytes, timeout: float = 2.0) -> bool:
+    """Whether who listens there says this line at once to whoever connects. Blocks."""
+    deadline = time.monotonic() + timeout
+    heard = b""
+    try:
+        with _connect(address, deadline) as sock:
+            while line.startswith(heard) and len(heard) < len(line):
+                sock.settimeout(max(0.01, deadline - time.monotonic()))
+                data = sock.recv(len(line) - len(heard))
+                if not data:
+                    break
+                heard += data
+    except OSError:
+        return False
+    return heard == line
+
+
 def set_options(sock: socket.socket) -> None:
     """For every TCP connection between nodes, on both sides."""
     with suppress(OSError):  # it may be gone already, which reading will tell

@@ -498,11 +498,6 @@ def test_for_good(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.xfail(
-    strict=True,
-    reason="the spawner keeps the listening socket of a daemon that was killed: who dials the head is not refused, but "
-    "waits, so restartable actors are frozen after 15 s",
-)
 def test_a_head_that_was_killed_freezes_nobody(tmp_path: Path) -> None:
     """ECONNREFUSED means that nobody judges: all that needs no head goes on."""
     with scene(tmp_path) as it:

@@ -38,6 +38,7 @@ _NEW: tuple[tuple[str, str, str], ...] = (
     ("daemon.py", "            noded=__version__,\n        )\n\n    # ---", "        )\n\n    # ---"),
     ("client/runtime.py", 'welcome.noded not in ("", __version__)', "False"),
     ("spawner/core.py", '            "retire": self._on_retire,\n', ""),
+    ("spawner/core.py", '            "absence": self._on_absence,\n', ""),
     ("node/workers.py", "    version: int = 0\n", "    version = 0\n"),
     ("node/control.py", "    remote: bool = False\n    version: int = 0\n", "    remote: bool = False\n"),
     ("node/control.py", "client.remote, client.version\n", "client.remote\n"),

@@ -82,6 +82,12 @@ class Storage(Protocol):
         """As it is now."""
 
     @property
+    def confirmed(self) -> float | None:
+        """When (time.monotonic()) it was last certain that no other head had taken over; None where none can elsewhere,
+        as the storage is this host's own.
+        """
+
+    @property
     def epoch(self) -> int:
         """The epoch taken at `open`, 0 before."""
 

@@ -34,6 +34,10 @@ class MemoryStorage:
         return self._epoch
 
     @property
+    def confirmed(self) -> float | None:
+        return None
+
+    @property
     def health(self) -> Health:
         return Health("memory")
 

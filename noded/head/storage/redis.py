@@ -102,6 +102,7 @@ class RedisStorage:
         self._to_send = asyncio.Event()
         self._to_journal = asyncio.Event()
         self._next_lease = 0.0
+        self._confirmed = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     # ------------------------------------------------------------ what it tells
@@ -109,6 +110,10 @@ class RedisStorage:
     @property
     def epoch(self) -> int:
         return self._epoch
+
+    @property
+    def confirmed(self) -> float | None:
+        return self._confirmed
 
     @property
     def health(self) -> Health:
@@ -168,6 +173,7 @@ class RedisStorage:
             )
         stored = Owner(self._keys.namespace, int(epoch or 0), (owner or b"").decode())
         await self._replay_journal(connection, stored, int(seq or 0))
+        self._confirmed = time.monotonic()
         _, self._epoch = await connection.run(scripts.TAKE, [self._keys.meta], [scripts.VERSION, self._owner])
         self._tables = {}
         for name in await connection.execute("HKEYS", self._keys.meta):
@@ -350,6 +356,7 @@ class RedisStorage:
 
     async def _renew(self, connection: Connection) -> None:
         value = f"{self._lease_value} {int(time.time())}"
+        began = time.monotonic()
         code, number = await connection.run(
             scripts.LEASE,
             [self._keys.meta, self._keys.lease],
@@ -357,6 +364,7 @@ class RedisStorage:
         )
         self._next_lease = time.monotonic() + _LEASE_SECONDS
         self._judge(code, number)
+        self._confirmed = began
 
     def _judge(self, code: int, number: int) -> bool:
         """True: it is done."""

@@ -116,6 +116,10 @@ class SqliteStorage:
         """Writes that were called and not answered; counted on the loop."""
 
     @property
+    def confirmed(self) -> float | None:
+        return None
+
+    @property
     def health(self) -> Health:
         return Health("sqlite", self._condition.since, 0, self._waiting, self._condition.why)
 
