@@ -22,6 +22,7 @@ import pytest
 from harness.wait import wait_for
 
 from noded.spawner import protocol
+from noded.wire.dial import says
 
 ROOT = Path(__file__).resolve().parents[2]
 SPAWNER = [sys.executable, "-I", "-S", str(ROOT / "noded/spawner/__main__.py")]
@@ -363,6 +364,21 @@ def test_attaching_again(node: Node) -> None:
     assert alive(again.welcome.workers[0]["pid"])
     again.send(t="kill", wid=runs, signal=15)
     assert again.expect("exit", wid=runs)["signal"] == 15
+
+
+def test_who_comes_to_a_daemon_that_is_away_is_told_so(node: Node) -> None:
+    node.start()
+    daemon = node.daemon()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        daemon.send(listener.fileno(), t="keep", name="tcp")
+        daemon.send(t="absence", name="tcp", after=0.2)
+        assert not says(address, protocol.AWAY, timeout=0.5), "the daemon is there"
+        daemon.sock.close()
+        wait_for(lambda: says(address, protocol.AWAY), "nobody says that the daemon is away")
+        again = node.daemon()
+        protocol.close_all(again.welcome.fds.values())
+        assert not says(address, protocol.AWAY, timeout=0.5), "the daemon is there again"
 
 
 def test_many_descriptors_and_unread_answers(node: Node) -> None:
