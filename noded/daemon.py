@@ -684,7 +684,8 @@ class Daemon:
 
     def _on_sigterm(self) -> None:
         """The full stop; but a service manager that runs the spawner as a service of its own means us alone."""
-        self._leaving = self.spawner.given and bool(os.environ.get("NOTIFY_SOCKET"))
+        given = hasattr(self, "spawner") and self.spawner.given  # not yet, while the storage or the head is waited for
+        self._leaving = given and bool(os.environ.get("NOTIFY_SOCKET"))
         self.request_stop()
 
     async def _leave(self) -> None:
