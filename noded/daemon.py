@@ -721,6 +721,7 @@ class Daemon:
     def _on_sigterm(self) -> None:
         """The full stop; but a service manager that runs the spawner as a service of its own means us alone."""
         # A unit of noded before --given-spawner has only the second.
+        # There may be no spawner yet, while the storage or the head is waited for.
         given = hasattr(self, "spawner") and self.spawner.given and bool(os.environ.get("NOTIFY_SOCKET"))
         self._leaving = not self.config.supervised and (self.config.given_spawner or given)
         self.request_stop()

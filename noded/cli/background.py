@@ -20,7 +20,7 @@ import click
 import noded.config as settings
 from noded.cli.launch import daemon_launch
 
-READY_SECONDS = 60.0
+READY_SECONDS = 75.0  # a head waits 60 s for its Redis, and then says what is wrong
 END_SECONDS = 20.0
 TAIL_BYTES = 4000
 

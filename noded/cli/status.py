@@ -208,13 +208,11 @@ def _storage_text(storage: Mapping[str, Any], now: float) -> str:
         return f"{storage.get('state', '')} ({kind})"
     since = float(storage.get("since", now))
     clock = time.strftime("%H:%M:%S", time.localtime(since))
-    counts = [
-        f"{storage[name]} writes {what}"
-        for name, what in (("journalled", "journalled"), ("waiting", "wait"))
-        if storage.get(name)
-    ]
+    counts = [f"{storage.get('journalled', 0)} writes journalled"]
+    if storage.get("waiting"):
+        counts.append(f"{storage['waiting']} wait")
     text = f"degraded ({kind}) since {clock} ({duration(max(0.0, now - since))}): {storage.get('why', '')}"
-    return ", ".join([text, *(counts or ["nothing journalled"])])
+    return ", ".join([text, *counts])
 
 
 def _link_text(link: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -162,6 +163,22 @@ def test_a_failover_of_sentinels(tmp_path: Path) -> None:
         assert (node.pid, node.running) == (pid, True)
         assert len(keys(trio.replica, "actors")) == 3
         driver.kill()
+
+
+def test_a_head_that_waits_for_redis_can_be_stopped(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(20)
+        command = [*noded_command(), "--head", "--port", "0", "--redis", f"127.0.0.1:{silent.getsockname()[1]}"]
+        with (tmp_path / "said").open("w+b") as said:
+            daemon = subprocess.Popen([*command, "--cluster", "waits"], cwd=REPOSITORY, stdout=said, stderr=said)
+            try:
+                silent.accept()[0].close()
+                daemon.terminate()
+                assert daemon.wait(20) == 1
+            finally:
+                daemon.kill()
+                daemon.wait()
+            assert "stopped while waiting for the head's storage" in (tmp_path / "said").read_text()
 
 
 def test_two_heads_the_older_one_ends(redis: Server, tmp_path: Path) -> None:
