@@ -18,14 +18,12 @@ from typing import Any, Protocol
 
 from noded import ids
 from noded.client import refs
-from noded.client.refs import INLINE, LOCAL, PENDING, STORED, HoldTable, ObjectRef
+from noded.client.refs import INLINE, LOCAL, PENDING, HoldTable, ObjectRef
 from noded.client.submission import Task
 from noded.wire import messages as m
 
 MOST_BYTES = 64 << 20
 MOST_RECIPES = 100_000
-_MOST_PLACE = 8 << 20
-"""Arguments by value above this many bytes are not kept for a repetition."""
 _RECIPE_BYTES = 500
 """What a recipe costs beside its arguments, about."""
 _LOOKED_AT = 64
@@ -62,7 +60,7 @@ class _Argument:
 
 class _Recipe:
     __slots__ = (
-        "arguments", "class_name", "extra", "fn", "made_by", "method", "name", "nested", "payload", "place", "results",
+        "arguments", "class_name", "extra", "fn", "made_by", "method", "name", "nested", "payload", "results",
         "retries", "returns", "running", "seq", "size",
     )  # fmt: skip
 
@@ -75,7 +73,6 @@ class _Recipe:
         self.method = task.method
         self.extra = task.extra
         self.retries = task.retries
-        self.place = task.place
         self.made_by = made_by
         """The queue that it was submitted to, or the id of its actor."""
         self.class_name = class_name
@@ -83,8 +80,7 @@ class _Recipe:
         self.nested = [entry._token.hold.id for entry in task.keep or () if entry._token is not None]
         self.results = [weakref.ref(ref) for ref in task.refs]
         self.running: Task | None = None
-        place = self.place._value[1] if self.place is not None else 0
-        self.size = _RECIPE_BYTES + len(self.payload) + place + sum(a.size() for a in self.arguments)
+        self.size = _RECIPE_BYTES + len(self.payload) + sum(a.size() for a in self.arguments)
 
     def needs(self) -> list[bytes]:
         """The ids of what is not kept here."""
@@ -129,9 +125,9 @@ class Lineage:
         if not task.retries:
             option = "max_retries" if actor is None else "max_task_retries"
             self._refuse(task.seq, f"{task.name} may not be repeated ({option}=0)")
-        elif task.place is not None and (task.place._state != STORED or task.place._value[1] > _MOST_PLACE):
+        elif task.place is not None:  # in the store, from which they are to go with the task
             self._refuse(
-                task.seq, f"the arguments of {task.name} were too big to be kept; give them as refs, with put()"
+                task.seq, f"the arguments of {task.name} were too big to be kept: give it refs, and keep those"
             )
         elif task.returns < 0:
             self.remember_stream(task)
@@ -229,7 +225,7 @@ class Lineage:
             recipe.retries -= 1
         recipe.running = task = Task(
             recipe.seq, recipe.name, recipe.payload, results, recipe.returns,
-            fn=recipe.fn, method=recipe.method, place=recipe.place, retries=recipe.retries, extra=recipe.extra,
+            fn=recipe.fn, method=recipe.method, retries=recipe.retries, extra=recipe.extra,
             lost=set(),
         )  # fmt: skip
         for ref in results:
