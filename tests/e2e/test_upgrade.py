@@ -53,7 +53,7 @@ while word := hear():
         say("object", len(noded.get(kept, timeout=30)))
         say("version", noded.get(version.remote(), timeout=30))
     elif word == "fresh":
-        actors = [Counter.options(num_cpus=0).remote() for _ in range(3)]
+        actors = [Counter.options(num_cpus=0).remote() for _ in range(8)]
         say("fresh", *noded.get([actor.version.remote() for actor in actors], timeout=30))
     else:
         say("task", noded.get(running, timeout=30))
