@@ -269,9 +269,10 @@ class Daemon:
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
             await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
+            while not task.done():
+                # Redis's client loses a cancel that comes while it connects; the next one ends what was begun anew.
                 task.cancel()
-                await asyncio.wait({task})
+                await asyncio.wait({task}, timeout=0.5)
             if task.cancelled():
                 raise StorageError("stopped while waiting for the head's storage")
             return task.result()

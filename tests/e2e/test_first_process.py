@@ -132,7 +132,7 @@ def _pending(pid: int) -> bool:
 
 @in_a_container
 def test_sigkill_of_the_first_process_ends_all(head: Container, places: Mapping[str, str]) -> None:
-    assert len(head.processes()) >= 3
+    wait_for(lambda: len(head.processes()) >= 3, "it has no daemon and no template")
     head.signal(signal.SIGKILL)
     head.wait(10)
     nothing_of(places)

@@ -53,7 +53,7 @@ while word := hear():
         say("object", len(noded.get(kept, timeout=30)))
         say("version", noded.get(version.remote(), timeout=30))
     elif word == "fresh":
-        actors = [Counter.options(num_cpus=0).remote() for _ in range(3)]
+        actors = [Counter.options(num_cpus=0).remote() for _ in range(8)]
         say("fresh", *noded.get([actor.version.remote() for actor in actors], timeout=30))
     else:
         say("task", noded.get(running, timeout=30))
@@ -98,6 +98,7 @@ def test_a_daemon_takes_over_what_the_version_before_runs(tmp_path: Path) -> Non
 
 
 NOTHING = "Nothing has ended"
+QUICK = (("spawner", -2), ("messages", 1))
 REFUSALS = {
     ("spawner", -2): r"spawner \d+ speaks protocol 0 to 1, the daemon 2: start the daemon of the version that",
     ("ledger", -2): f"ledger has layout 2 .* that of an older noded.* {NOTHING}",
@@ -107,7 +108,10 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize(("contract", "step"), REFUSALS)
+@pytest.mark.parametrize(
+    ("contract", "step"),
+    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in REFUSALS],
+)
 def test_what_a_daemon_does_not_understand_it_leaves_alone(tmp_path: Path, contract: str, step: int) -> None:
     other = make_tree(tmp_path / "other", step, [contract])
     gate = tmp_path / "gate"
