@@ -10,6 +10,7 @@ hosts of a Lan are seen, as these have networks of their own and nothing else. T
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import time
@@ -17,16 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-ANNOUNCE = """
-def announce(path):
+_PERIOD = 0.02
+
+
+def announce(path: str) -> None:
+    """Say that an instance runs: its first deed, in its own process."""
     started = open("/proc/self/stat").read().rpartition(") ")[2].split()[19]
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(fd, f"{os.getpid()} {started}\\n".encode())
+    os.write(fd, f"{os.getpid()} {started}\n".encode())
     os.close(fd)
-"""
-"""For the source of a driver; the actor calls it with the path."""
 
-_PERIOD = 0.02
+
+ANNOUNCE = inspect.getsource(announce)
+"""For the source of a driver; the actor calls it with the path."""
 
 
 @dataclass(eq=False)
