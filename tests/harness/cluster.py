@@ -172,7 +172,7 @@ class Node:
 
     def spawners(self) -> list[Process]:
         """One, or none for the moment after it has ended."""
-        return [p for p in self.processes() if "noded.spawner" in p.command and p.state not in "ZX"]
+        return [p for p in self.processes() if "noded/spawner" in p.command and p.state not in "ZX"]
 
     def output(self) -> str:
         """The last lines that the daemon wrote."""

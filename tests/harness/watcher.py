@@ -70,7 +70,7 @@ class Watcher:
         self._read = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
 
     @property
     def running(self) -> list[Instance]:
@@ -78,8 +78,8 @@ class Watcher:
 
     def check(self) -> None:
         """It has looked all the time, and has never seen two."""
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         assert not self.doubles, f"two instances ran at once: {self.doubles[:5]}; all: {list(map(str, self.instances))}"
         # Longer than a busy machine makes it wait, shorter than an instance that is stopped too late would run.
         assert self.looks and self.longest_gap < 10, f"the watcher did not look for {self.longest_gap:.1f} s"
@@ -94,7 +94,7 @@ class Watcher:
                 self.looks += 1
                 last = now
         except BaseException as failure:
-            self._failure = failure
+            self.failure = failure
 
     def _look(self) -> None:
         self._learn()

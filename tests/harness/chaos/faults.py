@@ -123,8 +123,9 @@ class Faults:
 
     @staticmethod
     def _signal(found: list[Process], fault: Fault, deed: str) -> str:
-        """To one of these, which may end by itself meanwhile."""
+        """To one of these, which may end by itself meanwhile. A node that runs no worker has none."""
         if not found:
+            assert fault.kind.startswith("worker"), f"there is no process for {fault}"
             return "(there was none)"
         process = found[int(fault.pick * len(found))]
         with suppress(ProcessLookupError):
@@ -140,13 +141,14 @@ class Faults:
     def _crash(member: Member, pause: float) -> None:
         """Daemon and spawner at once; the kernel ends the workers. Then the service is started again."""
         spawners = member.spawners()
+        assert spawners, f"{member} has no spawner"
         member.signal(signal.SIGKILL)
         for process in spawners:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
         assert member._process is not None
         member._process.wait(10)
-        wait_for(lambda: not member.workers(), lambda: f"workers of {member} live on: {member.workers()}")
+        wait_for(lambda: not member.workers(), lambda: f"workers of {member} live on: {[*map(str, member.workers())]}")
         time.sleep(pause)
         member.start()
 

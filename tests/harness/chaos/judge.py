@@ -18,12 +18,13 @@ from typing import Any
 from harness import invariants
 from harness.chaos.faults import Faults
 from harness.chaos.logs import Answer, check_calls, check_once
-from harness.chaos.promises import calm_seconds, verdict
+from harness.chaos.promises import PATIENCE, Happening, calm_seconds, verdict
 from harness.members import Members
 from harness.watcher import Watcher
 
-PATIENCE = 15.0
-"""Seconds that a call may wait while nothing is faulty, on a machine that is busy."""
+STALL = "machine-stall"
+_STALL_SECONDS = 3.0
+"""A machine that runs nothing for so long (a virtual one that is paused) excuses whoever waits."""
 
 
 class Judge:
@@ -39,6 +40,7 @@ class Judge:
         self._told: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
+        self._clock = threading.Thread(target=self._watch_machine, name="clock", daemon=True)
 
     def fine(self) -> bool:
         return not self.violations
@@ -56,6 +58,7 @@ class Judge:
         return {
             f"{driver}, {thread}": f"{what}, {now - since:.1f} s"
             for driver, state in self._states().items()
+            if driver not in self.gone
             for thread, (what, since) in state["open"].items()
         }
 
@@ -94,6 +97,16 @@ class Judge:
                 self.look()
         except BaseException:
             self._tell(f"the judge failed: {traceback.format_exc()}")
+
+    def _watch_machine(self) -> None:
+        last = time.monotonic()
+        while not self._stop.wait(0.25):
+            now = time.monotonic()
+            if now - last > _STALL_SECONDS:
+                self._faults.history.append(Happening(STALL, "", last, now))
+                self._faults.done[STALL] = self._faults.done.get(STALL, 0) + 1
+                self._faults.note(f"the machine stood still for {now - last:.1f} s")
+            last = now
 
     def _look_for_hangs(self) -> None:
         now = time.monotonic()
@@ -138,6 +151,7 @@ class Judge:
     def __enter__(self) -> Judge:
         self._nodes.__enter__()
         self._thread.start()
+        self._clock.start()
         return self
 
     def __exit__(
@@ -145,9 +159,10 @@ class Judge:
     ) -> None:
         self._stop.set()
         self._thread.join(30)
+        self._clock.join(30)
         self._nodes.__exit__(kind, error, trace)
         for name, watcher in self._watchers.items():
-            try:
-                watcher.__exit__(None, None, None)
-            except AssertionError as failure:
-                self._tell(f"{name}: {failure}", key=f"doubles {name}")
+            watcher.__exit__(AssertionError, AssertionError("the run has its own checks, as machines stall"), None)
+            if watcher.failure is not None:
+                self._tell(f"{name}: its watcher failed: {watcher.failure!r}")
+        self._look_at_instances()

@@ -91,7 +91,7 @@ class Load:
         self.count(f"{op} failed")
         told = {
             "op": op, "error": type(cause).__name__, "since": since, "seen": time.monotonic(), "id": id_,
-            "nodes": list(nodes), "driver": self.name, "text": f"{error}"[:2000],
+            "nodes": list(nodes), "driver": self.name, "home": self.node, "text": f"{error}"[:2000],
         }  # fmt: skip
         self._add(f"{self.name}.errors", json.dumps(told))
 

@@ -14,9 +14,20 @@ from harness.chaos.schedule import KILLS_WORKERS, LOSES_A_NODE, RECOVERY
 
 LINEAGE = False
 """Whether lost results of tasks that may run again are computed again. True as soon as noded does that."""
+PATIENCE = 15.0
+"""Seconds that a call may wait while nothing is faulty, on a machine that is busy."""
 _BEFORE = 3.0
 """Seconds: what died so shortly before something was begun may still have been given to it."""
 
+_OF_A_JOB = {
+    "plain": ("ActorDiedError",),
+    "counter": ("ActorDiedError",),
+    "retried": ("ActorDiedError",),
+    "group": ("TaskPlacementGroupRemoved",),
+}
+"""What ends with its driver's node, wherever it is itself: the jobs of a lost node's drivers end, though a driver may
+live on and have more work done.
+"""
 _LOST = frozenset({"ObjectLostError", "OwnerDiedError", "ObjectReconstructionFailedError"})
 
 
@@ -35,12 +46,16 @@ def verdict(error: dict[str, Any], history: Sequence[Happening]) -> str:
     """Why this error breaks a promise; "" when it is right."""
     op, name, since, seen = error["op"], error["error"], error["since"], error["seen"]
     killed = happened(history, KILLS_WORKERS, since, seen)
+    if name in _OF_A_JOB.get(op, ()) and happened(history, LOSES_A_NODE, since, seen, [error["home"]]):
+        return ""
     if op == "once" and name == "WorkerCrashedError":
         return "" if killed else "no worker was killed since it was submitted"
     if op == "plain" and name == "ActorDiedError":
         return "" if killed else "no worker was killed since it was last heard"
     if op == "counter" and name == "ActorUnavailableError":
         return "" if killed else "no worker was killed since it was last heard"
+    if op == "get_actor" and name == "GetTimeoutError":
+        return "" if calm_seconds(history, since, seen) < PATIENCE else "it was not answered while nothing was faulty"
     if op in ("put", "result") and name in _LOST:
         return "" if rightly_lost(op, error["nodes"], since, seen, history) else "no node that held it was lost"
     return f"{op} may never fail with {name}"

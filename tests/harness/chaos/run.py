@@ -21,7 +21,8 @@ from typing import Any
 
 from harness.chaos import schedule
 from harness.chaos.faults import Faults
-from harness.chaos.judge import PATIENCE, Judge
+from harness.chaos.judge import Judge
+from harness.chaos.promises import PATIENCE, calm_seconds
 from harness.chaos.schedule import VISIT_KILLED, Fault
 from harness.cluster import noded_command
 from harness.invariants import figures, settled
@@ -173,21 +174,35 @@ class Run:
 
     def _visit(self, fault: Fault) -> None:
         name = f"guest-{fault.number}"
+        began = time.monotonic()
+        while not self._visited(name, fault):
+            assert calm_seconds(self.faults.history, began, time.monotonic()) < PATIENCE, f"{name} finds no daemon"
+            self.faults.note(f"{name} found no daemon, and tries again")
+
+    def _visited(self, name: str, fault: Fault) -> bool:
+        """False when no daemon answered it, which init() waits 10 s for."""
         with self._driver(name, fault.node, GUESTS) as driver:
-            driver.expect("started", 90)
+            try:
+                driver.expect("started", 90)
+            except AssertionError:
+                if "no noded daemon answers" in driver.errors():
+                    return False
+                raise
             time.sleep(fault.seconds)
             if fault.kind == VISIT_KILLED:
                 self.judge.gone.add(name)
                 driver.kill()
             else:
                 self._end(name, driver)
+        return True
 
     def _hanging(self) -> str:
         """What noded says of the ids in the violations, and what everybody waits for."""
         found = [f"{who}: {what}" for who, what in self.judge.waits().items()]
         ids = dict.fromkeys(re.findall(r"\b[0-9a-f]{32}\b", "\n".join(self.outcome.violations)))
         for id_ in list(ids)[:4]:
-            done = self.lan.host("head").run([*noded_command(), "why", id_], timeout=30)
+            command = [*noded_command(), "why", "--cluster", self.cluster.head.cluster, id_]
+            done = self.lan.host("head").run(command, timeout=30)
             found.append(f"noded why {id_}: {done.stdout.strip()} {done.stderr.strip()}")
         return "\n".join(found)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import noded
-from harness.chaos.load import Load, Work, add_line, node_name
+from harness.chaos.load import Load, Work, add_line, node_name, root
 from harness.watcher import announce
 from noded import exceptions as ex
 from noded.util.placement_group import placement_group, remove_placement_group
@@ -160,14 +160,15 @@ class Plain(Work):
                     pid, n = noded.get(ref)
             except ERRORS as error:
                 self.load.failed(self.name, error, self._well, f"{id_} call {k} {ref.hex()}")
-                self.on_error()
+                self.on_error(error)
             else:
                 self.load.answered(id_, k, pid, n)
                 self.on_answer(pid, n)
                 self._well = time.monotonic()
 
-    def on_error(self) -> None:
-        self._actor = None
+    def on_error(self, error: BaseException) -> None:
+        if isinstance(root(error), ex.ActorDiedError):
+            self._actor = None
 
     def on_answer(self, pid: int, n: int) -> None:
         assert self._actor is not None, f"{self._id} has said that it died, and answers"
@@ -183,10 +184,8 @@ class Counter(Plain):
 
     options = {"max_restarts": FOREVER, "max_task_retries": 0}
 
-    def on_error(self) -> None:
-        pass
-
     def on_answer(self, pid: int, n: int) -> None:
+        """Also of a call that was answered before one sent earlier was given up."""
         same = pid == self._last[0]
         assert n > self._last[1] if same else n >= 1, f"{self._id} was at {self._last}, then {(pid, n)}"
         self._last = pid, n
@@ -203,12 +202,17 @@ class Detached(Plain):
 
     def round(self) -> None:
         name = self.rng.choice(DETACHED)
-        with self.load.waiting(f"get_actor {name}"):
-            actor = noded.get_actor(name, namespace=NAMESPACE)
+        since = time.monotonic()
+        try:
+            with self.load.waiting(f"get_actor {name}"):
+                actor = noded.get_actor(name, namespace=NAMESPACE)
+        except ERRORS as error:
+            self.load.failed("get_actor", error, since, name)
+            return
         sent = [f"{self.load.name}:{self.number()}" for _ in range(2)]
         self.hear(name, [(k, actor.add.remote(k)) for k in sent])
 
-    def on_error(self) -> None:
+    def on_error(self, error: BaseException) -> None:
         pass
 
     def on_answer(self, pid: int, n: int) -> None:
