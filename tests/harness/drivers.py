@@ -14,6 +14,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -99,6 +100,11 @@ class Driver:
     def errors(self) -> str:
         size = os.fstat(self._errors.fileno()).st_size
         return os.pread(self._errors.fileno(), 8192, max(0, size - 8192)).decode(errors="replace")
+
+    def keep_errors(self, path: Path) -> None:
+        """All of its stderr."""
+        size = os.fstat(self._errors.fileno()).st_size
+        path.write_bytes(os.pread(self._errors.fileno(), size, 0))
 
     def _fail(self, reason: str) -> NoReturn:
         raise AssertionError(f"{reason}; its stderr:\n{self.errors()}")

@@ -69,7 +69,9 @@ class Member(Node):
 
     def _role(self) -> list[str]:
         role = ["--head"] if self.head else ["--address", self.joins]
-        return [*role, "--node-name", self.name, "--port", "0", *(["--host", self.host.ip] if self.host else [])]
+        # A head that starts over is where its members look for it.
+        port = self.address.rpartition(":")[2] if self.head and self.ready else "0"
+        return [*role, "--node-name", self.name, "--port", port, *(["--host", self.host.ip] if self.host else [])]
 
     def _in_place(self, command: list[str]) -> list[str]:
         return self.host.command(command) if self.host else command

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import tempfile
 import time
 import traceback
@@ -184,21 +185,29 @@ class Run:
         with self._driver(name, fault.node, GUESTS) as driver:
             try:
                 driver.expect("started", 90)
+                time.sleep(fault.seconds)
+                if fault.kind == VISIT_KILLED:
+                    self.judge.gone.add(name)
+                    driver.kill()
+                else:
+                    self._end(name, driver)
+                return True
             except AssertionError:
                 if "no noded daemon answers" in driver.errors():
                     return False
                 raise
-            time.sleep(fault.seconds)
-            if fault.kind == VISIT_KILLED:
-                self.judge.gone.add(name)
-                driver.kill()
-            else:
-                self._end(name, driver)
-        return True
+            finally:
+                if not self.judge.fine():
+                    driver.keep_errors(self.directory / f"driver-{name}.err")
 
     def _hanging(self) -> str:
         """What noded says of the ids in the violations, and what everybody waits for."""
         found = [f"{who}: {what}" for who, what in self.judge.waits().items()]
+        for name, driver in self._drivers.items():
+            if driver.process.poll() is None:
+                driver.signal(signal.SIGUSR2)
+                time.sleep(0.5)  # there is no word for "written"; it is only shown
+            driver.keep_errors(self.directory / f"driver-{name}.err")
         ids = dict.fromkeys(re.findall(r"\b[0-9a-f]{32}\b", "\n".join(self.outcome.violations)))
         for id_ in list(ids)[:4]:
             command = [*noded_command(), "why", "--cluster", self.cluster.head.cluster, id_]

@@ -6,8 +6,10 @@ the kinds of work. Values are exact or wrong; an error goes to the judge; all el
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
+import signal
 import sys
 import time
 import zlib
@@ -323,6 +325,7 @@ KINDS: dict[str, type[Work]] = {
 
 def main(say: Callable[..., None], hear: Callable[[], str]) -> None:
     directory, name, seed, node, *kinds = sys.argv[1:]
+    faulthandler.register(signal.SIGUSR2)  # a test that finds it hanging asks where
     load = Load(directory, name, int(seed), node)
     threads = load.run([KINDS[kind] for kind in kinds])
     say("started")
