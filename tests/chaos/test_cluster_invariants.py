@@ -301,6 +301,32 @@ except ex.ObjectLostError:
     say("lost")
 """
 
+STARTED_OVER = """
+import threading
+import numpy as np
+from noded import exceptions as ex
+from noded.client.refs import AWAY
+@noded.remote(num_cpus=1, resources={"x": 1})
+def big(): return np.ones(300_000, dtype=np.uint8)
+kept, wanted = big.remote(), big.remote()
+noded.wait([kept, wanted], num_returns=2, fetch_local=False)
+say("made")
+def ask():
+    try: noded.get(wanted)
+    except ex.ObjectLostError: say("lost", "wanted")
+hear()
+thread = threading.Thread(target=ask)
+thread.start()
+while wanted._state == AWAY: time.sleep(0.01)
+say("asked")
+hear()
+try: noded.get(kept, timeout=30)
+except ex.ObjectLostError: say("lost", "kept")
+thread.join()
+assert noded.get(big.remote(), timeout=30).sum() == 300_000
+say("on")
+"""
+
 
 def test_results_elsewhere_outlive_the_heads_daemon() -> None:
     """Also of tasks that were not pushed yet when it went."""
@@ -331,6 +357,25 @@ def test_a_driver_that_dies_while_the_heads_daemon_is_away() -> None:
             cluster.head.restart()
         settled(member, 20)
         assert member.settle()["actors"] == 0
+
+
+def test_a_driver_whose_node_starts_over_is_told_what_it_has_lost_elsewhere() -> None:
+    """Its results on another node, asked for or not, are not found any more; the driver goes on."""
+    with Members("--object-store-memory", str(96 << 20)) as cluster:
+        home = cluster.add()
+        member = cluster.add(*Nodes.FLAGS)
+        with Driver(home.address, STARTED_OVER) as driver:
+            driver.expect("made", 60)
+            member.signal(signal.SIGSTOP)
+            driver.tell("ask")
+            driver.expect("asked")
+            home.crash()
+            member.signal(signal.SIGCONT)
+            home.start()
+            driver.tell("look")
+            assert {driver.expect("lost"), driver.expect("lost")} == {"wanted", "kept"}
+            driver.expect("on")
+            driver.end()
 
 
 @pytest.mark.xfail(

@@ -10,6 +10,7 @@ session's directories, as nodes of one machine do. Its stop() ends this member a
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from typing import Any
 
 from harness.cluster import Node
 from harness.netns import Host
-from harness.processes import Process
+from harness.processes import Process, kill
 from harness.wait import wait_for
 from noded.config import remove_node_dir
 
@@ -62,6 +63,22 @@ class Member(Node):
             self._end_everything()
             remove_node_dir(Path(self.dir))
         self._close_output()
+
+    def crash(self) -> None:
+        """SIGKILL daemon and spawner at once, and the kernel ends the workers: start() begins a new incarnation."""
+        spawners = self.spawners()
+        assert spawners and self._process is not None, f"{self} has no spawner"
+        # Stopped first, so that neither sees the other's end.
+        for process in spawners:
+            os.kill(process.pid, signal.SIGSTOP)
+        self._process.kill()
+        kill(spawners)
+        self._process.wait(10)
+        gone = {process.pid for process in spawners}
+        wait_for(
+            lambda: not self.workers() and not gone & {process.pid for process in self.spawners()},
+            lambda: f"still running after the crash: {self._listing()}",
+        )
 
     def stop_by_command(self, timeout: float = 20) -> None:
         """`noded stop` where this member is: it ends all of the cluster that shares its run directory."""

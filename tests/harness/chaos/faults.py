@@ -22,7 +22,6 @@ from harness.chaos.schedule import LOSES_A_NODE, VISIT, VISIT_KILLED, Fault
 from harness.members import Member, Members
 from harness.netns import Host
 from harness.processes import Process
-from harness.wait import wait_for
 
 _PERIOD = 0.25
 Visit = Callable[[Fault], None]
@@ -114,7 +113,9 @@ class Faults:
                 time.sleep(fault.seconds)
                 member.start()
             elif fault.kind == "node-crash":
-                self._crash(member, fault.seconds)
+                member.crash()
+                time.sleep(fault.seconds)
+                member.start()
             else:
                 raise AssertionError(f"nobody knows how to do {fault.kind}")
         finally:
@@ -136,21 +137,6 @@ class Faults:
                 time.sleep(fault.seconds)
                 os.kill(process.pid, signal.SIGCONT)
         return f"(pid {process.pid})"
-
-    @staticmethod
-    def _crash(member: Member, pause: float) -> None:
-        """Daemon and spawner at once; the kernel ends the workers. Then the service is started again."""
-        spawners = member.spawners()
-        assert spawners, f"{member} has no spawner"
-        member.signal(signal.SIGKILL)
-        for process in spawners:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-        assert member._process is not None
-        member._process.wait(10)
-        wait_for(lambda: not member.workers(), lambda: f"workers of {member} live on: {[*map(str, member.workers())]}")
-        time.sleep(pause)
-        member.start()
 
     def _link(self, member: Member, deed: str, seconds: float) -> None:
         host = member.host
