@@ -323,6 +323,8 @@ hear()
 try: noded.get(kept, timeout=30)
 except ex.ObjectLostError: say("lost", "kept")
 thread.join()
+say("told")
+hear()
 assert noded.get(big.remote(), timeout=30).sum() == 300_000
 say("on")
 """
@@ -374,6 +376,10 @@ def test_a_driver_whose_node_starts_over_is_told_what_it_has_lost_elsewhere() ->
             home.start()
             driver.tell("look")
             assert {driver.expect("lost"), driver.expect("lost")} == {"wanted", "kept"}
+            driver.expect("told")
+            # What is made for the node before its death is known is dropped with what was made for the one before.
+            wait_for(lambda: "is dead: it started over" in member.output(), "the other node does not learn of it", 20)
+            driver.tell("more")
             driver.expect("on")
             driver.end()
 

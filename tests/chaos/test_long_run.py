@@ -6,6 +6,7 @@
     NODED_CHAOS_SECONDS   how long faults come
     NODED_CHAOS_SCHEDULE  a file `schedule` that a failed run has left, perhaps made shorter by hand
     NODED_CHAOS_KINDS     a pattern: only faults of these kinds, as "worker-.*|visit.*"
+    NODED_CHAOS_SPARED    nodes that do not crash as wholes, as "head,n1": those of the drivers that stay
     NODED_CHAOS_LOG       the daemons' --log-level
     NODED_CHAOS_STORAGE   sqlite, or redis where noded has --redis
 
@@ -39,6 +40,7 @@ def settings(outer_environment: dict[str, str]) -> Settings:
         storage=asked.get("STORAGE", "sqlite"),
         faults=Path(asked["SCHEDULE"]) if "SCHEDULE" in asked else None,
         kinds=asked.get("KINDS", ""),
+        spared=tuple(asked.get("SPARED", "").split(",")),
         flags=("--log-level", asked["LOG"]) if "LOG" in asked else (),
     )
 
