@@ -153,6 +153,7 @@ class Run:
             if not self.judge.fine():
                 return
         for member in self.cluster.all.values():
+            self.faults.note(f"{member} is to settle")
             settled(member, 30)
             status = member.status()
             assert not status["actors"], f"{member} still has {status['actors']} actors"
