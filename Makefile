@@ -4,7 +4,8 @@
 #   make demo        a first look: a head, a small program on it, a clean stop
 #   make test        format, lint, types, and all tests but the slow ones
 #   make test-slow   the slow ones: chaos, scale, full counts; then the API's tests again, from a driver on no node, with
-#                    the work on another node, and under TLS; the results are in test-results/*.xml
+#                    the work on another node, and under TLS; the results are in test-results/*.xml. Twenty minutes of
+#                    it are one run in which everything breaks: see tests/chaos/test_long_run.py
 #   make compat      tests/compat on Ray itself (in $(RAY_VENV)), as `make test` runs it on noded: "same meaning" is measured
 #   make bench       against Ray and the standard library; BENCH="--only tasks" selects
 #   make lint  make fmt  make clean

@@ -51,6 +51,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
+def outer_environment(pytestconfig: pytest.Config) -> dict[str, str]:
+    """What begins with NODED_ where pytest was started; the tests' own processes do not have it."""
+    return pytestconfig.stash[_OUTER]
+
+
+@pytest.fixture(scope="session")
 def leak_check(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> LeakCheck:
     return LeakCheck([pytestconfig.stash[_BASE], str(tmp_path_factory.getbasetemp())])
 

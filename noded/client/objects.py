@@ -568,17 +568,28 @@ class Objects:
         self.arena.close(unmap=False)
         self.arena = arena
         self.space.forget()
+        asked: list[ObjectRef[Any]] = []
         for hold in self.holds.holds.values():
             ref = hold.ref() if hold.ref is not None else None
             if type(ref) is not ObjectRef:
                 continue
-            if ref._state == STORED and self.can_be_made_again(hold.id):
-                ref._value, ref._state = None, REMOTE
-                self._to_make_again.append((hold.id, reason))
-            elif ref._state == STORED:
+            ours = hold.id.startswith(refs.own_prefix)
+            # Our results on other nodes were pinned there for the node that is gone, and only it knew where they lie.
+            if ref._state == STORED or (ours and ref._state in (AWAY, REMOTE) and type(ref._value) is tuple):
+                if self.can_be_made_again(hold.id):
+                    ref._value, ref._state = None, REMOTE
+                    self._to_make_again.append((hold.id, reason))
+                    continue
+            if ours and ref._state == REMOTE and type(ref._value) is tuple:
+                asked.append(ref)
+            elif ref._state == STORED or (ours and ref._state == AWAY):
                 ref._value, ref._state = ex.ObjectLostError(ref.hex(), reason), FAILED
-            if ref._state not in (PENDING, REMOTE) and hold.id.startswith(refs.own_prefix):
+            if ours and ref._state not in (PENDING, REMOTE):
                 self._to_republish.append(ref)
+        for ref in asked:
+            self._settle(ref.binary(), FAILED, ex.ObjectLostError(ref.hex(), reason))
+            self._to_republish.append(ref)
+        self.reader.notify()
 
     def republish_locked(self) -> None:
         """After ``Told``: before it, the daemon would take back the room that this asks for."""

@@ -414,6 +414,11 @@ class Tasks:
     def _broken_locked(self, worker: WorkerLink) -> None:
         """The connection to a worker of another node is lost; the worker may well live."""
         assert worker.session is not None
+        if worker.session.resuming and not worker.inflight and worker.queue is None and worker.actor is None:
+            # It was dialed, and is not there. Nobody tells of the end of a worker that we have no lease of, and we
+            # want nothing of it: without this it would be dialed for ever.
+            self.drop_link_locked(worker)
+            return
         self.reader.remove(worker.session.fileno())
         worker.session.suspend()
         worker.writing = False

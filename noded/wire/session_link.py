@@ -42,12 +42,16 @@ class SessionLink(Link):
         self._first_kept = 0
         """The number of frames before the first kept one."""
         self._resuming = False
-        """Connected again, and the other side has not said yet how much has arrived."""
         self._ack = ack
         self._is_ack = is_ack
         self._is_uncounted = is_uncounted
         self.lost = False
         """The other side does not know the session any more."""
+
+    @property
+    def resuming(self) -> bool:
+        """Connected again, and the other side has not said yet how much has arrived."""
+        return self._resuming
 
     def fileno(self) -> int:
         return -1 if self.suspended else self.sock.fileno()

@@ -10,17 +10,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-import threading
 import time
-from types import TracebackType
-from typing import Any
 
 import pytest
 from harness.drivers import Driver
+from harness.invariants import Checker, figures, settled
 from harness.members import Member, Members
 from harness.wait import wait_for
-
-from noded.cli.control import ControlError
 
 WORK = """
 import random, signal
@@ -168,64 +164,6 @@ else:
     say("end")
 """
 
-MOMENT = 3.0
-"""So long figures may be wrong: a node is asked while it changes."""
-
-
-class Checker:
-    """Asks each node each second, and keeps what must not be."""
-
-    def __init__(self, cluster: Members) -> None:
-        self.problems: list[str] = []
-        self.answers = 0
-        self._cluster = cluster
-        self._since: dict[tuple[str, str], float] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._check, name="checker", daemon=True)
-
-    def _check(self) -> None:
-        while not self._stop.wait(1.0):
-            for member in list(self._cluster.all.values()):
-                if not member.running or not member.ready:
-                    continue
-                try:
-                    status = member.status()
-                except (ControlError, AssertionError, OSError):
-                    continue  # it has just been killed, or is on its way
-                self.answers += 1
-                self._look(member.name, status)
-
-    def _look(self, name: str, status: dict[str, Any]) -> None:
-        wrong = {}
-        total = status["resources"]["total"]
-        for resource, used in status["resources"]["used"].items():
-            # Who waits lends its CPUs, perhaps to an actor or a group that stay, and has them again when it goes on.
-            most = total[resource] * (2 if resource == "CPU" else 1)
-            if used < 0 or used > most:
-                wrong[resource] = f"{used:g} of {total[resource]:g} {resource} are in use"
-        for figure in ("leases", "demands", "groups", "workers", "objects", "guests", "leases_elsewhere", "drivers"):
-            if status[figure] < 0:
-                wrong[figure] = f"there are {status[figure]} {figure}"
-        store = status["store"]
-        if not 0 <= store["used_bytes"] <= store["total_bytes"]:
-            wrong["store"] = f"{store['used_bytes']} of {store['total_bytes']} bytes are in use"
-        now = time.monotonic()
-        for key in [key for key in self._since if key[0] == name and key[1] not in wrong]:
-            del self._since[key]
-        for what, text in wrong.items():
-            if now - self._since.setdefault((name, what), now) > MOMENT:
-                self.problems.append(f"{name}: for {MOMENT:g} s {text}")
-
-    def __enter__(self) -> Checker:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join(30)
-
 
 class Nodes:
     """What is done to the nodes. The driver is at the head's, whose processes therefore live; its daemon does not."""
@@ -304,30 +242,6 @@ def cycles(count: int, patience: float, *only: str) -> None:
         assert checker.answers and not checker.problems, checker.problems
 
 
-def settled(member: Member, timeout: float) -> None:
-    status = member.settle(timeout)
-    wait_for(
-        lambda: not left(member), lambda: f"{member} still counts {left(member)}; at first {left_in(status)}", timeout
-    )
-
-
-def left(member: Member) -> dict[str, Any]:
-    return left_in(member.status())
-
-
-def left_in(status: dict[str, Any]) -> dict[str, Any]:
-    return {name: status[name] for name in ("groups", "guests", "leases_elsewhere") if status[name]}
-
-
-def figures(cluster: Members) -> str:
-    names = ("state", "resources", "leases", "demands", "groups", "guests", "leases_elsewhere", "workers", "actors")
-    return "\n".join(
-        f"{m.name}: { {name: status.get(name) for name in names} }"
-        for m in cluster.all.values()
-        if m.running and (status := m.status())
-    )
-
-
 BIGS = """
 import random
 import numpy as np
@@ -383,6 +297,36 @@ except ex.ObjectLostError:
     say("lost")
 """
 
+STARTED_OVER = """
+import threading
+import numpy as np
+from noded import exceptions as ex
+from noded.client.refs import AWAY
+@noded.remote(num_cpus=1, resources={"x": 1})
+def big(): return np.ones(300_000, dtype=np.uint8)
+kept, wanted = big.options(max_retries=0).remote(), big.options(max_retries=0).remote()
+again = big.remote()
+noded.wait([kept, wanted, again], num_returns=3, fetch_local=False)
+say("made")
+def ask():
+    try: noded.get(wanted)
+    except ex.ObjectLostError: say("lost", "wanted")
+hear()
+thread = threading.Thread(target=ask)
+thread.start()
+while wanted._state == AWAY: time.sleep(0.01)
+say("asked")
+hear()
+try: noded.get(kept, timeout=30)
+except ex.ObjectLostError: say("lost", "kept")
+thread.join()
+say("told")
+hear()
+assert noded.get(big.remote(), timeout=30).sum() == 300_000
+assert noded.get(again, timeout=30).sum() == 300_000
+say("on")
+"""
+
 
 def test_results_elsewhere_outlive_the_heads_daemon() -> None:
     """Also of tasks that were not pushed yet when it went."""
@@ -413,6 +357,29 @@ def test_a_driver_that_dies_while_the_heads_daemon_is_away() -> None:
             cluster.head.restart()
         settled(member, 20)
         assert member.settle()["actors"] == 0
+
+
+def test_a_driver_whose_node_starts_over_is_told_what_it_has_lost_elsewhere() -> None:
+    """Its results on another node, asked for or not, are not found any more; the driver goes on."""
+    with Members("--object-store-memory", str(96 << 20)) as cluster:
+        home = cluster.add()
+        member = cluster.add(*Nodes.FLAGS)
+        with Driver(home.address, STARTED_OVER) as driver:
+            driver.expect("made", 60)
+            member.signal(signal.SIGSTOP)
+            driver.tell("ask")
+            driver.expect("asked")
+            home.crash()
+            member.signal(signal.SIGCONT)
+            home.start()
+            driver.tell("look")
+            assert {driver.expect("lost"), driver.expect("lost")} == {"wanted", "kept"}
+            driver.expect("told")
+            # What is made for the node before its death is known is dropped with what was made for the one before.
+            wait_for(lambda: "is dead: it started over" in member.output(), "the other node does not learn of it", 20)
+            driver.tell("more")
+            driver.expect("on")
+            driver.end()
 
 
 def test_a_result_that_nobody_has_heard_of() -> None:

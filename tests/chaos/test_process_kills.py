@@ -113,14 +113,8 @@ say("right")
 """
 
 
-def workers(node: Node) -> list[Process]:
-    template = b":template00000000\0"
-    found = [p for p in node.processes() if "noded.template" in p.command and p.state not in "ZX"]
-    return [p for p in found if template not in p.started_with]
-
-
 def templates(node: Node) -> list[Process]:
-    every = {p.pid for p in workers(node)}
+    every = {p.pid for p in node.workers()}
     return [p for p in node.processes() if "noded.template" in p.command and p.pid not in every]
 
 
@@ -166,7 +160,7 @@ def mixed(tmp_path: Path, count: int) -> None:
                 time.sleep(rng.random() ** 2 / 2)  # the moment is the point
                 print(f"{number + 1} of {count}: {kind}", flush=True)
                 if kind == "worker":
-                    end(workers(node), rng)
+                    end(node.workers(), rng)
                 elif kind == "template":
                     end(templates(node), rng)
                 elif kind == "spawner":
@@ -176,7 +170,7 @@ def mixed(tmp_path: Path, count: int) -> None:
                 elif kind == "daemon":
                     node.kill9()
                     if rng.random() < 0.3:
-                        end(workers(node), rng)
+                        end(node.workers(), rng)
                     node.restart()
                 else:
                     node.kill9()
@@ -194,7 +188,7 @@ def mixed(tmp_path: Path, count: int) -> None:
             for driver in drivers:
                 driver.__exit__(None, None, None)
         node.settle()
-        wait_for(lambda: len(workers(node)) <= 1, lambda: f"workers left: {list(map(str, workers(node)))}")
+        wait_for(lambda: len(node.workers()) <= 1, lambda: f"workers left: {list(map(str, node.workers()))}")
         pids = {int(pid) for pid in children.read_text().split()} if children.exists() else set()
 
         def orphans() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from harness.gates import Gate, Notes
 from harness.wait import wait_for
 
 import noded
+from noded.client.runtime import current
 from noded.cluster_utils import Cluster, Node
 from noded.exceptions import ObjectLostError
 from noded.util import placement_group, placement_group_table, remove_placement_group
@@ -58,6 +60,11 @@ def where() -> str:
 
 
 @noded.remote
+def process() -> int:
+    return os.getpid()
+
+
+@noded.remote
 def make(size: int) -> bytes:
     return b"x" * size
 
@@ -91,6 +98,26 @@ class Counter:
 
     def where(self) -> tuple[str, int]:
         return noded.get_runtime_context().get_node_id(), os.getpid()
+
+
+def test_an_idle_worker_that_has_ended_is_dialed_no_more(nodes: Cluster) -> None:
+    """Nobody tells who has no lease of it; it is not there, and nothing is wanted of it."""
+    pid = get(process.options(scheduling_strategy=on(member(nodes, "n1"))).remote())
+    runtime = current()
+    assert runtime is not None
+    links = runtime.tasks.links
+    assert [link.pid for link in links.values()] == [pid]
+    wait_for(lambda: not any(link.lease for link in links.values()), "its lease does not end", 20)
+    wait_for(lambda: noded.available_resources() == noded.cluster_resources(), "its node still counts the lease", 20)
+
+    os.kill(pid, signal.SIGKILL)
+
+    def forgotten() -> bool:
+        get(where.remote())  # connections are read while something is waited for
+        return pid not in [link.pid for link in list(links.values())]
+
+    wait_for(forgotten, "it is still dialed", 20)
+    assert get(process.options(scheduling_strategy=on(member(nodes, "n1"))).remote()) != pid
 
 
 def test_a_members_daemon_is_killed_and_comes_back(nodes: Cluster, gate: Gate, tmp_path: Path) -> None:

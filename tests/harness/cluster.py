@@ -177,6 +177,16 @@ class Node:
             found += [process for process in running if process.pid == self.pid]
         return [process for process in found if process.pid != os.getpid()]
 
+    def workers(self) -> list[Process]:
+        """Those that are forked and live, also stopped ones; oldest first."""
+        template = b":template00000000\0"
+        found = [p for p in self.processes() if "noded.template" in p.command and p.state not in "ZX"]
+        return sorted((p for p in found if template not in p.started_with), key=lambda p: p.started)
+
+    def spawners(self) -> list[Process]:
+        """One, or none for the moment after it has ended."""
+        return [p for p in self.processes() if "noded/spawner" in p.command and p.state not in "ZX"]
+
     def output(self) -> str:
         """The last lines that the daemon wrote."""
         if self._output is None:

@@ -112,6 +112,11 @@ class Driver:
         size = os.fstat(self._errors.fileno()).st_size
         return os.pread(self._errors.fileno(), 8192, max(0, size - 8192)).decode(errors="replace")
 
+    def keep_errors(self, path: Path) -> None:
+        """All of its stderr."""
+        size = os.fstat(self._errors.fileno()).st_size
+        path.write_bytes(os.pread(self._errors.fileno(), size, 0))
+
     def _fail(self, reason: str) -> NoReturn:
         raise AssertionError(f"{reason}; its stderr:\n{self.errors()}")
 

@@ -10,6 +10,7 @@ session's directories, as nodes of one machine do. Its stop() ends this member a
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -64,11 +65,20 @@ class Member(Node):
         self._close_output()
 
     def crash(self) -> None:
-        """All of it at once, as when its machine fails."""
-        kill(self.processes())
-        wait_for(lambda: not self.processes(), f"{self} lives on after SIGKILL")
-        assert self._process is not None
+        """SIGKILL daemon and spawner at once, and the kernel ends the workers: start() begins a new incarnation."""
+        spawners = self.spawners()
+        assert spawners and self._process is not None, f"{self} has no spawner"
+        # Stopped first, so that neither sees the other's end.
+        for process in spawners:
+            os.kill(process.pid, signal.SIGSTOP)
+        self._process.kill()
+        kill(spawners)
         self._process.wait(10)
+        gone = {process.pid for process in spawners}
+        wait_for(
+            lambda: not self.workers() and not gone & {process.pid for process in self.spawners()},
+            lambda: f"still running after the crash: {self._listing()}",
+        )
 
     def stop_by_command(self, timeout: float = 20) -> None:
         """`noded stop` where this member is: it ends all of the cluster that shares its run directory."""
@@ -76,7 +86,9 @@ class Member(Node):
 
     def _role(self) -> list[str]:
         role = ["--head"] if self.head else ["--address", self.joins]
-        return [*role, "--node-name", self.name, "--port", "0", *(["--host", self.host.ip] if self.host else [])]
+        # A head that starts over is where its members look for it.
+        port = self.address.rpartition(":")[2] if self.head and self.ready else "0"
+        return [*role, "--node-name", self.name, "--port", port, *(["--host", self.host.ip] if self.host else [])]
 
     def _in_place(self, command: list[str]) -> list[str]:
         return self.host.command(command) if self.host else command

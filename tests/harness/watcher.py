@@ -10,6 +10,7 @@ hosts of a Lan are seen, as these have networks of their own and nothing else. T
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import time
@@ -17,16 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-ANNOUNCE = """
-def announce(path):
+_PERIOD = 0.02
+
+
+def announce(path: str) -> None:
+    """Say that an instance runs: its first deed, in its own process."""
     started = open("/proc/self/stat").read().rpartition(") ")[2].split()[19]
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(fd, f"{os.getpid()} {started}\\n".encode())
+    os.write(fd, f"{os.getpid()} {started}\n".encode())
     os.close(fd)
-"""
-"""For the source of a driver; the actor calls it with the path."""
 
-_PERIOD = 0.02
+
+ANNOUNCE = inspect.getsource(announce)
+"""For the source of a driver; the actor calls it with the path."""
 
 
 @dataclass(eq=False)
@@ -66,7 +70,7 @@ class Watcher:
         self._read = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
 
     @property
     def running(self) -> list[Instance]:
@@ -74,8 +78,8 @@ class Watcher:
 
     def check(self) -> None:
         """It has looked all the time, and has never seen two."""
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         assert not self.doubles, f"two instances ran at once: {self.doubles[:5]}; all: {list(map(str, self.instances))}"
         # Longer than a busy machine makes it wait, shorter than an instance that is stopped too late would run.
         assert self.looks and self.longest_gap < 10, f"the watcher did not look for {self.longest_gap:.1f} s"
@@ -90,7 +94,7 @@ class Watcher:
                 self.looks += 1
                 last = now
         except BaseException as failure:
-            self._failure = failure
+            self.failure = failure
 
     def _look(self) -> None:
         self._learn()
