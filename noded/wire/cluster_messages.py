@@ -13,7 +13,7 @@ import msgspec
 
 from noded.wire.messages import ActorSpec, Death, JobConfig, LogLines, Refs, _Message
 
-CLUSTER_VERSION = 1
+CLUSTER_VERSION = 2
 """Must match exactly between daemons."""
 
 
@@ -265,6 +265,8 @@ class StopActor(_Message, tag=147):
     graceful: bool
     move: bool = False
     """Only if it still waits for room; then it is answered as ``full``."""
+    kind: str = ""
+    """Of the reason, see ``policy/deaths.py``."""
 
 
 class ReserveGroup(_Message, tag=148):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Must match exactly between a client and its daemon, except for re-attach, which accepts N-1."""
 
 
@@ -42,11 +42,13 @@ class Death(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     code: int | None = None
     signal: int | None = None
     reason: str = ""
-    """Empty when the worker ended by itself; else who ended it and why."""
+    """A sentence: who or what ended it, and why."""
     max_rss_kb: int = 0
     stderr: list[str] = []
     node: str = ""
-    """The node's id, where that is the cause."""
+    """The id of its node."""
+    kind: str = ""
+    """One of ``policy/deaths.py``: the cause, for programs."""
 
 
 class Extra(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -480,7 +482,9 @@ class Unschedulable(_Message, tag=44):
     cls: int
     reason: str
     kind: str = ""
-    """Empty: never fits; ``env``: the runtime environment cannot be made; ``removed``: its placement group is gone."""
+    """Empty: never fits; ``env``: the runtime environment cannot be made; ``removed``: its placement group is gone;
+    ``start``: no worker can be started.
+    """
 
 
 class WorkerDied(_Message, tag=45):
@@ -524,7 +528,9 @@ class ActorAt(_Message, tag=50):
     death: Death | None = None
     reason: str = ""
     kind: str = ""
-    """Of a reason: ``never`` (fits nowhere), ``env`` (its runtime environment), ``removed`` (its placement group)."""
+    """Of a reason: ``never`` (fits nowhere), ``env`` (its runtime environment), ``removed`` (its placement group),
+    ``start`` (no worker can be started); else, when dead, as in ``Death``.
+    """
     unordered: bool = False
     """See ``ActorSpec``."""
     address: str = ""
