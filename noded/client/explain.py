@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from noded import ids
-from noded.client.failures import facts
+from noded.client import failures
 from noded.client.refs import AWAY, FAILED, PENDING, REMOTE
 
 if TYPE_CHECKING:
@@ -21,11 +21,17 @@ def explain(runtime: Runtime, id_: bytes) -> dict[str, Any]:
     for task in runtime.tasks.open_tasks():
         if task.seq == seq:
             return _task(runtime, task)
+    if (failure := runtime.tasks.failures.get(seq)) is not None:
+        return failure
     hold = runtime.holds.holds.get(id_)
     ref = hold.ref() if hold is not None and hold.ref is not None else None
     state = getattr(ref, "_state", None)
     if state == FAILED:
-        return _failed(ref._value)  # type: ignore[union-attr]
+        error = ref._value  # type: ignore[union-attr]
+        if isinstance(error, BaseException):
+            return failures.told(error)
+        # The user's own, which is not unpickled here.
+        return {"state": "failed", "kind": "failed", "reason": "it has ended with an error, which get() raises"}
     if state == AWAY:
         node, size = ref._value  # type: ignore[union-attr]
         return {"state": "ready", "kind": "ready", "reason": f"its value of {size} bytes lies on node {node}"}
@@ -36,17 +42,6 @@ def explain(runtime: Runtime, id_: bytes) -> dict[str, Any]:
         "kind": "ready" if state is not None else "done_or_dropped",
         "reason": "it is there" if state is not None else "it has ended, or nobody here refers to it any more",
     }
-
-
-def _failed(error: Any) -> dict[str, Any]:
-    """An error of the user's is not unpickled here; those of noded's own are objects already."""
-    told: dict[str, Any] = {"state": "failed", "kind": "failed"}
-    if not isinstance(error, BaseException):
-        return {**told, "reason": "it has ended with an error, which get() raises"}
-    told["error"] = type(error).__name__
-    if cause := getattr(error, "kind", ""):
-        told["cause"] = cause
-    return {**told, "reason": str(error).partition("\n")[0], **facts(error)}
 
 
 def _task(runtime: Runtime, task: Task) -> dict[str, Any]:

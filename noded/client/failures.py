@@ -60,9 +60,12 @@ def actor_died(text: str, actor_id: str, death: m.Death) -> ex.ActorDiedError:
     return _ACTOR_DEATHS.get(death.kind, ex.ActorDiedError)(text, actor_id=actor_id, **death_fields(death))
 
 
-def facts(error: BaseException) -> dict[str, Any]:
-    """What an error tells of the end of a process, for who asks why; nothing for other errors."""
+def told(error: BaseException) -> dict[str, Any]:
+    """An error of noded's own for who asks why (``explain.py``): with what it knows of the end of a process."""
+    facts = {"state": "failed", "kind": "failed", "error": type(error).__name__}
+    facts["reason"] = str(error).partition("\n")[0]
     if not isinstance(error, ex.WorkerCrashedError | ex.ActorDiedError):
-        return {}
-    names = ("pid", "node", "exit_code", "signal", "max_rss", "stderr_tail")
-    return {name: value for name in names if (value := getattr(error, name)) not in (None, "", [])}
+        return facts
+    names = {"kind": "cause"} | {x: x for x in ("pid", "node", "exit_code", "signal", "max_rss", "stderr_tail")}
+    known = {as_: value for name, as_ in names.items() if (value := getattr(error, name)) not in (None, "", [])}
+    return {**facts, **known}

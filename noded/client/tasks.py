@@ -20,7 +20,7 @@ import msgspec
 from noded import ids
 from noded.client import codec
 from noded.client.control import Control
-from noded.client.failures import cancelled, crashed, unschedulable
+from noded.client.failures import cancelled, crashed, told, unschedulable
 from noded.client.generators import Stream
 from noded.client.objects import INLINE_LIMIT, Objects
 from noded.client.reader import Reader
@@ -40,6 +40,7 @@ _REDIAL_SECONDS = 0.05
 LINGER = 0.1
 """An idle lease is kept this many seconds."""
 _DEMAND_LIMIT = 256
+_FAILURES_KEPT = 1000
 
 
 class Dialer(Protocol):
@@ -94,6 +95,8 @@ class Tasks:
         self._coming: set[tuple[int, str]] = set()
         """Leases that we were given, of workers that we are being connected to."""
         self.waiting: set[Task] = set()
+        self.failures: dict[int, dict[str, Any]] = {}
+        """What the last errors of noded's own told, by the number of the task, for who asks why."""
         """Tasks with unresolved arguments: kept alive here."""
 
     @property
@@ -617,6 +620,10 @@ class Tasks:
         if task.over:
             return
         self.waiting.discard(task)
+        if isinstance(error, BaseException):
+            self.failures[task.seq] = told(error)
+            if len(self.failures) > _FAILURES_KEPT:
+                del self.failures[next(iter(self.failures))]
         for ref in task.refs:
             ref._value, ref._state = error, FAILED
             if worker := task.link:

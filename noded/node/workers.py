@@ -559,7 +559,8 @@ class WorkerPool:
         # An empty mark is the end of a task: what came before is of another one (see ``worker/streams.py``).
         over = max((at for at, line in enumerate(lines) if line == "\x1e"), default=-1)
         lines = lines[over + 1 :]
-        return [line.rstrip() for line in lines if line.strip() and not line.startswith("\x1e")][-_TAIL_LINES:]
+        said = [line.rstrip() for line in lines if line.strip() and not line.startswith("\x1e")]
+        return deaths.last_words(said, _TAIL_LINES)
 
     # ------------------------------------------------------------ daemon restart
 

@@ -144,6 +144,26 @@ def _out_of_memory(end: Ending) -> str:
     return f"out of memory: the kernel ended it; limit {mib(end.limit)} for all of its control group, {used}"
 
 
+def last_words(lines: list[str], most: int) -> list[str]:
+    """Of what a process has said, the last ``most`` lines. Of Python's dump after a crash the thread at fault alone counts,
+    and of that what the user's code did: the rest would fill the lines.
+    """
+    dump = max((at for at, line in enumerate(lines) if line.startswith("Fatal Python error")), default=-1)
+    if dump < 0:
+        return lines[-most:]
+    frames: list[str] = []
+    for line in lines[dump + 1 :]:
+        if line.startswith("Current thread"):
+            frames = [line]
+        elif frames and (not line.startswith("  File ") or (len(frames) > 1 and "/noded/worker/" in line)):
+            break
+        elif frames:
+            frames.append(line)
+    told = [lines[dump], *(frames or lines[dump + 1 :])][:most]
+    before = most - len(told)
+    return [*(lines[:dump][-before:] if before else []), *told]
+
+
 def mib(amount: int) -> str:
     return f"{amount / 2**20:.0f} MiB"
 
