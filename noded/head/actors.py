@@ -308,26 +308,23 @@ class ActorTable:
         if record.spec.name and self.names.get(key) == record.spec.id:
             del self.names[key]
         record.payload = b""
-        operations: list[Op] = [Delete(TABLE, record.spec.id.hex())] if record.durable else []
-        operations += self._deaths.add(
-            Dead(
-                1,
-                0,
-                record.spec.id,
-                record.spec.class_name,
-                death,
-                record.reason,
-                record.kind,
-                record.error,
-                record.restarts,
-            )
-        )
-        if operations:
-            self._spawn(self._storage.write(operations))
-        self._tell(record)
+        dead = Dead(1, 0, record.spec.id, record.spec.class_name, death, record.reason, record.kind, record.error)
+        dead.restarts = record.restarts
+        kept = self._deaths.add(dead)
+        operations: list[Op] = [*kept, *([Delete(TABLE, record.spec.id.hex())] if record.durable else [])]
+        if kept:  # first: a head that restarts would not know what somebody has been told, and wait for the actor
+            self._spawn(self._write_then_tell(record, operations))
+        else:
+            if operations:
+                self._spawn(self._storage.write(operations))
+            self._tell(record)
         self._dead.append(record.spec.id)
         while len(self._dead) > _TOMBSTONES:
             self._forget(self._dead.popleft())
+
+    async def _write_then_tell(self, record: ActorRecord, operations: list[Op]) -> None:
+        await self._storage.write(operations)
+        self._tell(record)
 
     def _tell(self, record: ActorRecord, only: list[bytes] | None = None) -> None:
         at = record.at()

@@ -145,8 +145,8 @@ def _out_of_memory(end: Ending) -> str:
 
 
 def last_words(lines: list[str], most: int) -> list[str]:
-    """Of what a process has said, the last ``most`` lines. Of Python's dump after a crash the thread at fault alone counts,
-    and of that what the user's code did: the rest would fill the lines.
+    """Of what a process has said, the last ``most`` lines. Of Python's dump after a crash only the thread at fault
+    counts, and of that what the user's code did: the rest would fill the lines.
     """
     dump = max((at for at, line in enumerate(lines) if line.startswith("Fatal Python error")), default=-1)
     if dump < 0:

@@ -1,5 +1,5 @@
-"""Every end of a worker names its cause, where that takes a node of its own: restarts, a node that cannot start workers,
-the kernel's OOM killer, nodes that are lost.
+"""Every end of a worker names its cause, where that takes a node of its own: restarts, a node that cannot start
+workers, the kernel's OOM killer, nodes that are lost.
 """
 
 from __future__ import annotations
