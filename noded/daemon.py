@@ -438,11 +438,13 @@ class Daemon:
             self.run_dir,
             self.log_dir,
             node=self.number,
+            node_id=self.node_id,
             keep_warm=1,
             job_config=self.job_configs.get,
             on_ready=lambda worker: self.leases.on_ready(worker),
             on_exit=self._on_worker_exit,
-            on_env_failed=lambda assignee, reason: self.leases.env_failed(assignee, reason),
+            on_env_failed=lambda assignee, reason: self.leases.no_worker(assignee, reason, "env"),
+            on_start_failed=lambda assignee, reason: self.leases.no_worker(assignee, reason, "start"),
             environments=self.environments,
             on_output_end=self._on_output_end,
         )
@@ -1247,6 +1249,7 @@ class Daemon:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING)
+            self.pool.oom.look()
             self.pool.trim(max(1, self.leases.capacity.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
             if self.head is not None:
                 self._refresh_own()

@@ -132,8 +132,10 @@ def sentence(message: str, default: str, ending: str) -> str:
     return f"{message} ({ending})" if message else default
 
 
-def ending(pid: int | None, exit_code: int | None, signal: str, max_rss: int | None) -> str:
-    process = f"its process (pid {pid})" if pid is not None else "its process"
+def ending(pid: int | None, exit_code: int | None, signal: str, max_rss: int | None, node: str = "") -> str:
+    where = [f"pid {pid}"] if pid is not None else []
+    where += [f"node {node}"] if node else []
+    process = f"its process ({', '.join(where)})" if where else "its process"
     if signal:
         ended = f"{process} was ended by {signal}"
     elif exit_code is not None:

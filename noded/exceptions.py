@@ -7,8 +7,10 @@ Names are those of Ray's `ray.exceptions`, with the prefix dropped:
     ├── TaskCancelledError
     ├── TaskUnschedulableError   ActorUnschedulableError   TaskPlacementGroupRemoved   ActorPlacementGroupRemoved
     ├── WorkerCrashedError                     the worker's process ended under the task
+    │   └── WorkerOutOfMemoryError   WorkerNodeDiedError       also an OutOfMemoryError, a NodeDiedError
     ├── ActorError
     │   ├── ActorDiedError                     for good: no call will ever work again
+    │   │   └── ActorOutOfMemoryError          also an OutOfMemoryError
     │   └── ActorUnavailableError              for now: a later call may work
     ├── ActorAlreadyExistsError   ActorHandleNotFoundError     both also a ValueError
     ├── ObjectLostError
@@ -176,7 +178,10 @@ class TaskPlacementGroupRemoved(NodedError):
 
 
 class WorkerCrashedError(NodedError):
-    """The worker's process ended while it ran the task, and no retry was left."""
+    """The worker's process ended while it ran the task, and no retry was left.
+
+    `kind` is the cause, of the closed list in docs/why.md; `node` the id of its node; `max_rss` is in bytes.
+    """
 
     def __init__(
         self,
@@ -188,14 +193,18 @@ class WorkerCrashedError(NodedError):
         signal: str = "",
         stderr_tail: Sequence[str] = (),
         max_rss: int | None = None,
+        node: str = "",
+        kind: str = "",
     ) -> None:
+        self.kind = kind
+        self.node = node
         self.worker_id = worker_id
         self.pid = pid
         self.exit_code = exit_code
         self.signal = signal
         self.stderr_tail = list(stderr_tail)
         self.max_rss = max_rss
-        how = ending(pid, exit_code, signal, max_rss)
+        how = ending(pid, exit_code, signal, max_rss, node)
         head = sentence(message, f"worker{named(worker_id)} ended while it ran a task: {how}", how)
         super().__init__(head + tail_text(self.stderr_tail))
 
@@ -212,7 +221,7 @@ class ActorError(NodedError):
 
 
 class ActorDiedError(ActorError):
-    """The actor has ended for good."""
+    """The actor has ended for good. `kind`, `node` and `max_rss` are as in WorkerCrashedError."""
 
     def __init__(
         self,
@@ -224,10 +233,14 @@ class ActorDiedError(ActorError):
         signal: str = "",
         stderr_tail: Sequence[str] = (),
         max_rss: int | None = None,
+        node: str = "",
+        kind: str = "",
     ) -> None:
-        how = ending(pid, exit_code, signal, max_rss)
+        how = ending(pid, exit_code, signal, max_rss, node)
         head = sentence(message, f"the actor{named(actor_id)} died: {how}", how)
         super().__init__(head + tail_text(stderr_tail), actor_id=actor_id)
+        self.kind = kind
+        self.node = node
         self.pid = pid
         self.exit_code = exit_code
         self.signal = signal
@@ -368,6 +381,18 @@ class RuntimeEnvSetupError(NodedError):
 
 class NodeDiedError(NodedError):
     """The node that held the task or object was declared dead."""
+
+
+class WorkerOutOfMemoryError(WorkerCrashedError, OutOfMemoryError):
+    """The task's process was ended for want of memory, by the kernel or at a limit."""
+
+
+class WorkerNodeDiedError(WorkerCrashedError, NodeDiedError):
+    """The task's process ended because its node is lost; the text says why the head thinks so."""
+
+
+class ActorOutOfMemoryError(ActorDiedError, OutOfMemoryError):
+    """The actor's process was ended for want of memory, by the kernel or at a limit."""
 
 
 class LocalDaemonDiedError(NodedError):

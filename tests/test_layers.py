@@ -73,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
     "head": {"exceptions", "ids", "resources", "config", "lifecycle", "version", "wire", "policy"},
     "http": {"config", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
-    "client": {"runtime_env", "policy.labels", "spawner.protocol", "version"} | CLIENT_LEAVES,
+    "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
     "worker": {"client", "runtime_env", "task_ring"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions"},

@@ -17,11 +17,12 @@ import msgspec
 
 from noded import exceptions as ex
 from noded.client.control import Control
-from noded.client.failures import death_fields
+from noded.client.failures import actor_died
 from noded.client.refs import HoldTable, Token
 from noded.client.streams import extra_of
 from noded.client.submission import Task, WorkerLink, place_of
 from noded.client.tasks import Tasks
+from noded.policy import deaths
 from noded.wire import messages as m
 
 _INFLIGHT = 8192
@@ -208,6 +209,7 @@ class Actors:
         if actor.link is not None and actor.link.worker != message.worker:
             # It ended and was made again while nobody told us: its calls fare as at any other death.
             ended = m.Death(actor.link.worker, actor.link.pid, reason="it ended while the daemon was away")
+            ended.kind = deaths.UNSEEN
             self._unlink(actor, m.ActorAt(actor.id, "restarting", death=ended), b"")
         actor.worker = message.worker
         if actor.link is not None:
@@ -276,12 +278,12 @@ class Actors:
                 " while it ran this call; it restarts, but the call may have run already (max_task_retries repeats it)"
             )
         reason = message.reason or (message.death.reason if message.death is not None else "")
-        if reason and not message.kind:
+        if reason and (message.death is not None or message.kind not in ("env", "removed", "never")):
             text += f": {reason}"
         if payload:
             return creation_failed(text, actor.id.hex(), bytes(payload))
         if message.death is not None:
-            died = ex.ActorDiedError(text, actor_id=actor.id.hex(), **death_fields(message.death))
+            died = actor_died(text, actor.id.hex(), message.death)
             if message.state == "restarting":
                 return ex.ActorUnavailableError(str(died), actor_id=actor.id.hex())
             return died
@@ -294,7 +296,7 @@ class Actors:
             return ex.ActorPlacementGroupRemoved(message=f"{text}: {message.reason}; create it in another group")
         if message.kind == "never":
             return ex.ActorUnschedulableError(f"the actor {actor.class_name} cannot be scheduled: {message.reason}")
-        return ex.ActorDiedError(text, actor_id=actor.id.hex())
+        return ex.ActorDiedError(text, actor_id=actor.id.hex(), kind=message.kind)
 
     def retell_locked(self) -> None:
         for actor in self.actors.values():
@@ -345,7 +347,8 @@ def creation_failed(text: str, actor_id: str, payload: bytes) -> ex.ActorDiedErr
     try:
         cause, _ = codec.unpack(memoryview(payload), lambda found: [])
     except Exception as problem:
-        return ex.ActorDiedError(f"{text}; its error cannot be loaded here: {problem}", actor_id=actor_id)
-    error = ex.ActorDiedError(f"{text}\n{cause}", actor_id=actor_id)
+        kind = deaths.CONSTRUCTOR
+        return ex.ActorDiedError(f"{text}; its error cannot be loaded here: {problem}", actor_id=actor_id, kind=kind)
+    error = ex.ActorDiedError(f"{text}\n{cause}", actor_id=actor_id, kind=deaths.CONSTRUCTOR)
     error.__cause__ = cause.as_dual() if isinstance(cause, ex.TaskError) else None
     return error

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from noded import ids
+from noded.client import failures
 from noded.client.refs import AWAY, FAILED, PENDING, REMOTE
 
 if TYPE_CHECKING:
@@ -20,10 +21,16 @@ def explain(runtime: Runtime, id_: bytes) -> dict[str, Any]:
     for task in runtime.tasks.open_tasks():
         if task.seq == seq:
             return _task(runtime, task)
+    if (failure := runtime.tasks.failures.get(seq)) is not None:
+        return failure
     hold = runtime.holds.holds.get(id_)
     ref = hold.ref() if hold is not None and hold.ref is not None else None
     state = getattr(ref, "_state", None)
     if state == FAILED:
+        error = ref._value  # type: ignore[union-attr]
+        if isinstance(error, BaseException):
+            return failures.told(error)
+        # The user's own, which is not unpickled here.
         return {"state": "failed", "kind": "failed", "reason": "it has ended with an error, which get() raises"}
     if state == AWAY:
         node, size = ref._value  # type: ignore[union-attr]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from typing import Any
 
 from noded import exceptions as ex
 from noded.client.submission import Task
+from noded.policy import deaths
 from noded.wire import messages as m
 
 
@@ -15,9 +15,17 @@ def cancelled(task: Task, how: str = "") -> ex.TaskCancelledError:
     return ex.TaskCancelledError(id_, f"task {task.name} {id_} was cancelled{how}")
 
 
+_CRASHES = {
+    deaths.OOM: ex.WorkerOutOfMemoryError,
+    deaths.MEMORY_LIMIT: ex.WorkerOutOfMemoryError,
+    deaths.NODE_LOST: ex.WorkerNodeDiedError,
+}
+_ACTOR_DEATHS = {deaths.OOM: ex.ActorOutOfMemoryError, deaths.MEMORY_LIMIT: ex.ActorOutOfMemoryError}
+
+
 def crashed(name: str, death: m.Death) -> ex.WorkerCrashedError:
     reason = f": {death.reason}" if death.reason else ""
-    return ex.WorkerCrashedError(
+    return _CRASHES.get(death.kind, ex.WorkerCrashedError)(
         f"the worker that ran {name} died{reason}", worker_id=death.worker, **death_fields(death)
     )
 
@@ -27,6 +35,8 @@ def unschedulable(task: Task, message: m.Unschedulable) -> ex.NodedError:
         return ex.RuntimeEnvSetupError(
             f"the runtime environment of task {task.name} cannot be set up: {message.reason}"
         )
+    if message.kind == "start":
+        return ex.WorkerCrashedError(f"task {task.name} has not run: {message.reason}", kind=deaths.START)
     if message.kind == "removed":
         group = task.queue.where.group.hex() if task.queue is not None else ""
         return ex.TaskPlacementGroupRemoved(group, f"task {task.name} cannot run: {message.reason} ({group})")
@@ -38,16 +48,24 @@ def death_fields(death: m.Death) -> dict[str, Any]:
     return {
         "pid": death.pid or None,
         "exit_code": death.code,
-        "signal": signal_name(death.signal),
+        "signal": "" if death.signal is None else deaths.signal_name(death.signal),
         "stderr_tail": death.stderr,
         "max_rss": death.max_rss_kb << 10 or None,
+        "node": death.node,
+        "kind": death.kind,
     }
 
 
-def signal_name(number: int | None) -> str:
-    if number is None:
-        return ""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+def actor_died(text: str, actor_id: str, death: m.Death) -> ex.ActorDiedError:
+    return _ACTOR_DEATHS.get(death.kind, ex.ActorDiedError)(text, actor_id=actor_id, **death_fields(death))
+
+
+def told(error: BaseException) -> dict[str, Any]:
+    """An error of noded's own for who asks why (``explain.py``): with what it knows of the end of a process."""
+    facts = {"state": "failed", "kind": "failed", "error": type(error).__name__}
+    facts["reason"] = str(error).partition("\n")[0]
+    if not isinstance(error, ex.WorkerCrashedError | ex.ActorDiedError):
+        return facts
+    names = {"kind": "cause"} | {x: x for x in ("pid", "node", "exit_code", "signal", "max_rss", "stderr_tail")}
+    known = {as_: value for name, as_ in names.items() if (value := getattr(error, name)) not in (None, "", [])}
+    return {**facts, **known}

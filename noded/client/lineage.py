@@ -178,6 +178,9 @@ class Lineage:
         """Have the task of this object run again, after those that make what it needs; why that cannot be."""
         seq = ids.seq_of(id_)
         recipe = self._recipes.get(seq)
+        ref = self._live(id_)
+        if recipe is None and ref is not None and ref._state == PENDING:
+            return ""  # its worker has died before it answered: it runs again already
         if recipe is None:
             return self._refusals.get(seq, "it is no result of a task that is remembered: it was put, or is too old")
         needed = {} if recipe.running is not None else self._needed(recipe)

@@ -20,7 +20,7 @@ import msgspec
 from noded import ids
 from noded.client import codec
 from noded.client.control import Control
-from noded.client.failures import cancelled, crashed, unschedulable
+from noded.client.failures import cancelled, crashed, told, unschedulable
 from noded.client.generators import Stream
 from noded.client.lineage import Lineage
 from noded.client.objects import INLINE_LIMIT, Objects
@@ -43,6 +43,7 @@ LINGER = 0.1
 _DEMAND_LIMIT = 256
 _GROUP_REMOVED = "its placement group was removed"
 _GROUPS_REMEMBERED = 1_000
+_FAILURES_KEPT = 1000
 
 
 class Dialer(Protocol):
@@ -98,6 +99,8 @@ class Tasks:
         """Leases that we were given, of workers that we are being connected to."""
         self.waiting: set[Task] = set()
         """Tasks with unresolved arguments: kept alive here."""
+        self.failures: dict[int, dict[str, Any]] = {}
+        """What the last errors of noded's own told, by the number of the task, for who asks why."""
         self.lineage: Lineage
         self._removed_groups: dict[bytes, None] = {}
         """Placement groups that this process knows to be removed."""
@@ -646,6 +649,10 @@ class Tasks:
             return
         self.waiting.discard(task)
         self._fail_refs(task, error)
+        if isinstance(error, BaseException):
+            self.failures[task.seq] = told(error)
+            if len(self.failures) > _FAILURES_KEPT:
+                del self.failures[next(iter(self.failures))]
         for ref in task.refs:
             if worker := task.link:
                 # Had the worker stored a result before it died, the daemon counts us as its holder: give that up. Not

@@ -18,7 +18,7 @@ _QUOTA = re.compile(r"(\d+) ([1-9]\d*)")
 def cpu_count(root: Path = Path("/")) -> int:
     """CPUs this process may run on, at most its quota rounded up."""
     limit: float = len(os.sched_getaffinity(0))
-    for group in _control_groups(root, "cpu"):
+    for group in control_groups(root, "cpu"):
         quota = read(group / "cpu.max")
         if not quota:
             quota = f"{read(group / 'cpu.cfs_quota_us')} {read(group / 'cpu.cfs_period_us')}"
@@ -30,17 +30,17 @@ def cpu_count(root: Path = Path("/")) -> int:
 def total_memory(root: Path = Path("/")) -> int:
     """Bytes: what the machine has, at most the least limit."""
     limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for group in _control_groups(root, "memory"):
+    for group in control_groups(root, "memory"):
         text = read(group / "memory.max") or read(group / "memory.limit_in_bytes")
         if text.isdecimal():
             limit = min(limit, int(text))
     return limit
 
 
-def _control_groups(root: Path, controller: str) -> Iterator[Path]:
-    """Directories of the groups this process is in and of those above them."""
+def control_groups(root: Path, controller: str, pid: str = "self") -> Iterator[Path]:
+    """Directories of the groups a process is in and of those above them, the outermost first."""
     mounts = root / "sys/fs/cgroup"
-    for line in read(root / "proc/self/cgroup").splitlines():
+    for line in read(root / "proc" / pid / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             tops = [mounts / controller]

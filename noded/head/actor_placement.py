@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from noded import ids
 from noded.head.nodes import NodeRecord, NodeTable
-from noded.policy import labels, scheduling
+from noded.policy import deaths, labels, scheduling
 from noded.wire import cluster_messages as c
 from noded.wire import messages as m
 
@@ -36,6 +36,7 @@ _LOOK_PART = 0.1
 """At most this part of the time is spent looking whether there is room now."""
 _CHEAP = 0.002
 _SAMPLE = 32
+_NODE_UNKNOWN = "its node is lost: it is not known any more"
 
 
 @dataclass(eq=False)
@@ -115,7 +116,7 @@ class ActorPlacement:
         if node is None or node.state == "DEAD":
             self.table.exited(record, None)
             return
-        message = c.StopActor(id_, record.instance, reason, graceful)
+        message = c.StopActor(id_, record.instance, reason, graceful, kind=record.kill_kind)
         if node.api is None:
             self._stops.setdefault(node.number, []).append(message)
         else:
@@ -184,7 +185,9 @@ class ActorPlacement:
                 and answer.node != node.id
             ):
                 del self._queued[id_]
-                node.api.stop_actor(c.StopActor(id_, record.instance, "there is room elsewhere", False, True))
+                node.api.stop_actor(
+                    c.StopActor(id_, record.instance, "there is room elsewhere", False, True, deaths.MOVED)
+                )
 
     def _able(self, spec: m.ActorSpec) -> NodeRecord | None:
         """The node that it could run on if less were in use, with the fewest that wait already; of many, of some."""
@@ -285,7 +288,7 @@ class ActorPlacement:
 
     def _stop_stale(self, node: NodeRecord, id_: bytes, instance: int) -> None:
         if node.api is not None:
-            node.api.stop_actor(c.StopActor(id_, instance, "it is not wanted any more", False))
+            node.api.stop_actor(c.StopActor(id_, instance, "it is not wanted any more", False, kind=deaths.MOVED))
 
     def never(self, node: NodeRecord, id_: bytes, instance: int, reason: str, kind: str) -> None:
         record = self._of(node.number, id_, instance)
@@ -305,7 +308,7 @@ class ActorPlacement:
         unclaimed = self._unclaimed.get(id_)
         if unclaimed is not None and unclaimed[0] == node.number:
             del self._unclaimed[id_]
-            self.table.gone(id_, death or m.Death(unclaimed[1].worker))
+            self.table.gone(id_, death or m.Death(unclaimed[1].worker, kind=deaths.UNSEEN))
             return
         record = self._of(node.number, id_, instance)
         if record is not None:
@@ -360,9 +363,9 @@ class ActorPlacement:
                 continue
             if record.worker:
                 reason = "its worker ended while its node or the head was away"
-                self._lose(record, m.Death(record.worker, reason=reason))
+                self._lose(record, m.Death(record.worker, reason=reason, kind=deaths.UNSEEN))
             elif record.no_restart or (record.spec.id, record.instance) in killed:
-                self._lose(record, m.Death(""))
+                self._lose(record, None)
             elif record.spec.id not in self.pending:
                 # It was on its way there.
                 self._host(node, record, wait=True)
@@ -384,8 +387,10 @@ class ActorPlacement:
         for record in [r for r in self.table.records.values() if r.node and r.state != "dead"]:
             node = self._nodes.records.get(record.node)
             if node is None or node.state == "DEAD":
-                why = f"its node is lost: {node.reason if node is not None else 'it is not known any more'}"
-                self._lose(record, m.Death(record.worker, reason=why))
+                why = f"its node {node.name} ({node.id}) is lost: {node.reason}" if node is not None else _NODE_UNKNOWN
+                death = m.Death(record.worker, reason=why, node=node.id if node is not None else "")
+                death.kind = deaths.NODE_LOST
+                self._lose(record, death)
 
     def node_died(self, node: NodeRecord) -> None:
         self._stops.pop(node.number, None)
@@ -393,13 +398,14 @@ class ActorPlacement:
             del self._unclaimed[id_]
         why = f"its node {node.name} ({node.id}) is lost: {node.reason}"
         for record in [r for r in self.table.records.values() if r.node == node.number and r.state != "dead"]:
-            self._lose(record, m.Death(record.worker, reason=why, node=node.id))
+            self._lose(record, m.Death(record.worker, reason=why, node=node.id, kind=deaths.NODE_LOST))
         for record in self.table.made_on(node.number):
             if not record.spec.detached and record.state != "dead":
-                self.table.kill(record.spec.id, True, f"the node of its creator is lost: {node.reason}")
+                reason = f"the node of its creator, {node.name} ({node.id}), is lost: {node.reason}"
+                self.table.kill(record.spec.id, True, reason, deaths.OWNER_ENDED)
         self.settle()
 
-    def _lose(self, record: ActorRecord, death: m.Death) -> None:
+    def _lose(self, record: ActorRecord, death: m.Death | None) -> None:
         record.node = 0
         self.table.exited(record, death)
 

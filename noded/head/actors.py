@@ -19,7 +19,9 @@ from typing import Protocol
 import msgspec
 
 from noded import ids
-from noded.head.storage import Delete, Put, Storage
+from noded.head.actor_deaths import ActorDeaths, Dead
+from noded.head.storage import Delete, Op, Put, Storage
+from noded.policy import deaths
 from noded.wire import messages as m
 from noded.wire.cluster_messages import HostedActor
 
@@ -41,6 +43,8 @@ class Stored(msgspec.Struct, array_like=True):
     """Why it ends for good; written before its worker is told to, so that nobody takes that for a crash."""
     node: int = 0
     instance: int = 0
+    kind: str = ""
+    """Of ``ending``."""
 
 
 @dataclass(eq=False)
@@ -62,6 +66,8 @@ class ActorRecord:
     """Of the reason, see ``ActorAt``."""
     error: bytes = b""
     kill_reason: str = ""
+    kill_kind: str = ""
+    """Of that, see ``policy/deaths.py``."""
     no_restart: bool = False
     written: asyncio.Task[None] | None = None
     watchers: set[bytes] = field(default_factory=set)
@@ -111,6 +117,7 @@ class ActorTable:
         self.names: dict[tuple[str, str], bytes] = {}
         self.rejected: dict[bytes, str] = {}
         self._storage = storage
+        self._deaths = ActorDeaths(storage)
         self._notify = notify
         self._dead: deque[bytes] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -156,6 +163,7 @@ class ActorTable:
         ending = record.kill_reason if record.no_restart else ""
         stored = Stored(1, record.spec, record.payload, record.restarts, record.worker, ending)
         stored.node, stored.instance = record.node, record.instance
+        stored.kind = record.kill_kind if record.no_restart else ""
         return Put(TABLE, record.spec.id.hex(), msgspec.msgpack.encode(stored))
 
     def save(self, record: ActorRecord) -> None:
@@ -246,7 +254,7 @@ class ActorTable:
         if record is not None and record.state in ("starting", "alive"):
             record.error = error
             record.no_restart = True
-            record.kill_reason = "its constructor raised an error"
+            record.kill_reason, record.kill_kind = "its constructor raised an error", deaths.CONSTRUCTOR
             self.host.stop(record, record.kill_reason, graceful=True)
 
     def gone(self, id_: bytes, death: m.Death) -> None:
@@ -254,15 +262,15 @@ class ActorTable:
         if id_ not in self.records:
             record = self._add(ActorRecord(m.ActorSpec(id_, "", b"", 0, {}, {}, {})))
             record.watchers = self._watchers.pop(id_, set())
-            self._die(record, death, "")
+            self._die(record, death)
 
     def never(self, record: ActorRecord, reason: str, kind: str) -> None:
-        record.kind = kind
-        self._die(record, None, reason)
+        record.kind, record.kill_reason = kind, reason
+        self._die(record, None)
 
     def leaves(self, id_: bytes, reason: str) -> None:
         """From its own worker, which waits for its end: the actor ends by its own wish."""
-        self.kill(id_, True, reason, graceful=True)
+        self.kill(id_, True, reason, deaths.LEFT, graceful=True)
 
     def exited(self, record: ActorRecord, death: m.Death | None) -> None:
         """Its worker has ended, by whatever cause."""
@@ -272,6 +280,9 @@ class ActorTable:
         if not record.no_restart and record.payload and (left < 0 or record.restarts < left):
             record.restarts += 1
             record.state, record.death, record.reason = "restarting", death, ""
+            record.kill_reason = record.kill_kind = (
+                ""  # of a kill that lets it restart: the next end has a cause of its own
+            )
             record.worker, record.node = "", 0
             self._tell(record)
             if record.durable:
@@ -280,25 +291,42 @@ class ActorTable:
             else:
                 self.host.place(record)
             return
-        self._die(record, death, record.kill_reason)
+        self._die(record, death)
 
     async def _write_then_restart(self, record: ActorRecord, restarts: int) -> None:
         await self._storage.write([self._put(record)])
         if record.state == "restarting" and record.restarts == restarts:  # not killed once more meanwhile
             self.host.place(record)
 
-    def _die(self, record: ActorRecord, death: m.Death | None, reason: str) -> None:
-        record.state, record.death, record.reason = "dead", death, reason
+    def _die(self, record: ActorRecord, death: m.Death | None) -> None:
+        """What its node says of its process is the cause; where that saw nothing, what it was told to do is."""
+        unseen = death is None or death.kind in ("", deaths.UNSEEN)
+        if unseen and record.kill_reason:
+            record.reason, record.kind = record.kill_reason, record.kind or record.kill_kind
+        elif death is not None:
+            record.reason, record.kind = death.reason, death.kind
+        record.state, record.death = "dead", death
         key = record.spec.namespace, record.spec.name
         if record.spec.name and self.names.get(key) == record.spec.id:
             del self.names[key]
         record.payload = b""
-        if record.durable:
-            self._spawn(self._storage.write([Delete(TABLE, record.spec.id.hex())]))
-        self._tell(record)
+        dead = Dead(1, 0, record.spec.id, record.spec.class_name, death, record.reason, record.kind, record.error)
+        dead.restarts = record.restarts
+        kept = self._deaths.add(dead)
+        operations: list[Op] = [*kept, *([Delete(TABLE, record.spec.id.hex())] if record.durable else [])]
+        if kept:  # first: a head that restarts would not know what somebody has been told, and wait for the actor
+            self._spawn(self._write_then_tell(record, operations))
+        else:
+            if operations:
+                self._spawn(self._storage.write(operations))
+            self._tell(record)
         self._dead.append(record.spec.id)
         while len(self._dead) > _TOMBSTONES:
             self._forget(self._dead.popleft())
+
+    async def _write_then_tell(self, record: ActorRecord, operations: list[Op]) -> None:
+        await self._storage.write(operations)
+        self._tell(record)
 
     def _tell(self, record: ActorRecord, only: list[bytes] | None = None) -> None:
         at = record.at()
@@ -307,11 +335,15 @@ class ActorTable:
 
     # ------------------------------------------------------------ ends
 
-    def kill(self, id_: bytes, no_restart: bool, reason: str, *, graceful: bool = False) -> None:
+    def kill(
+        self, id_: bytes, no_restart: bool, reason: str, kind: str = deaths.KILLED, *, graceful: bool = False
+    ) -> None:
+        """``kind`` of ``policy/deaths.py``."""
         record = self.records.get(id_)
         if record is None or record.state == "dead":
             return
-        record.kill_reason = record.kill_reason or reason
+        if not record.kill_reason:
+            record.kill_reason, record.kill_kind = reason, kind
         if no_restart and not record.no_restart:
             record.no_restart = True
             if record.durable and record.spec.max_restarts:
@@ -328,12 +360,12 @@ class ActorTable:
         """Nobody holds a handle any more."""
         record = self.records.get(id_)
         if record is not None and not record.spec.detached:
-            self.kill(id_, True, "all handles to it went out of scope", graceful=True)
+            self.kill(id_, True, "all handles to it went out of scope", deaths.OUT_OF_SCOPE, graceful=True)
 
     def job_ended(self, job: str) -> None:
         for record in list(self.records.values()):
             if record.spec.job == job and not record.spec.detached and record.state != "dead":
-                self.kill(record.spec.id, True, "its job has ended")
+                self.kill(record.spec.id, True, "its job has ended", deaths.JOB_ENDED)
 
     def has_detached(self, job: str) -> bool:
         """A detached actor of this job lives."""
@@ -360,9 +392,16 @@ class ActorTable:
             record = ActorRecord(stored.spec, stored.payload, "restoring", restarts=stored.restarts)
             record.worker, record.node, record.instance = stored.worker, stored.node, stored.instance
             record.kill_reason, record.no_restart = stored.ending, bool(stored.ending)
+            record.kill_kind = stored.kind
             self._add(record)
             if stored.spec.name:
                 self.names[stored.spec.namespace, stored.spec.name] = stored.spec.id
+        for dead in await self._deaths.load():
+            spec = m.ActorSpec(dead.id, dead.class_name, b"", 0, {}, {}, {})
+            record = ActorRecord(spec, state="dead", death=dead.death, reason=dead.reason, kind=dead.kind)
+            record.error, record.restarts = dead.error, dead.restarts
+            self._add(record)
+            self._dead.append(dead.id)
 
     def adopt(self, actor: HostedActor, node: int, address: str) -> ActorRecord:
         """A node hosts this actor, whatever we knew of it."""
@@ -394,17 +433,21 @@ class ActorTable:
                 record.state = "pending"
                 self.host.place(record)
             else:
-                self.exited(record, m.Death(record.worker, reason="its worker ended while the head was away"))
+                self.exited(
+                    record,
+                    m.Death(record.worker, reason="its worker ended while the head was away", kind=deaths.UNSEEN),
+                )
 
     async def stop(self, *, end_detached: bool) -> None:
         """Let writes finish; a clean end of the head ends detached state too."""
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=5)
         if end_detached:
-            ids = [
+            ends: list[Op] = [
                 Delete(TABLE, record.spec.id.hex())
                 for record in self.records.values()
                 if record.durable and record.state != "dead"
             ]
-            if ids:
-                await self._storage.write(ids)
+            ends += self._deaths.forget_all()
+            if ends:
+                await self._storage.write(ends)

@@ -27,6 +27,7 @@ from noded.head.placement_groups import TABLE as GROUPS
 from noded.head.placement_groups import GroupTable
 from noded.head.storage import Put, Storage, StorageError
 from noded.lifecycle import no_collections
+from noded.policy import deaths
 from noded.resources import UNIT
 from noded.version import __version__
 from noded.wire import cluster_messages as c
@@ -122,7 +123,7 @@ class Head:
             m.CreateActor: lambda p, msg, payload: self.actors.create(p, msg.spec, payload, msg.again),
             m.WatchActor: self._on_watch_actor,
             m.KillActor: lambda p, msg, _: self.actors.kill(
-                msg.id, msg.no_restart, msg.reason or "noded.kill() was called"
+                msg.id, msg.no_restart, msg.reason or "noded.kill() was called", deaths.KILLED
             ),
             m.ActorUp: lambda p, msg, _: self.actors.up(msg.id),
             m.ActorFailed: lambda p, msg, payload: self.actors.constructor_failed(msg.id, payload),
@@ -624,6 +625,8 @@ class Head:
             told["kind"], told["reason"] = "starting", f"it waits on node {node.name} for resources or a worker"
         elif record.state == "starting":
             told["kind"], told["reason"] = "constructor", f"its constructor runs, pid {record.pid}"
+        if record.state == "dead":
+            told["kind"] = record.kind
         if record.death is not None:
             told["death"] = msgspec.to_builtins(record.death)
         return told

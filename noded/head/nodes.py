@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from noded.head.storage import Op, Put, Storage
+from noded.head.storage import Delete, Op, Put, Storage
 from noded.policy.given import Given
 from noded.policy.liveness import Attention, Liveness, State
 from noded.policy.nodes import NodeView
@@ -46,6 +46,10 @@ class StoredNode(msgspec.Struct, array_like=True):
     id: str
     dead: bool = False
     reason: str = ""
+
+
+def _key(number: int) -> str:
+    return f"{number:08d}"
 
 
 class NodeApi(Protocol):
@@ -203,7 +207,7 @@ class NodeTable:
 
     @staticmethod
     def _put(stored: StoredNode) -> Put:
-        return Put(TABLE, f"{stored.number:08d}", msgspec.msgpack.encode(stored))
+        return Put(TABLE, _key(stored.number), msgspec.msgpack.encode(stored))
 
     # ------------------------------------------------------------ membership
 
@@ -408,9 +412,14 @@ class NodeTable:
 
     def _forget_old(self) -> None:
         dead = sorted((r for r in self.records.values() if r.state == "DEAD"), key=lambda r: r.since)
+        ops: list[Op] = []
         for record in dead[:-_SHOW_DEAD] if len(dead) > _SHOW_DEAD else ():
             del self.records[record.number]
             self._entries.pop(record.number, None)
+            if record.number != self._next - 1:  # by which the next head knows which numbers were given
+                ops.append(Delete(TABLE, _key(record.number)))
+        if ops:
+            self._write(ops)
 
     def _count(self, record: NodeRecord) -> None:
         """Its id, its state, or whose it is has changed."""

@@ -15,6 +15,7 @@ import msgspec
 from noded.node.capacity import Share, bundle_of
 from noded.node.leases import ActorLease, Leases
 from noded.node.workers import Worker, WorkerPool
+from noded.policy import deaths
 from noded.wire import cluster_messages as c
 from noded.wire import messages as m
 
@@ -77,7 +78,7 @@ class NodeActorHost:
                 self.attached(known.lease.worker, None)
             return
         if known is not None:
-            self.stop(c.StopActor(spec.id, known.instance, "it is started anew", False))
+            self.stop(c.StopActor(spec.id, known.instance, "it is started anew", False, kind=deaths.MOVED))
         lease = ActorLease(
             spec.id,
             spec.job,
@@ -113,9 +114,9 @@ class NodeActorHost:
         elif message.move:
             return
         elif message.graceful:
-            self._pool.end(lease.worker, message.reason)
+            self._pool.end(lease.worker, message.kind, message.reason)
         else:
-            self._pool.kill(lease.worker, message.reason)
+            self._pool.kill(lease.worker, message.kind, message.reason)
 
     # ------------------------------------------------------------ what becomes of it
 
@@ -207,7 +208,7 @@ class NodeActorHost:
         now = time.monotonic()
         for hosted in self.hosted.values():
             if hosted.spec is None and hosted.lease.worker is not None and now - hosted.since > patience:
-                self._pool.kill(hosted.lease.worker, "the actor it was chosen for is not wanted any more")
+                self._pool.kill(hosted.lease.worker, deaths.MOVED, "the actor it was chosen for is not wanted any more")
 
     def restartable(self) -> list[str]:
         """The workers of actors that the head would start elsewhere if it believed this node dead."""

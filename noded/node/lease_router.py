@@ -24,7 +24,7 @@ from noded.node.cluster_view import ClusterView
 from noded.node.leases import Demand, Leases
 from noded.node.peers import Peer, Peers
 from noded.node.session import Client
-from noded.policy import labels, scheduling
+from noded.policy import deaths, labels, scheduling
 from noded.policy.nodes import NodeView
 from noded.wire import cluster_messages as c
 from noded.wire import messages as m
@@ -601,4 +601,6 @@ class LeaseRouter:
 
 def _lost(entry: c.NodeEntry, worker: str) -> m.Death:
     why = entry.reason or "it was declared dead"
-    return m.Death(worker, reason=f"its node {entry.name} ({entry.id}) is lost: {why}", node=entry.id)
+    return m.Death(
+        worker, reason=f"its node {entry.name} ({entry.id}) is lost: {why}", node=entry.id, kind=deaths.NODE_LOST
+    )

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from noded.node.capacity import Bundles, Capacity, Share, bundle_of
 from noded.node.session import Client
 from noded.node.workers import Worker, WorkerPool
-from noded.policy import fairness
+from noded.policy import deaths, fairness
 from noded.policy.where import refuse
 from noded.resources import UNIT
 from noded.wire import messages as m
@@ -518,16 +518,16 @@ class Leases:
             self.demands.pop((waiting.client.prefix, waiting.cls), None)
             waiting.client.send(m.Unschedulable(waiting.cls, reason, kind if kind != "never" else ""))
 
-    def env_failed(self, assignee: Lease | ActorLease, reason: str) -> None:
-        """The runtime environment of what waits for a worker cannot be made."""
+    def no_worker(self, assignee: Lease | ActorLease, reason: str, kind: str) -> None:
+        """What waits for a worker gets none: ``env``, its runtime environment cannot be made, or ``start``."""
         if assignee.over:
             return
         if isinstance(assignee, ActorLease):
             self.actor_over(assignee)
-            assignee.on_never(reason, "env")
+            assignee.on_never(reason, kind)
         else:
             self._drop(assignee)
-            assignee.client.send(m.Unschedulable(assignee.cls, reason, "env"))
+            assignee.client.send(m.Unschedulable(assignee.cls, reason, kind))
 
     # ------------------------------------------------------------ grants
 
@@ -605,7 +605,7 @@ class Leases:
         if retiring and lease.worker is not None and lease.share.devices:
             # As long as the process lives, so does what it has in the memory of its GPUs.
             lease.ended = lease.recalled = True
-            self.pool.end(lease.worker, "it takes no more tasks, and it had GPUs")
+            self.pool.end(lease.worker, deaths.RETIRED, "it takes no more tasks, and it had GPUs")
             return
         self._drop(lease)
         if lease.worker is not None:
@@ -629,7 +629,7 @@ class Leases:
             and lease.worker is not None
             and lease.worker.id == message.worker
         ):
-            self.pool.kill(lease.worker, "its task was cancelled with force")
+            self.pool.kill(lease.worker, deaths.CANCELLED, "its task was cancelled with force")
 
     # ------------------------------------------------------------ placement groups
 
@@ -695,7 +695,7 @@ class Leases:
         self._closing[id] = on_released
         for held in self._in_group(id):
             if held.worker is not None:
-                self.pool.kill(held.worker, "its placement group was removed")
+                self.pool.kill(held.worker, deaths.REMOVED, "its placement group was removed")
             elif isinstance(held, ActorLease):
                 self.actor_over(held)
                 if removed:
@@ -775,7 +775,7 @@ class Leases:
                 self._drop(lease)
             else:
                 # It may be in the middle of a task nobody waits for.
-                self.pool.kill(lease.worker, "the process that submitted its task has ended")
+                self.pool.kill(lease.worker, deaths.OWNER_ENDED, "the process that submitted its task has ended")
         self.kick()
 
     # ------------------------------------------------------------ daemon restart
@@ -787,7 +787,7 @@ class Leases:
             return
         ended = client is None
         if client is None:
-            self.pool.kill(worker, "the process that submitted its task has ended")
+            self.pool.kill(worker, deaths.OWNER_ENDED, "the process that submitted its task has ended")
             client = Client(record.client, "worker", 0, 0, record.job, detached=True)
         where = m.Place(group=record.group) if record.group else m.ANYWHERE
         share = self.capacity.take(Share(record.resources, record.devices, bundle_of(record.resources)))
@@ -800,7 +800,7 @@ class Leases:
     def end_if_homeless(self, worker: Worker) -> None:
         """After a daemon restart: the group it runs in was removed, and the daemon before us did not get to it."""
         if worker.record.group and worker.record.group not in self.capacity.groups:
-            self.pool.kill(worker, "its placement group was removed")
+            self.pool.kill(worker, deaths.REMOVED, "its placement group was removed")
 
     def client_told(self, client: Client, claimed: list[tuple[int, str]]) -> None:
         """End the leases it does not claim; tell it of those that have died."""
@@ -815,6 +815,7 @@ class Leases:
                 if not known.ended:
                     known.wanted = known.recalled = False  # it may not have heard of that
             else:
-                client.send(m.WorkerDied(lease_id, m.Death(wid, reason="it ended while the daemon was away")))
+                ended = m.Death(wid, reason="it ended while the daemon was away", kind=deaths.UNSEEN)
+                client.send(m.WorkerDied(lease_id, ended))
         for key in [key for key in self.demands if key[0] == client.prefix]:
             del self.demands[key]

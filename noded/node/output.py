@@ -116,7 +116,8 @@ class OutputMonitor:
                 if current:
                     batches.append((followed.name, pid, followed.is_error, current))
                     current = []
-                followed.name = line[1:].decode(errors="replace")
+                # Without a name it is a task's end; what C code writes then is counted to that task.
+                followed.name = line[1:].decode(errors="replace") or followed.name
             else:
                 current.append(line.decode(errors="replace"))
         if current:

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -23,8 +24,10 @@ import msgspec
 from noded import ids
 from noded.config import without_secrets
 from noded.node.ledger import Ledger
+from noded.node.oom import Kills, OomWatch
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
+from noded.policy import deaths
 from noded.runtime_env.prepared import Prepared, env_id
 from noded.version import __version__
 from noded.wire import messages as m
@@ -40,6 +43,7 @@ RETIRE_SINCE = 3
 _ACK_SECONDS = 5.0
 _TAIL_LINES = 20
 _EXIT_SECONDS = 5.0
+_REASON_KEPT = 300
 _STARTING = 32
 """So many workers start at once, so that a thousand actors do not stand in each other's way."""
 
@@ -62,6 +66,10 @@ class WorkerRecord(msgspec.Struct, array_like=True, omit_defaults=True):
     """Those it was given at first; None: nothing has run in it yet."""
     instance: int = 0
     """Which start of its actor it has."""
+    reason: str = ""
+    """Why the daemon ends it; here, so that the next daemon can say so."""
+    kind: str = ""
+    """Of the reason, see ``policy/deaths.py``."""
     version: int = 0
     """Of the control messages it speaks; 0: it has not attached yet."""
 
@@ -77,8 +85,8 @@ class Worker:
     job_sent: m.SetJob | None = None
     """The job it was told to enter and has not entered yet."""
     blocked: bool = False
-    reason: str = ""
-    """Why the daemon ends it."""
+    counts: Path | None = None
+    """The file that counts what the kernel kills where it runs, see ``oom.py``."""
     idle_since: float = field(default_factory=time.monotonic)
     dead: bool = False
 
@@ -120,11 +128,13 @@ class WorkerPool:
         log_dir: str,
         *,
         node: int,
+        node_id: str,
         keep_warm: int,
         job_config: Callable[[str], m.JobConfig | None],
         on_ready: Callable[[Worker], None],
         on_exit: Callable[[Worker, m.Death], None],
         on_env_failed: Callable[[Any, str], None],
+        on_start_failed: Callable[[Any, str], None],
         on_output_end: Callable[[str], None],
         environments: Environments,
     ):
@@ -136,11 +146,13 @@ class WorkerPool:
         self._log_dir = log_dir
         self.node = node
         """Its number."""
+        self._node_id = node_id
         self._keep_warm = keep_warm
         self._job_config = job_config
         self._on_ready = on_ready
         self._on_exit = on_exit
         self._on_env_failed = on_env_failed
+        self._on_start_failed = on_start_failed
         self._environments = environments
         self._prepared: dict[tuple[str, str], bytes] = {}
         """Runtime environments that are ready on this node, by job and id."""
@@ -154,9 +166,12 @@ class WorkerPool:
         """(assignee, job, environment) without a worker yet."""
         self._starting = 0
         self._template = False
-        self._template_deaths = 0
-        self._early_deaths = 0
-        """Workers in a row that died before they attached."""
+        self._templates = deaths.Starts(first=0.05, longest=5.0, patience=4)
+        self._starts = deaths.Starts(first=0.02, longest=5.0, patience=5)
+        """Of workers, before they attached."""
+        self._entries: dict[tuple[str, str], deaths.Starts] = {}
+        """Of workers that attached, and died when they were to enter this job and environment."""
+        self.oom = OomWatch()
         self.stopping = False
 
     # ------------------------------------------------------------ demand
@@ -241,18 +256,20 @@ class WorkerPool:
         if worker.job_sent is None or worker.job_sent.job != job or worker.assigned is None:
             return
         worker.job_sent = None
+        self._entries.pop((job, worker.record.env), None)
         if not failed:
             self._on_ready(worker)
             return
         assignee, worker.assigned = worker.assigned, None
-        self.kill(worker, "its runtime environment cannot be entered")
+        self.kill(worker, deaths.ENV, f"its runtime environment cannot be entered: {failed}")
         self._on_env_failed(assignee, failed)
 
     def on_leaving(self, worker: Worker, reason: str) -> None:
-        """From the worker: it takes no more tasks, or is about to exit."""
-        worker.reason = worker.reason or reason
+        """From the worker: it takes no more tasks, or, of an actor, is about to exit."""
+        kind = deaths.EXIT if worker.record.actor else deaths.RETIRED
+        self._will_end(worker, kind, reason)
         if worker in self._idle:
-            self.end(worker, reason)
+            self.end(worker, kind, reason)
 
     def release(self, worker: Worker) -> None:
         """Its lease is over: idle again, or for the next who waits."""
@@ -263,8 +280,8 @@ class WorkerPool:
         self.save(worker)
         if worker.dead:
             return
-        if worker.reason:
-            self.end(worker, worker.reason)
+        if record.kind:
+            self.end(worker, record.kind, record.reason)
             return
         for index, (assignee, job, env) in enumerate(self._waiting):
             if self._suits(worker, job, env_id(env), assignee.gpus):
@@ -316,8 +333,10 @@ class WorkerPool:
         """Its control connection is there (for the first time, or again)."""
         first = worker.client is None
         worker.client = client
-        self._early_deaths = 0
+        self._templates.worked()
+        self._starts.worked()
         if first:
+            worker.counts = self.oom.of(client.pid)  # again: whoever puts workers into groups has done so by now
             # The daemon before us may have died between writing the job down and telling it.
             worker.record.job = client.job = job
             if not job:
@@ -346,34 +365,41 @@ class WorkerPool:
 
     # ------------------------------------------------------------ ending
 
-    def kill(self, worker: Worker, reason: str) -> None:
-        """End it now."""
+    def _will_end(self, worker: Worker, kind: str, reason: str) -> None:
+        """The first cause counts."""
+        if not worker.record.kind:
+            worker.record.kind, worker.record.reason = kind, reason[:_REASON_KEPT]
+            self.save(worker)
+
+    def kill(self, worker: Worker, kind: str, reason: str) -> None:
+        """End it now; ``kind`` of ``policy/deaths.py``."""
         if not worker.dead:
-            worker.reason = worker.reason or reason
+            self._will_end(worker, kind, reason)
             if worker in self._idle:
                 self._idle.remove(worker)
             self._spawner.send({"t": "kill", "wid": worker.id, "signal": int(signal.SIGKILL)})
 
-    def end(self, worker: Worker, reason: str) -> None:
+    def end(self, worker: Worker, kind: str, reason: str) -> None:
         """Ask it to end after what it runs; force it a little later."""
         if worker.client is None or worker.client.session is None:
-            self.kill(worker, reason)
+            self.kill(worker, kind, reason)
             return
-        worker.reason = worker.reason or reason
+        self._will_end(worker, kind, reason)
         if worker in self._idle:
             self._idle.remove(worker)
         worker.client.send(m.Exit(reason))
-        asyncio.get_running_loop().call_later(_EXIT_SECONDS, lambda: self.kill(worker, reason))
+        asyncio.get_running_loop().call_later(_EXIT_SECONDS, lambda: self.kill(worker, kind, reason))
 
     def end_job(self, job: str, spare: Callable[[Worker], bool]) -> None:
         for worker in list(self.workers.values()):
             if worker.record.job == job and not spare(worker):
-                self.kill(worker, "its job has ended")
+                self.kill(worker, deaths.JOB_ENDED, "its job has ended")
         self._waiting = deque(w for w in self._waiting if w[1] != job)
         self._waiting_for_env = [w for w in self._waiting_for_env if w[1] != job]
         for key in [key for key in self._prepared if key[0] == job]:
             del self._prepared[key]
             self._environments.release(key[1])
+        self._entries = {key: starts for key, starts in self._entries.items() if key[0] != job}
 
     def trim(self, limit: int, seconds: float) -> None:
         """End workers that have been idle for long, beyond those kept warm."""
@@ -387,7 +413,7 @@ class WorkerPool:
                     generic -= 1
                 elif len(self._idle) - generic <= limit:
                     continue
-                self.end(worker, "it was idle")
+                self.end(worker, deaths.IDLE, "it was idle")
 
     # ------------------------------------------------------------ the spawner's word
 
@@ -397,6 +423,7 @@ class WorkerPool:
             worker = self.workers.get(packet["wid"])
             if worker is not None:
                 worker.record.pid = packet["pid"]
+                worker.counts = self.oom.of(packet["pid"])
                 self.save(worker)
         elif kind == "exit":
             self._exited(packet)
@@ -411,9 +438,9 @@ class WorkerPool:
                     packet["signal"],
                     packet["error"].strip(),
                 )
-                self._template_deaths += 1
-                pause = min(5.0, 0.05 * 2 ** min(self._template_deaths, 7))
-                asyncio.get_running_loop().call_later(pause, self._fork_missing)
+                kind, how = deaths.judge(deaths.Ending(packet["code"], packet["signal"], started=False))
+                said = packet["error"].strip().splitlines()[-_TAIL_LINES:]
+                self._pause(self._templates, kind, f"the process that workers are forked from fails: {how}", said)
 
     def _fork_failed(self, packet: dict[str, Any]) -> None:
         worker = self.workers.pop(packet["wid"], None)
@@ -435,12 +462,57 @@ class WorkerPool:
         asyncio.get_running_loop().call_later(_ACK_SECONDS, lambda: self._spawner.send({"t": "ack", "wid": wid}))
         if worker is None:
             return
-        self._template_deaths = 0
-        self._gone(
-            worker, m.Death(wid, packet["pid"], packet["code"], packet["signal"], worker.reason, packet["max_rss_kb"])
+        record = worker.record
+        killed = packet["signal"] == signal.SIGKILL and not record.kind and not packet["asked"]
+        kills = self.oom.died(worker.counts) if killed else Kills(None, None, None)
+        kind, reason = deaths.judge(
+            deaths.Ending(
+                packet["code"],
+                packet["signal"],
+                record.kind,
+                record.reason,
+                packet["asked"],
+                worker.client is not None or bool(record.lease or record.actor),
+                kills.before,
+                kills.after,
+                kills.limit,
+                packet["max_rss_kb"] << 10,
+            )
         )
+        death = m.Death(wid, packet["pid"], packet["code"], packet["signal"], reason, packet["max_rss_kb"])
+        death.kind = kind
+        self._gone(worker, death)
+
+    def _pause(self, starts: deaths.Starts, kind: str, reason: str, said: list[str]) -> None:
+        """A process failed before it was ready, as the next may: a broken installation must not become a loop of forks,
+        and who waits for one must hear of it.
+        """
+        asyncio.get_running_loop().call_later(starts.failed(kind), self._fork_missing)
+        if not starts.hopeless:
+            return
+        words = f"no worker can be started on node {self._node_id}, {starts.own} tries failed in a row: {reason}"
+        text = _with_tail(words, said)
+        waiting, self._waiting = self._waiting, deque()
+        if waiting:
+            log.error("%s", text)
+        for assignee, _, _ in waiting:
+            self._on_start_failed(assignee, text)
+
+    def _not_entered(self, worker: Worker, death: m.Death) -> None:
+        """It died while it entered its job; whoever it was for gets another one, a few times."""
+        assignee, record = worker.assigned, worker.record
+        starts = self._entries.setdefault((record.job, record.env), deaths.Starts(first=0.0, longest=0.0, patience=3))
+        starts.failed(death.kind)
+        if not starts.hopeless or assignee is None:
+            return
+        worker.assigned = None
+        what = "its runtime environment" if record.env else "the job"
+        text = f"{starts.own} workers in a row ended while they entered {what} on node {self._node_id}: {death.reason}"
+        text = _with_tail(text, death.stderr)
+        (self._on_env_failed if record.env else self._on_start_failed)(assignee, text)
 
     def _gone(self, worker: Worker, death: m.Death) -> None:
+        death.node = self._node_id
         worker.dead = True
         self.by_prefix.pop(worker.prefix, None)
         if worker in self._idle:
@@ -450,21 +522,20 @@ class WorkerPool:
         self._ledger.workers.delete(worker.id.encode())
         if worker.record.env:
             self._environments.release(worker.record.env)
-        if death.reason == "" or "limit" in death.reason:
+        if death.kind in deaths.UNINTENDED:
             death.stderr = self._stderr_tail(worker.id)
         try:
             os.unlink(os.path.join(self._run_dir, "w", f"{worker.id}.sock"))
         except OSError:
             pass
+        if worker.job_sent is not None and not worker.record.kind:
+            self._not_entered(worker, death)
         self._on_exit(worker, death)
         self._on_output_end(worker.id)
         if self.stopping:
             return
-        if worker.client is None and not worker.reason:
-            # It died while it started, as the next may: a broken installation must not become a loop of forks.
-            self._early_deaths += 1
-            pause = min(5.0, 0.02 * 2 ** min(self._early_deaths, 8))
-            asyncio.get_running_loop().call_later(pause, self._fork_missing)
+        if worker.client is None and not worker.record.kind:
+            self._pause(self._starts, death.kind, death.reason, death.stderr)
         else:
             self._fork_missing()
 
@@ -482,8 +553,10 @@ class WorkerPool:
         self._starting = 0
         for worker in list(self.workers.values()):
             del self.workers[worker.id]
-            reason = worker.reason or "the node's spawner died, and its workers with it"
-            self._gone(worker, m.Death(worker.id, worker.record.pid, None, int(signal.SIGKILL), reason))
+            kind = worker.record.kind or deaths.SPAWNER
+            reason = worker.record.reason or "the node's spawner died, and its workers with it"
+            death = m.Death(worker.id, worker.record.pid, None, int(signal.SIGKILL), reason, kind=kind)
+            self._gone(worker, death)
 
     def _stderr_tail(self, wid: str) -> list[str]:
         try:
@@ -493,7 +566,11 @@ class WorkerPool:
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError:
             return []
-        return [line.rstrip() for line in lines if line.strip() and not line.startswith("\x1e")][-_TAIL_LINES:]
+        # An empty mark is the end of a task: what came before is of another one (see ``worker/streams.py``).
+        over = max((at for at, line in enumerate(lines) if line == "\x1e"), default=-1)
+        lines = lines[over + 1 :]
+        said = [line.rstrip() for line in lines if line.strip() and not line.startswith("\x1e")]
+        return deaths.last_words(said, _TAIL_LINES)
 
     # ------------------------------------------------------------ daemon restart
 
@@ -525,9 +602,12 @@ class WorkerPool:
         for worker in list(self.workers.values()):
             if worker.id not in alive and worker.id not in exited:
                 del self.workers[worker.id]
-                self._gone(
-                    worker, m.Death(worker.id, worker.record.pid, None, None, "it ended while the daemon was away")
-                )
+                kind, reason = deaths.judge(deaths.Ending(kind=worker.record.kind, reason=worker.record.reason))
+                self._gone(worker, m.Death(worker.id, worker.record.pid, None, None, reason, kind=kind))
+
+
+def _with_tail(text: str, lines: list[str]) -> str:
+    return "\n".join([text, "last lines of its stderr:", *(f"  | {line}" for line in lines)] if lines else [text])
 
 
 def _await_ends(pids: list[int], seconds: float) -> list[int]:

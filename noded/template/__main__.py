@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import faulthandler
 import gc
 import importlib
 import io
@@ -265,6 +266,8 @@ def main(argv: list[str]) -> int:
     except UnfitError as error:
         print(f"noded template: {error}", file=sys.stderr)
         return UNFIT
+    # Workers inherit it for nothing: a crash of native code writes the Python lines that led to it to their stderr.
+    faulthandler.enable(2)
     sys.stdout.flush()  # a worker would write what is left in the buffers once more
     sys.stderr.flush()
     gc.collect()

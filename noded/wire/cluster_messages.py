@@ -274,6 +274,8 @@ class StopActor(_Message, tag=147):
     graceful: bool
     move: bool = False
     """Only if it still waits for room; then it is answered as ``full``."""
+    kind: str = ""
+    """Of the reason, see ``policy/deaths.py``."""
 
 
 class ReserveGroup(_Message, tag=148):

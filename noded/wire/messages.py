@@ -17,8 +17,10 @@ speaks to them then. Attach and Refused never change, so that any two can tell e
 OLDEST_PROTOCOL = 2
 KNOWN_TO_OLDEST = {40: 16, 66: 0}
 """By tag, of what goes to clients: how many fields OLDEST_PROTOCOL knows, where there are more by now; 0: it does not
-know the message. Records inside of messages do not grow: that is a new message.
+know the message.
 """
+_DEATH_AT, _DEATH_KNOWN = {45: 2, 50: 6}, 8
+"""Where those messages have a Death, of which OLDEST_PROTOCOL knows so many fields."""
 DATA_VERSION = 2
 """Of the messages between clients and workers. Those of different versions meet on a node that was upgraded, and who
 calls does not know which one the worker has: so it must match, and what is new is a message that is understood in one
@@ -54,11 +56,13 @@ class Death(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     code: int | None = None
     signal: int | None = None
     reason: str = ""
-    """Empty when the worker ended by itself; else who ended it and why."""
+    """A sentence: who or what ended it, and why."""
     max_rss_kb: int = 0
     stderr: list[str] = []
     node: str = ""
-    """The node's id, where that is the cause."""
+    """The id of its node."""
+    kind: str = ""
+    """One of ``policy/deaths.py``: the cause, for programs."""
 
 
 class Extra(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -505,7 +509,9 @@ class Unschedulable(_Message, tag=44):
     cls: int
     reason: str
     kind: str = ""
-    """Empty: never fits; ``env``: the runtime environment cannot be made; ``removed``: its placement group is gone."""
+    """Empty: never fits; ``env``: the runtime environment cannot be made; ``removed``: its placement group is gone;
+    ``start``: no worker can be started.
+    """
 
 
 class WorkerDied(_Message, tag=45):
@@ -549,7 +555,9 @@ class ActorAt(_Message, tag=50):
     death: Death | None = None
     reason: str = ""
     kind: str = ""
-    """Of a reason: ``never`` (fits nowhere), ``env`` (its runtime environment), ``removed`` (its placement group)."""
+    """Of a reason: ``never`` (fits nowhere), ``env`` (its runtime environment), ``removed`` (its placement group),
+    ``start`` (no worker can be started); else, when dead, as in ``Death``.
+    """
     unordered: bool = False
     """See ``ActorSpec``."""
     address: str = ""
@@ -892,7 +900,13 @@ decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
 def for_oldest(header: bytes) -> bytes:
     """An encoded message as OLDEST_PROTOCOL has it; empty when it has none."""
     # A small array has its size in the first byte, a larger one in two more; then comes the tag.
-    known = KNOWN_TO_OLDEST.get(header[1] if header[0] & 0xF0 == 0x90 else header[3])
+    tag = header[1] if header[0] & 0xF0 == 0x90 else header[3]
+    if (at := _DEATH_AT.get(tag)) is not None:
+        fields = msgspec.msgpack.decode(header)
+        if len(fields) > at and fields[at] is not None:
+            fields[at] = fields[at][:_DEATH_KNOWN]
+        return msgspec.msgpack.encode(fields)
+    known = KNOWN_TO_OLDEST.get(tag)
     if known is None:
         return header
     return msgspec.msgpack.encode(msgspec.msgpack.decode(header)[: known + 1]) if known else b""

@@ -299,8 +299,11 @@ class Executor:
         else:
             self.answers.result(execution, result, started)
         self.note(execution, started)
-        if code is not None and code.max_calls:
-            self._count_call(code)
+        if code is not None:
+            if NamedStream.said_error:
+                streams.mark_end()
+            if code.max_calls:
+                self._count_call(code)
 
     def note(self, execution: Execution, started: float) -> None:
         """Into the ring of what ran last."""

@@ -32,6 +32,16 @@ _NEW: tuple[tuple[str, str, str], ...] = (
         "\n    seq: int = 0\n",
         "",
     ),
+    (
+        "wire/messages.py",
+        '    kind: str = ""\n    """One of ``policy/deaths.py``: the cause, for programs."""\n',
+        '    kind = ""\n',
+    ),
+    (
+        "wire/messages.py",
+        "_DEATH_AT, _DEATH_KNOWN = {45: 2, 50: 6}, 8",
+        "_DEATH_AT, _DEATH_KNOWN = dict[int, int](), 8",
+    ),
     ("wire/messages.py", "    | SealAt\n    | Gone\n", "    | SealAt\n"),
     ("wire/messages.py", "    | Value\n    | Rebuild\n", "    | Value\n"),
     ("client/objects.py", "ref._value[0], maker, seq)", "ref._value[0])"),

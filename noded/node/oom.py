@@ -1,0 +1,106 @@
+"""Which workers the kernel has ended for want of memory: read from the counts of their control groups.
+
+Both versions of control groups count kills (``oom_kill`` of memory.events, or of memory.oom_control), whether a limit
+or the machine's end of memory was the cause; where there is no such file, as in the root group, the machine's count
+(/proc/vmstat) stands in. A count is compared with the one before, and each kill explains one death.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from noded.config.machine import control_groups, read
+
+_UNLIMITED = 1 << 60
+"""Version 1 says "no limit" with about 2 ** 63."""
+
+
+@dataclass
+class _Count:
+    older: int
+    """At the last look but one: a kill is counted before its death is reported, and a look may come between."""
+    newer: int
+
+
+@dataclass(frozen=True)
+class Kills:
+    """The counts before and after a death, None where they cannot be read, and the limit in bytes."""
+
+    before: int | None
+    after: int | None
+    limit: int | None
+
+
+class OomWatch:
+    """``root`` is where /proc and /sys are, for tests. ``look()`` is to be called every few seconds."""
+
+    def __init__(self, root: Path = Path("/")):
+        self._root = root
+        self._counts: dict[Path, _Count] = {}
+        self._groups: dict[str, Path] = {}
+        """Control groups of a process, as the kernel tells them -> the file that counts."""
+
+    def of(self, pid: int | str) -> Path:
+        """The file that counts for this process; that of our own when it has ended already. Kills count from now on."""
+        told = read(self._root / "proc" / str(pid) / "cgroup")
+        if not told and pid != "self":
+            return self.of("self")
+        file = self._groups.get(told)
+        if file is None:
+            file = self._groups[told] = self._find(pid)
+        if file not in self._counts:
+            count = _count(file) or 0
+            self._counts[file] = _Count(count, count)
+        return file
+
+    def _find(self, pid: int | str) -> Path:
+        """The innermost file that counts kills; the machine's where no group has one."""
+        for group in reversed(list(control_groups(self._root, "memory", str(pid)))):
+            for name in ("memory.events", "memory.oom_control"):
+                if _count(group / name) is not None:
+                    return group / name
+        return self._root / "proc/vmstat"
+
+    def look(self) -> None:
+        """Kills that nobody has died of since the last look but one were others'."""
+        for file, count in list(self._counts.items()):
+            now = _count(file)
+            if now is None:  # the group is gone
+                del self._counts[file]
+                self._groups = {told: path for told, path in self._groups.items() if path != file}
+                continue
+            count.older, count.newer = count.newer, max(count.newer, now)
+
+    def died(self, file: Path | None) -> Kills:
+        """Of a process whose file this is, or None where nothing is known from before; call once for each SIGKILL."""
+        if file is None:
+            return Kills(None, None, None)
+        known, after = self._counts.get(file), _count(file)
+        if known is None or after is None:
+            return Kills(None, None, None)
+        before = known.older
+        if after > before:
+            known.older += 1
+            known.newer = max(known.newer, known.older)
+        return Kills(before, after, _limit(file))
+
+
+def _count(file: Path) -> int | None:
+    for line in read(file).splitlines():
+        name, _, value = line.partition(" ")
+        if name == "oom_kill" and value.isdecimal():
+            return int(value)
+    return None
+
+
+def _limit(file: Path) -> int | None:
+    """The least limit of the file's group and those above it."""
+    if file.name == "vmstat":
+        return None
+    limits = []
+    for group in file.parents:
+        text = read(group / "memory.max") or read(group / "memory.limit_in_bytes")
+        if text.isdecimal() and int(text) < _UNLIMITED:
+            limits.append(int(text))
+    return min(limits, default=None)
