@@ -1,6 +1,6 @@
 """The node daemon: builds the components in order, runs, stops them in reverse.
 
-``main(config)`` is what ``noded`` runs. A node is the head, with the cluster's tables in this process
+``foreground.py`` runs it. A node is the head, with the cluster's tables in this process
 (``head/head.py``), or a member with a connection to it (``node/head_link.py``); all else is the same. What a component
 does is in its own module; this one only says who gets whom, and what happens at start, restart and stop.
 """
@@ -16,10 +16,8 @@ import platform
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +41,11 @@ from noded.config import (
 from noded.head.head import Head
 from noded.head.storage import Health, Storage, StorageError, Superseded
 from noded.http.gateway import Gateway
-from noded.lifecycle import LoopProbe, setup_logging, time_callbacks
+from noded.lifecycle import LoopProbe
 from noded.node.actor_host import NodeActorHost
 from noded.node.capacity import Capacity
 from noded.node.cluster_view import ClusterView
-from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, Refusal, start_time, unusable
+from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, start_time, unusable
 from noded.node.directory import Directory
 from noded.node.doors import Doors
 from noded.node.gpu_finder import GpuFinder
@@ -61,18 +59,19 @@ from noded.node.orders import NodeOrders
 from noded.node.output import OutputMonitor
 from noded.node.peer_messages import PeerMessages
 from noded.node.peers import Peers
-from noded.node.runtime_envs import RuntimeEnvError, RuntimeEnvs
+from noded.node.runtime_envs import RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.timeline import Timeline
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
 from noded.node.workers import Worker, WorkerPool, WorkerRecord
+from noded.packages import Packages
 from noded.policy import labels
 from noded.policy.liveness import FREEZE_AFTER
 from noded.policy.where import refuse
 from noded.resources import UNIT, ResourceSet
-from noded.service import StartLock, notify_systemd, running_daemon, watchdog_pause
+from noded.service import notify_systemd, watchdog_pause
 from noded.shm import arena as shm
 from noded.startup import (
     Standing,
@@ -156,6 +155,7 @@ class Daemon:
         self.control: ControlServer
         self.output: OutputMonitor
         self.environments: RuntimeEnvs
+        self.packages: Packages
         self.timeline: Timeline
         self.listener: Listener
         self.gateway: Gateway
@@ -174,8 +174,6 @@ class Daemon:
         self._superseded = False
         self._watchdog: asyncio.Task[None] | None = None
         self.gpus: GpuFinder
-        self._storing: dict[str, asyncio.Task[None]] = {}
-        """Packages on their way to the disk."""
         self._owner_fd = -1
         self._kept: dict[str, int] = {}
         self._sockets: list[socket.socket] = []
@@ -385,7 +383,7 @@ class Daemon:
                 python=self.python,
                 may_create=self._may_create,
                 local_clients=lambda prefix: prefix in self.clients or bool(self.store.recovering),
-                store_package=self._keep_package,
+                store_package=lambda uri, data: self.packages.keep(uri, data),
                 read_package=lambda uri: self.environments.read(uri),
             )
 
@@ -418,7 +416,11 @@ class Daemon:
         base = Path(self.run_dir) if config.private else cluster_dir(config)
         self.timeline = Timeline(self.log_dir, self.node_ip)
         self.environments = RuntimeEnvs(
-            (base if config.head or config.private else node_home(config)) / "runtime_envs", self._load_package
+            (base if config.head or config.private else node_home(config)) / "runtime_envs",
+            lambda uri: self.head_side.load_package(uri),
+        )
+        self.packages = Packages(
+            self.environments, lambda uri, data: self.link.store_package(uri, data) if self.link is not None else None
         )
         if self.head is None:
             self.link = HeadLink(
@@ -506,7 +508,7 @@ class Daemon:
                 "status": self._tell_status,
                 "timeline": self._tell_timeline,
                 "actor_payload": self._tell_actor_payload,
-                "package": self._tell_package,
+                "package": self.packages.tell,
                 "job_config": self._tell_job_config,
             },
         )
@@ -558,11 +560,11 @@ class Daemon:
             on_driver_gone=self._on_job_over,
             on_detach=self._on_detach,
             on_dial=self._on_dial,
-            on_package=self._on_package,
+            on_package=self.packages.on_package,
             questions={
                 **self._head_questions(),
                 **self.view.questions(),
-                "await_package": self._ask_await_package,
+                "await_package": self.packages.ask_await,
                 "timeline": self._ask_timeline,
                 "why": self._ask_why,
             },
@@ -1093,13 +1095,6 @@ class Daemon:
         hosted = self.host.hosted.get(bytes.fromhex(args["id"]))
         return base64.b64encode(hosted.payload if hosted is not None else b"").decode()
 
-    async def _tell_package(self, args: dict[str, Any]) -> Any:
-        """One that is stored here, as base64."""
-        try:
-            return base64.b64encode(await self.environments.read(str(args["uri"]))).decode()
-        except LookupError:
-            raise ValueError(f"the package {args['uri']} is not here") from None
-
     async def _tell_job_config(self, args: dict[str, Any]) -> Any:
         config = self.job_configs.get(str(args["job"]))
         return c.as_text(config) if config is not None else ""
@@ -1111,36 +1106,6 @@ class Daemon:
             told |= self.leases.explain(ids.prefix_of(id_), told["class"])
             told["asked_of"] = self.router.where_sent(ids.prefix_of(id_), told["class"])
         return told
-
-    # ------------------------------------------------------------ packages
-
-    def _on_package(self, uri: str, data: bytes) -> None:
-        self._keep_package(uri, data)
-        if self.link is not None:
-            self.link.store_package(uri, data)
-
-    def _keep_package(self, uri: str, data: bytes) -> None:
-        if uri not in self._storing:
-            self._storing[uri] = self.loop.create_task(self.environments.store(uri, data), name=f"store {uri}")
-
-    async def _load_package(self, uri: str) -> bytes:
-        found: bytes = await self.head_side.load_package(uri)
-        return found
-
-    async def _ask_await_package(self, client: Client | None, args: dict[str, Any]) -> Any:
-        """The answer comes when the package is on the disk."""
-        uri = str(args["uri"])
-        task = self._storing.get(uri)
-        if task is not None:
-            try:
-                await asyncio.shield(task)
-            except RuntimeEnvError as error:
-                raise Refusal(str(error)) from None
-            finally:
-                self._storing.pop(uri, None)
-        elif not self.environments.has(uri):
-            raise Refusal(f"the package {uri} did not arrive; submit again")
-        return True
 
     # ------------------------------------------------------------ jobs
 
@@ -1301,59 +1266,3 @@ HEAD_QUESTIONS = (
     "drain",
     "cluster",
 )
-
-
-def main(config: Config) -> int:
-    """Run the daemon in the foreground; the exit code."""
-    make_node_dir(config)
-    lock = StartLock(str(node_dir(config)))
-    if not lock.acquire():
-        return _fail_start(
-            config, f"another daemon of cluster {config.cluster!r} has been starting for a while; try again"
-        )
-    try:
-        return _run(config, lock)
-    finally:
-        lock.release()
-
-
-def _run(config: Config, lock: StartLock) -> int:
-    while True:
-        daemon, code = _run_once(config, lock)
-        if not daemon.starts_over:
-            return code
-        config = replace(config, ready_fd=None)
-
-
-def _run_once(config: Config, lock: StartLock) -> tuple[Daemon, int]:
-    daemon = Daemon(config, on_ready=lock.release)
-    setup_logging(config, daemon.run_dir)
-    pid = running_daemon(daemon.run_dir)
-    if pid is not None and pid != os.getpid():
-        return daemon, _fail_start(
-            config,
-            f"a noded daemon of cluster {config.cluster!r} runs already (pid {pid}): see `noded "
-            "status`, end it with `noded stop`, or start another with --cluster NAME",
-        )
-    debug = bool(os.environ.get("NODED_ASYNCIO_DEBUG"))
-    try:
-        if debug:
-            time_callbacks()
-            return daemon, asyncio.run(daemon.run(), debug=True)
-        import uvloop
-
-        return daemon, uvloop.run(daemon.run())
-    except StartError as error:
-        log.debug("cannot start", exc_info=True)
-        return daemon, _fail_start(config, str(error))
-
-
-def _fail_start(config: Config, text: str) -> int:
-    if config.ready_fd is not None:
-        try:
-            os.write(config.ready_fd, json.dumps({"error": text}).encode() + b"\n")
-        except OSError:
-            pass
-    if not config.private:  # the program that starts a private one raises it
-        print(f"noded: {text}", file=sys.stderr)
-    return 1

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {
         "config",
-        "daemon",
+        "foreground",
         "exceptions",
         "wire",
         "spawner.protocol",
@@ -35,9 +35,11 @@ ALLOWED: dict[str, set[str]] = {
         "head.storage",
         "startup",
     },
-    "daemon": {"node", "head", "http", "view", "service", "startup", "shm", "wire", "policy"} | LEAVES,
+    "daemon": {"node", "head", "http", "packages", "view", "service", "startup", "shm", "wire", "policy"} | LEAVES,
+    "foreground": {"config", "daemon", "lifecycle", "service"},
     "startup": {"config", "node", "head", "shm", "wire"},
     "view": {"node", "head", "wire"} | LEAVES,
+    "packages": {"node"} | LEAVES,
     "service": {"config"},
     # leaves
     "error_parts": set(),

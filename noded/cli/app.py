@@ -63,7 +63,7 @@ def command(context: click.Context, /, **flags: Any) -> None:
         if wanted(config):
             with wrong_settings_are_usage_errors():
                 supervise(config, flags)
-        from noded.daemon import main
+        from noded.foreground import main
 
         sys.exit(main(config))
     if early := given(flags):
