@@ -123,6 +123,9 @@ class ActorTable:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: dict[bytes, set[bytes]] = {}
         """Of actors that are not known (yet)."""
+        self._existed: set[bytes] = set()
+        """Those of them that existed before we started: a node that is awaited may have them."""
+        self._doubtful: set[bytes] = set()
 
     # ------------------------------------------------------------ creation
 
@@ -214,12 +217,14 @@ class ActorTable:
             self._tell(record, [prefix])
         elif self.host.reserved(id_) if was else may_come:
             self._watchers.setdefault(id_, set()).add(prefix)
+            if was:
+                self._existed.add(id_)
         else:
-            self._notify(
-                prefix,
-                m.ActorAt(id_, "dead", reason="nothing is known of it: it ended, or its creator did, some time ago"),
-                b"",
-            )
+            self._tell_unknown(id_, prefix)
+
+    def _tell_unknown(self, id_: bytes, watcher: bytes) -> None:
+        reason = "nothing is known of it: it ended, or its creator did, some time ago"
+        self._notify(watcher, m.ActorAt(id_, "dead", reason=reason), b"")
 
     def by_name(self, name: str, namespace: str) -> ActorRecord | None:
         record = self.records.get(self.names.get((namespace, name), b""))
@@ -378,10 +383,19 @@ class ActorTable:
                 self._notify(watcher, m.ActorAt(id_, "dead", reason="its creator ended before it was created"), b"")
 
     def forget_uncreated(self, clients: Container[bytes]) -> None:
-        """After a restart: whoever was to create them has ended while the head was away."""
+        """After a restart, now and then, when no node is awaited: whoever was to create them has ended while the head
+        was away, or they were in a worker that has ended with its node.
+        """
         for prefix in {id_[: ids.PREFIX_SIZE] for id_ in self._watchers}:
             if prefix not in clients:
                 self.creator_died(prefix)
+        self._existed &= self._watchers.keys()
+        doubtful = {id_ for id_ in self._existed if not self.host.reserved(id_)}
+        # Seen twice: a creator that lives may be about to ask for it again.
+        for id_ in doubtful & self._doubtful:
+            for watcher in self._watchers.pop(id_):
+                self._tell_unknown(id_, watcher)
+        self._doubtful = doubtful
 
     # ------------------------------------------------------------ restart of the head
 

@@ -327,6 +327,21 @@ assert noded.get(again, timeout=30).sum() == 300_000
 say("on")
 """
 
+ENDED_WITH_ITS_NODE = """
+from noded import exceptions as ex
+from noded.util.scheduling_strategies import NodeAffinitySchedulingStrategy as At
+here = noded.get_runtime_context().get_node_id()
+@noded.remote(num_cpus=0, scheduling_strategy=At(here, soft=False))
+class Actor:
+    def say(self): return 1
+actor = Actor.remote()
+assert noded.get(actor.say.remote()) == 1
+say("made")
+hear()
+try: noded.get(actor.say.remote(), timeout=40)
+except ex.ActorDiedError: say("died")
+"""
+
 
 def test_results_elsewhere_outlive_the_heads_daemon() -> None:
     """Also of tasks that were not pushed yet when it went."""
@@ -379,6 +394,22 @@ def test_a_driver_whose_node_starts_over_is_told_what_it_has_lost_elsewhere() ->
             wait_for(lambda: "is dead: it started over" in member.output(), "the other node does not learn of it", 20)
             driver.tell("more")
             driver.expect("on")
+            driver.end()
+
+
+def test_an_actor_that_ended_with_the_heads_node_while_a_member_is_awaited() -> None:
+    """Nobody is left who could tell of it, and its creator lives: a call is answered when all nodes have told."""
+    with Members("--object-store-memory", str(96 << 20)) as cluster:
+        member = cluster.add()
+        with Driver(cluster.address, ENDED_WITH_ITS_NODE) as driver:
+            driver.expect("made", 60)
+            member.signal(signal.SIGSTOP)
+            cluster.head.crash()
+            cluster.head.start()
+            wait_for(lambda: cluster.head.status()["drivers"], "the driver does not come back")
+            driver.tell("call")
+            member.signal(signal.SIGCONT)
+            driver.expect("died", 60)
             driver.end()
 
 
