@@ -179,6 +179,8 @@ class Daemon:
         self._sockets: list[socket.socket] = []
         self._guarded: tuple[float, list[str]] = (0.0, [])
         self._own_until = 0.0
+        self._asked_jobs: set[str] = set()
+        """Of which the head is asked whether they live."""
 
     # ------------------------------------------------------------ start
 
@@ -956,7 +958,7 @@ class Daemon:
             self._write_standing()
         self._claim_actors(message.actors)
         known = set(message.jobs)
-        for job in {worker.record.job for worker in self.pool.workers.values()} - known - {""}:
+        for job in {worker.record.job for worker in self.pool.workers.values()} - known - {""} - self._asked_jobs:
             self.doors.spawn(self._end_unless_it_lives(job))
         self._learn_jobs(known)
         self.control.retell()
@@ -965,7 +967,12 @@ class Daemon:
 
     async def _end_unless_it_lives(self, job: str) -> None:
         """The head does not know this job: it has ended, or its driver is on a node that is still to come back."""
-        if not await self.head_side.ask("job_lives", {"job": job}):
+        self._asked_jobs.add(job)
+        try:
+            lives = await self.head_side.ask("job_lives", {"job": job})
+        finally:
+            self._asked_jobs.discard(job)
+        if not lives:
             self.orders.end_job(c.EndJob(job, list(self.host.hosted)))
 
     def _learn_jobs(self, known: set[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from noded import exceptions as ex
+from noded.client import refs
 from noded.client.control import Control
 from noded.client.failures import actor_died
 from noded.client.refs import HoldTable, Token
@@ -93,13 +94,13 @@ class Actors:
         self.control.wake()
         return token
 
-    def actor_locked(self, id_: bytes, class_name: str) -> Actor:
-        """The record of an actor, watched from now on."""
+    def actor_locked(self, id_: bytes, class_name: str, *, was: bool = False) -> Actor:
+        """The record of an actor, watched from now on. ``was``: it has existed."""
         actor = self.actors.get(id_)
         if actor is None:
             actor = self.actors[id_] = Actor(id_)
             actor.class_name = class_name
-            self.control.send(m.WatchActor(id_))
+            self.control.send(m.WatchActor(id_, was))
             self.control.flush()
         return actor
 
@@ -143,6 +144,22 @@ class Actors:
             self.control.wake()
         finally:
             lock.release()
+
+    def call_again(self, id_: bytes, class_name: str, task: Task, token: Any) -> None:
+        """Of an actor that may have ended, and been forgotten, long ago."""
+        with self.lock:
+            self.actor_locked(id_, class_name, was=True)
+            self.call(id_, class_name, task, token)
+
+    def waits_for_locked(self, id_: bytes, seq: int) -> bool:
+        """A call that this actor has been sent, and runs before later ones, has a result of that call as argument."""
+        actor = self.actors.get(id_)
+        if actor is None or actor.link is None or actor.unordered:
+            return False
+        sent = actor.link.inflight.values()
+        return any(
+            ref._seq == seq and ref.binary().startswith(refs.own_prefix) for t in sent for _, ref in t.deps or ()
+        )
 
     def _resolved_locked(self, actor: Actor, task: Task) -> None:
         if task in actor.parked:

@@ -49,13 +49,13 @@ class _Argument:
         self.slot = slot
         self.id = ref.binary()
         self.ref: ObjectRef[Any] | None = None
-        if ref._token is None:
-            self.ref = ref
-        elif ref._state in (INLINE, LOCAL):
+        # A copy: what the user does with his own is not to keep it in the store as long as the recipe.
+        if ref._token is None or ref._state in (INLINE, LOCAL):
             self.ref = ObjectRef(ref._seq, ref._index, ref._state, ref._value, None, None, self.id)
 
     def size(self) -> int:
-        return len(self.ref._value) if self.ref is not None and self.ref._state == INLINE else 0
+        value = self.ref._value if self.ref is not None else b""
+        return len(value) if isinstance(value, (bytes, memoryview, str)) else 0
 
 
 class _Recipe:
@@ -92,7 +92,8 @@ class _Recipe:
 
 class Lineage:
     """Everything needs the runtime's lock. ``submit(task, queue)`` and ``call(actor, class name, task, token)`` hand in
-    a task anew; ``send(message)`` tells the node.
+    a task anew; ``waits_for(actor, number)``: the actor, which runs one call at a time, has been sent one with the
+    result of that call as an argument; ``send(message)`` tells the node.
     """
 
     def __init__(
@@ -102,12 +103,14 @@ class Lineage:
         send: Callable[[Any], None],
         submit: Callable[[Task, Any], None],
         call: Callable[[bytes, str, Task, Any], None],
+        waits_for: Callable[[bytes, int], bool],
     ):
         self._holds = holds
         self._home = home
         self._send = send
         self._submit = submit
         self._call = call
+        self._waits_for = waits_for
         self._recipes: OrderedDict[int, _Recipe] = OrderedDict()
         self._bytes = 0
         self._refusals: OrderedDict[int, str] = OrderedDict()
@@ -190,6 +193,8 @@ class Lineage:
             self._prepare(each)
         assert recipe.running is not None
         self._expect(recipe.running, ids.index_of(id_))
+        for each in needed.values():  # before any of them can end
+            self._fill(each)
         for each in needed.values():
             self._run(each)
         return ""
@@ -202,6 +207,8 @@ class Lineage:
             recipe = looked_at.pop()
             if not recipe.retries:
                 return f"{recipe.name} was repeated as often as it may be"
+            if recipe.method and self._waits_for(recipe.made_by, recipe.seq):
+                return f"the actor that made it, by {recipe.name}, waits for it in a later call"
             needed[recipe.seq] = recipe
             for id_ in recipe.needs():
                 if ids.is_actor_id(id_):
@@ -235,11 +242,16 @@ class Lineage:
             if ref._state == PENDING:
                 ref._task = task
 
-    def _run(self, recipe: _Recipe) -> None:
+    def _fill(self, recipe: _Recipe) -> None:
         task = recipe.running
         assert task is not None
         task.deps = [(each.slot, each.ref or self._ref(each.id)) for each in recipe.arguments] or None
         task.keep = [self._nested(id_) for id_ in recipe.nested] or None
+
+    def _run(self, recipe: _Recipe) -> None:
+        task = recipe.running
+        if task is None:
+            return  # what it needs has failed at once, and so has it
         if recipe.method:
             hold = self._holds.holds.get(recipe.made_by)
             token = self._holds.again(hold) if hold is not None else None
@@ -253,6 +265,8 @@ class Lineage:
         recipe = self._recipes.get(task.seq)
         if recipe is not None and recipe.running is task:
             recipe.running = None
+            if recipe.retries > 0:  # what its workers' deaths have cost
+                recipe.retries = min(recipe.retries, max(0, task.retries))
             recipe.results = [weakref.ref(ref) for ref in task.refs]
 
     def _expect(self, task: Task, index: int) -> None:

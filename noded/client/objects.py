@@ -250,7 +250,12 @@ class Objects:
 
     def arrived_locked(self, ref: ObjectRef[Any]) -> None:
         """A pending ref that had left has its value now."""
-        if self._announced.pop(ref.binary(), None) is not None and ref._state not in (STORED, AWAY):
+        if self._announced.pop(ref.binary(), None) is None:
+            return
+        if ref._state == AWAY and ref._token.hold.maker is not None:
+            # Its node may be lost before it tells: then nobody else knows where it was.
+            self.control.send(self._subscription(ref.binary(), False, ref))
+        elif ref._state not in (STORED, AWAY):
             self._seal_small_locked(ref)
 
     def _seal_small_locked(self, ref: ObjectRef[Any]) -> None:

@@ -318,7 +318,12 @@ class Runtime:
             self.awaiting = Awaiting(self.lock, self.reader, self.objects, self._begin_waiting)
             self.actors = Actors(self.lock, self.holds, self.control, self.tasks, self.reader.notify)
             self.tasks.lineage = self.lineage = Lineage(
-                self.holds, self.objects, self.control.send, self.tasks.submit, self.actors.call
+                self.holds,
+                self.objects,
+                self.control.send,
+                self.tasks.submit,
+                self.actors.call_again,
+                self.actors.waits_for_locked,
             )
             self.objects.can_be_made_again = self.lineage.knows
             self.groups = Groups(self.control, self.tasks, self.next_seq, self.reader.notify)

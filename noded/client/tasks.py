@@ -330,6 +330,7 @@ class Tasks:
             elif state == AWAY or state == REMOTE:
                 deps.append((slot, ref._value[1] if ref._value else 0, -1, ref.binary()))
             else:
+                assert state != PENDING, f"the argument {ref.hex()} of {task.name} has no value yet"
                 data = ref._value if state == INLINE else codec.pack(ref._value, "an argument").as_bytes()
                 deps.append((slot, len(data), 0, b""))
                 pieces.append(data)
@@ -566,7 +567,7 @@ class Tasks:
     @staticmethod
     def _fail_refs(task: Task, error: Any) -> None:
         for ref in task.refs:
-            if task.lost is None or ref._index in task.lost:
+            if task.lost is None or ref._index in task.lost or ref._state == PENDING:
                 ref._value, ref._state = error, FAILED
 
     @staticmethod

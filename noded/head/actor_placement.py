@@ -299,6 +299,9 @@ class ActorPlacement:
             return
         record.node = 0
         pending = self._tried.pop(id_, None) or _Pending(record)
+        if record.no_restart:  # it was killed meanwhile
+            self.table.exited(record, None)
+            return
         self.pending[id_] = pending
         pending.shunned[node.id] = time.monotonic() + 2 * _LOOK_SECONDS
         pending.why = (scheduling.RESOURCES_BUSY, reason)
@@ -340,7 +343,7 @@ class ActorPlacement:
                 self._host(node, record, wait=True)
             return
         adopted = self.table.adopt(actor, node.number, node.address)
-        if record is None:
+        if record is None or (adopted.spec.max_restarts and not adopted.payload):
             self.on_adopted(adopted)
         maker = self._nodes.records.get(ids.node_of(actor.id))
         if record is None and not adopted.spec.detached and maker is not None and maker.api is not None:

@@ -353,8 +353,10 @@ class Head:
         async def learn() -> None:
             api = self.nodes.records[number].api
             if api is not None:
-                record.payload = base64.b64decode(await api.ask("actor_payload", {"id": record.spec.id.hex()}))
-                self.actors.save(record)
+                payload = base64.b64decode(await api.ask("actor_payload", {"id": record.spec.id.hex()}))
+                if payload and record.state != "dead":
+                    record.payload = payload
+                    self.actors.save(record)
 
         if record.spec.max_restarts:
             self._spawn(learn(), "learn an actor")
@@ -362,8 +364,12 @@ class Head:
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         def over(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            if not task.cancelled() and isinstance(task.exception(), (ValueError, TimeoutError)):
-                log.info("%s: %s", name, task.exception())  # that node has gone: it tells again when it is back
+            if task.cancelled() or (error := task.exception()) is None:
+                return
+            if isinstance(error, (ValueError, TimeoutError)):
+                log.info("%s: %s", name, error)  # that node has gone: it tells again when it is back
+            else:
+                log.error("%s failed", name, exc_info=error)
 
         task = self._loop.create_task(coroutine, name=name)
         self._tasks.add(task)

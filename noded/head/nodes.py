@@ -234,6 +234,7 @@ class NodeTable:
             record.id, record.draining = message.node_id, False
             self._count(record)
             await self._storage.write([self._put(StoredNode(1, record.number, message.name, record.id))])
+            self.records[record.number] = record  # it may have been forgotten as one dead long ago meanwhile
         record.name, record.address, record.ip = message.name, message.address, message.node_ip
         record.hostname, record.run_dir, record.pid = message.hostname, message.run_dir, message.pid
         record.total, record.available, record.labels = message.total, message.available, message.labels

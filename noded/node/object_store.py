@@ -410,6 +410,8 @@ class ObjectStore:
                 continue
             if id_.startswith(self._own):
                 away = entry.away
+                if away is not None and away.rebuilding and message.at and not self.elsewhere.is_dead(message.at):
+                    away.lost, away.rebuilding = "", False  # it was made again, there
                 if away is None or not (away.nodes or away.lost):
                     if message.at:
                         away = entry.away = away or Away()
@@ -463,7 +465,7 @@ class ObjectStore:
         entry.away.seen_at = message.at
         if self.elsewhere.is_dead(message.at):
             entry.away.lost = "the node that had it is dead"
-        elif message.maker:
+        elif message.maker and message.at != self.node:
             # When that node has read what the maker said of it, and its telling has come here, it is known.
             self._doubtful[message.maker].append((message.seq, entry.id))
             self.elsewhere.hurry(message.maker, message.seq)
@@ -737,8 +739,9 @@ class ObjectStore:
         away = entry.away
         assert away is not None
         maker = self._clients.get(ids.prefix_of(entry.id))
-        if maker is None or maker.detached:
-            why = f"{away.lost}; the process that could make it again has ended"
+        older = maker is not None and 0 < maker.version < m.REBUILD_SINCE
+        if maker is None or maker.detached or older:
+            why = f"{away.lost}; the process that could make it again {'has an older noded' if older else 'has ended'}"
             self._tell_lost(entry, "lost", why)
         elif away.final:
             self._tell_lost(entry, "lost", away.lost)

@@ -19,6 +19,7 @@ KNOWN_TO_OLDEST = {40: 16, 66: 0}
 """By tag, of what goes to clients: how many fields OLDEST_PROTOCOL knows, where there are more by now; 0: it does not
 know the message.
 """
+REBUILD_SINCE = 3
 _DEATH_AT, _DEATH_KNOWN = {45: 2, 50: 6}, 8
 """Where those messages have a Death, of which OLDEST_PROTOCOL knows so many fields."""
 DATA_VERSION = 2

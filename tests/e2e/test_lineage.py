@@ -219,6 +219,27 @@ def test_when_its_task_fails_then(nodes: Cluster, notes: Notes) -> None:
         get(keeper.look.remote())
 
 
+def test_when_what_it_needs_fails_then(nodes: Cluster, notes: Notes) -> None:
+    @noded.remote(**THERE)
+    def once() -> bytes:
+        notes.add("run")
+        if len(notes.all()) > 1:
+            raise ValueError("not again")
+        return b"x" * BIG
+
+    @noded.remote(**THERE)
+    def after(value: Any) -> bytes:
+        return repr(type(value)).encode() * BIG
+
+    argument = once.remote()
+    ref = after.remote(argument)
+    ready([ref])
+    del argument
+    lose(nodes)
+    with pytest.raises((ValueError, TaskError), match="not again"):
+        get(ref)
+
+
 def test_what_is_not_made_again_says_why(nodes: Cluster, notes: Notes) -> None:
     @noded.remote(**THERE)
     class Holder:
