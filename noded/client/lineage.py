@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from noded import ids
 from noded.client import refs
 from noded.client.refs import INLINE, LOCAL, PENDING, HoldTable, ObjectRef
-from noded.client.submission import Task
+from noded.client.submission import Function, Task
 from noded.wire import messages as m
 
 MOST_BYTES = 64 << 20
@@ -69,7 +69,9 @@ class _Recipe:
         self.name = task.name
         self.payload = task.payload
         self.returns = task.returns
-        self.fn = task.fn
+        fn = task.fn
+        # Refs that a function closes over are kept by who has the function, and not by the recipe.
+        self.fn: Callable[[], Function | None] = weakref.ref(fn) if fn is not None and fn.refs else lambda: fn
         self.method = task.method
         self.extra = task.extra
         self.retries = task.retries
@@ -207,6 +209,8 @@ class Lineage:
             recipe = looked_at.pop()
             if not recipe.retries:
                 return f"{recipe.name} was repeated as often as it may be"
+            if recipe.fn() is None and not recipe.method:
+                return f"the function {recipe.name}, which refers to other objects, was dropped"
             if recipe.method and self._waits_for(recipe.made_by, recipe.seq):
                 return f"the actor that made it, by {recipe.name}, waits for it in a later call"
             needed[recipe.seq] = recipe
@@ -235,7 +239,7 @@ class Lineage:
             recipe.retries -= 1
         recipe.running = task = Task(
             recipe.seq, recipe.name, recipe.payload, results, recipe.returns,
-            fn=recipe.fn, method=recipe.method, retries=recipe.retries, extra=recipe.extra,
+            fn=recipe.fn(), method=recipe.method, retries=recipe.retries, extra=recipe.extra,
             lost=set(),
         )  # fmt: skip
         for ref in results:

@@ -21,7 +21,7 @@ from noded.wire.link import Link
 from noded.wire.session_link import SessionLink
 
 
-class Function(msgspec.Struct, eq=False):
+class Function(msgspec.Struct, eq=False, weakref=True):
     """A function as its workers get it."""
 
     name: str

@@ -32,7 +32,7 @@ from noded.head.storage.redis_link import Access
 from noded.head.storage.sqlite import SqliteStorage
 from noded.wire import messages as m
 
-TABLES = ("cluster", "nodes", "jobs", "actors", "placement_groups")
+TABLES = ("cluster", "nodes", "jobs", "actors", "actor_deaths", "placement_groups")
 PHASES = ("before", "during", "after")
 Tables = dict[str, dict[str, bytes]]
 
@@ -51,7 +51,6 @@ def make_head(storage: Any) -> Head:
         asyncio.get_running_loop(),
         storage,
         cluster="c",
-        epoch=1,
         head_grace=1,
         python=platform.python_version(),
         may_create=lambda prefix: False,
@@ -108,7 +107,7 @@ async def life(storage: Any) -> None:
     """Something of everything that is ever written."""
     await storage.open()
     await make_head(storage).restore(0, "the cluster")
-    jobs = JobTable(storage, 1)
+    jobs = JobTable(storage)
     for _ in range(2):
         job = await jobs.admit("", m.JobConfig())
     jobs.over(job)

@@ -60,7 +60,7 @@ class Pool:
     def unassign(self, assignee: Any) -> None:
         self.asked = [one for one in self.asked if one is not assignee]
 
-    def kill(self, worker: Worker, reason: str) -> None:
+    def kill(self, worker: Worker, reason: str, kind: str = "") -> None:
         self.killed.append(worker)
 
     def save(self, worker: Worker) -> None:

@@ -114,8 +114,10 @@ def test_a_head_through_all_kinds_of_outages(redis: Server) -> None:
 
         redis.signal(signal.SIGSTOP)
         make(driver, "stopped")
+        # What was killed before may be noticed first.
+        wait_for(lambda: "does not answer" in storage(node).get("why", ""), lambda: f"not noticed: {storage(node)}")
         state = storage(node)
-        assert state["state"] == "degraded" and state["journalled"] > 0 and "does not answer" in state["why"], state
+        assert state["state"] == "degraded" and state["journalled"] > 0, state
         shown = " ".join(noded("status", "--cluster", node.cluster).split())
         assert "degraded (redis) since" in shown and "writes journalled" in shown
         redis.signal(signal.SIGCONT)

@@ -10,7 +10,7 @@ from noded import ids
 from noded.client import lineage, refs
 from noded.client.lineage import Lineage
 from noded.client.refs import AWAY, FAILED, PENDING, HoldTable, ObjectRef
-from noded.client.submission import Task
+from noded.client.submission import Function, Task
 from noded.wire import messages as m
 
 PREFIX = b"\0\0\1abcd"
@@ -61,6 +61,7 @@ class Caller:
         ref: ObjectRef[Any] = ObjectRef(self.number, 0, AWAY, (2, 1_000_000))
         self._hold(ref)
         task = Task(self.number, f"t{self.number}", b"x" * size, [ref], 1, method=method, retries=retries)
+        task.fn = None if method else Function("f", b"", b"", [])
         task.deps = [(at, need) for at, need in enumerate(needs)] or None
         self.lineage.remember(task, (ACTOR, "A") if method else None)
         return ref
