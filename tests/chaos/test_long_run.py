@@ -40,7 +40,7 @@ def settings(outer_environment: dict[str, str]) -> Settings:
         storage=asked.get("STORAGE", "sqlite"),
         faults=Path(asked["SCHEDULE"]) if "SCHEDULE" in asked else None,
         kinds=asked.get("KINDS", ""),
-        spared=tuple(asked.get("SPARED", "").split(",")),
+        spared=tuple(asked["SPARED"].split(",")) if "SPARED" in asked else (),
         flags=("--log-level", asked["LOG"]) if "LOG" in asked else (),
     )
 
