@@ -27,7 +27,10 @@ over 3 s, which excuses whoever waited.
     NODED_CHAOS_SEED=7 NODED_CHAOS_SECONDS=300 .venv/bin/pytest -m slow tests/chaos/test_long_run.py
 
 """
-HEAD = "| seed | faults chosen by | seconds | state in | operations | errors that were right to come | faults | broken promises |"
+HEAD = (
+    "| seed | faults chosen by | seconds | state in | operations | errors that were right to come | faults "
+    "| broken promises |"
+)
 RULE = "|--:|---|--:|---|--:|---|---|---|"
 
 
