@@ -38,9 +38,15 @@ def row(run: dict[str, Any]) -> str:
     operations = sum(count for name, count in run["operations"].items() if not name.endswith(" failed"))
     broken = f"{len(run['violations'])}: {first_line(run['violations'][0])}" if run["violations"] else "none"
     cells = [
-        str(run["seed"]), run["chosen"] or "the seed", f"{run['seconds']:g}", run["storage"], f"{operations:,}", listed(run["errors"]),
-        listed(run["faults"]), broken,
-    ]  # fmt: skip
+        str(run["seed"]),
+        run["chosen"] or "the seed",
+        f"{run['seconds']:g}",
+        run["storage"],
+        f"{operations:,}",
+        listed(run["errors"]),
+        listed(run["faults"]),
+        broken,
+    ]
     return "| " + " | ".join(cells) + " |"
 
 
