@@ -8,7 +8,7 @@
     NODED_CHAOS_KINDS     a pattern: only faults of these kinds, as "worker-.*|visit.*"
     NODED_CHAOS_SPARED    nodes that do not crash as wholes, as "head,n1": those of the drivers that stay
     NODED_CHAOS_LOG       the daemons' --log-level
-    NODED_CHAOS_STORAGE   sqlite, or redis where noded has --redis
+    NODED_CHAOS_STORAGE   sqlite (redis is skipped until the run can start a cluster on it)
 
 Each run adds a line to test-results/chaos.jsonl; scripts/chaos_page.py makes docs/chaos.md of them.
 """
@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 from pathlib import Path
 
 import pytest
 from harness import netns
 from harness.chaos.run import Settings, run
-from harness.cluster import REPOSITORY, noded_command
+from harness.cluster import REPOSITORY
 
 RESULTS = REPOSITORY / "test-results" / "chaos.jsonl"
 
@@ -40,7 +39,7 @@ def settings(outer_environment: dict[str, str]) -> Settings:
         storage=asked.get("STORAGE", "sqlite"),
         faults=Path(asked["SCHEDULE"]) if "SCHEDULE" in asked else None,
         kinds=asked.get("KINDS", ""),
-        spared=tuple(asked.get("SPARED", "").split(",")),
+        spared=tuple(asked["SPARED"].split(",")) if "SPARED" in asked else (),
         flags=("--log-level", asked["LOG"]) if "LOG" in asked else (),
     )
 
@@ -49,15 +48,11 @@ def settings(outer_environment: dict[str, str]) -> Settings:
 @pytest.mark.timeout(0)  # the run has its own limits, which depend on what was asked for
 def test_long_run(settings: Settings) -> None:
     print(f"NODED_CHAOS_SEED={settings.seed}")
-    if settings.storage == "redis" and not has_redis():
-        pytest.skip("this noded has no --redis")
+    if settings.storage != "sqlite":
+        # Its results would bear the name of a storage that was not used: the run starts no redis-server yet.
+        pytest.skip(f"the run cannot start a cluster on {settings.storage} yet: only the schedule knows of it")
     outcome = run(settings)
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a") as file:
         file.write(json.dumps(outcome.line()) + "\n")
     assert not outcome.violations, outcome.story
-
-
-def has_redis() -> bool:
-    done = subprocess.run([*noded_command(), "start", "--help"], cwd=REPOSITORY, capture_output=True, text=True)
-    return "--redis" in done.stdout

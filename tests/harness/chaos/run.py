@@ -61,12 +61,21 @@ class Settings:
     """Nodes that do not crash as wholes, as those of the drivers that stay ("head", "n1")."""
     flags: tuple[str, ...] = ()
 
+    @property
+    def chosen(self) -> str:
+        """What else than the seed has chosen the faults; "" when nothing has, and the seed alone repeats them."""
+        chosen = ["a schedule of its own"] if self.faults is not None else []
+        chosen += [f"only {self.kinds}"] if self.kinds else []
+        chosen += [f"no crash of {', '.join(self.spared)}"] if self.spared else []
+        return "; ".join(chosen)
+
 
 @dataclass
 class Outcome:
     seed: int
     seconds: float
     storage: str
+    chosen: str
     operations: dict[str, int] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
@@ -83,7 +92,7 @@ class Outcome:
 class Run:
     def __init__(self, settings: Settings, directory: Path) -> None:
         self.settings, self.directory = settings, directory
-        self.outcome = Outcome(settings.seed, settings.seconds, settings.storage)
+        self.outcome = Outcome(settings.seed, settings.seconds, settings.storage, settings.chosen)
         self._drivers: dict[str, HostDriver] = {}
 
     def go(self) -> Outcome:
