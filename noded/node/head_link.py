@@ -29,6 +29,8 @@ from noded.wire.loop_link import LoopLink
 log = logging.getLogger("noded.head_link")
 
 _PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_REFUSED_PAUSE = 0.2
+"""At most, where nobody listens: that costs nobody anything, and who does next is to be found soon."""
 _REPORT_SECONDS = 0.1
 _GREETING_SECONDS = 10.0
 _NEWS_SECONDS = 10.0
@@ -181,13 +183,14 @@ class HeadLink:
         attempt = 0
         while not self._stopping:
             tried = time.monotonic()
+            longest = _PAUSES[-1]
             try:
                 closed = await self._connect()
                 attempt = 0
                 await closed
                 self.problem = "the connection was closed"
             except ConnectionRefusedError as refusal:
-                self.problem = f"{refusal}"
+                self.problem, longest = f"{refusal}", _REFUSED_PAUSE
                 self._guard.refused(tried, time.monotonic())
                 self._tell_guard()
             except (OSError, HandshakeError, TimeoutError) as problem:
@@ -199,7 +202,8 @@ class HeadLink:
             if self._guard.lost(time.monotonic()):
                 self._node.on_head_lost(self.problem)
                 return
-            await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)] * (0.5 + random.random()))
+            pause = min(longest, _PAUSES[min(attempt, len(_PAUSES) - 1)])
+            await asyncio.sleep(pause * (0.5 + random.random()))
             attempt += 1
 
     async def _connect(self) -> asyncio.Future[None]:
