@@ -176,9 +176,8 @@ def main() -> int:
     parser.add_argument("--storage", choices=["sqlite", "redis"], action="append")
     asked = parser.parse_args()
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    print(
-        "| storage | restart | elsewhere | calls without a head | registering: time, CPU |\n| --- | --: | --: | --: | --: |"
-    )
+    print("| storage | restart | elsewhere | calls without a head | registering: time, CPU |")
+    print("| --- | --: | --: | --: | --: |")
     for storage in asked.storage or ["sqlite", "redis"]:
         found: dict[str, list[float]] = {"restart": [], "elsewhere": [], "calls": [], "time": [], "cpu": []}
         for _ in range(asked.rounds):
