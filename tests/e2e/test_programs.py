@@ -157,8 +157,9 @@ def test_output_of_tasks_and_actors_comes_to_the_program(run_program: RunProgram
                 os.write(1, b"from C\\n")
                 return os.getpid()
 
-        print("TASK", noded.get(speak.remote("tâsk")))
-        print("ACTOR", noded.get(Speaker.remote().speak.remote("actor")))
+        # Each in one piece: print() writes it in several, and a worker's lines may come between.
+        sys.stdout.write(f"TASK {noded.get(speak.remote('tâsk'))}\\n")
+        sys.stdout.write(f"ACTOR {noded.get(Speaker.remote().speak.remote('actor'))}\\n")
         """,
         errors=True,
     )
