@@ -340,7 +340,7 @@ class LeaseRouter:
     def on_for_client(self, peer: Peer, message: c.ForClient, payload: Any) -> None:
         """A message for a client of ours, from the node that serves it."""
         client = self._clients.get(message.prefix)
-        inner = m.decode_to_client(memoryview(message.header))
+        inner: Any = m.decode_to_client(memoryview(message.header))
         if client is None:
             return  # the other node is told at its end
         kind = type(inner)
@@ -538,7 +538,7 @@ class LeaseRouter:
                 self.guest_gone(client.prefix)
 
     def on_for_peer(self, peer: Peer, message: c.ForPeer, on_cancel: Callable[[Client, m.CancelRef], None]) -> None:
-        inner = m.decode_to_daemon(memoryview(message.header))
+        inner: Any = m.decode_to_daemon(memoryview(message.header))
         kind = type(inner)
         client = self._clients.get(message.prefix)
         if kind is m.Told:
