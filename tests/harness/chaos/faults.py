@@ -18,29 +18,33 @@ from types import TracebackType
 
 from harness.chaos.load import add_line
 from harness.chaos.promises import Happening
-from harness.chaos.schedule import LOSES_A_NODE, VISIT, VISIT_KILLED, Fault
+from harness.chaos.schedule import LOSES_A_NODE, OF_REDIS, VISIT, VISIT_KILLED, Fault
 from harness.members import Member, Members
 from harness.netns import Host
 from harness.processes import Process
+from harness.redis import Server
 
 _PERIOD = 0.25
+_REDIS = "redis"
 Visit = Callable[[Fault], None]
 
 
 class Faults:
-    """`problems`: what must not be: a daemon that ended by itself, one that does not start again."""
+    """`problems`: what must not be: a daemon that ended by itself, one that does not start again. `redis`: where the
+    head keeps its state, if it does so there.
+    """
 
-    def __init__(self, cluster: Members, log: Path, visit: Visit) -> None:
+    def __init__(self, cluster: Members, log: Path, visit: Visit, redis: Server | None = None) -> None:
         self.history: list[Happening] = []
         self.done: dict[str, int] = {}
         self.problems: list[str] = []
         self.position = 0
-        self._cluster, self._log, self._visit = cluster, log, visit
+        self._cluster, self._log, self._visit, self._redis = cluster, log, visit, redis
         self._began = time.monotonic()
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
-        # A fault holds its node's lock while daemon or spawner are touched; the loss of a node holds all.
-        self._locks = {name: threading.RLock() for name in cluster.all}
+        # A fault holds its node's lock while daemon or spawner are touched, or that of Redis; the loss of a node all.
+        self._locks = {name: threading.RLock() for name in (*cluster.all, _REDIS)}
         self._filter = threading.Lock()  # the Lan's packet filter is written as a whole
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
 
@@ -75,7 +79,8 @@ class Faults:
                 self.note(f"{fault}")
                 self._visit(fault)
             else:
-                locks = self._locks if fault.kind in LOSES_A_NODE else [fault.node]
+                own = _REDIS if fault.kind in OF_REDIS else fault.node
+                locks = self._locks if fault.kind in LOSES_A_NODE else [own]
                 touches = not fault.kind.startswith(("worker", "link"))
                 held = [self._locks[name] for name in sorted(locks)] if touches else []
                 for lock in held:
@@ -112,6 +117,8 @@ class Faults:
                 member.kill9()
                 time.sleep(fault.seconds)
                 member.start()
+            elif fault.kind in OF_REDIS:
+                self._touch_redis(deed, fault.seconds)
             elif fault.kind == "node-crash":
                 member.crash()
                 time.sleep(fault.seconds)
@@ -137,6 +144,17 @@ class Faults:
                 time.sleep(fault.seconds)
                 os.kill(process.pid, signal.SIGCONT)
         return f"(pid {process.pid})"
+
+    def _touch_redis(self, deed: str, seconds: float) -> None:
+        assert self._redis is not None, "the run is not on Redis"
+        if deed == "kill":
+            self._redis.kill9()
+            time.sleep(seconds)
+            self._redis.start()
+        else:
+            self._redis.signal(signal.SIGSTOP)
+            time.sleep(seconds)
+            self._redis.signal(signal.SIGCONT)
 
     def _link(self, member: Member, deed: str, seconds: float) -> None:
         host = member.host

@@ -12,8 +12,6 @@ from typing import Any
 
 from harness.chaos.schedule import KILLS_WORKERS, LOSES_A_NODE, RECOVERY
 
-LINEAGE = False
-"""Whether lost results of tasks that may run again are computed again. True as soon as noded does that."""
 PATIENCE = 15.0
 """Seconds that a call may wait while nothing is faulty, on a machine that is busy."""
 _BEFORE = 3.0
@@ -56,15 +54,9 @@ def verdict(error: dict[str, Any], history: Sequence[Happening]) -> str:
         return "" if killed else "no worker was killed since it was last heard"
     if op == "get_actor" and name == "GetTimeoutError":
         return "" if calm_seconds(history, since, seen) < PATIENCE else "it was not answered while nothing was faulty"
-    if op in ("put", "result") and name in _LOST:
-        return "" if rightly_lost(op, error["nodes"], since, seen, history) else "no node that held it was lost"
+    if op == "put" and name in _LOST:  # a result is made again, whatever is lost
+        return "" if happened(history, LOSES_A_NODE, since, seen, [error["home"]]) else "its node was not lost"
     return f"{op} may never fail with {name}"
-
-
-def rightly_lost(op: str, nodes: Collection[str], since: float, seen: float, history: Sequence[Happening]) -> bool:
-    """`nodes`: the object's home, and where it was made. A result whose home lives can be computed again."""
-    held = list(nodes)[:1] if LINEAGE and op == "result" else nodes
-    return happened(history, LOSES_A_NODE, since, seen, held)
 
 
 def happened(

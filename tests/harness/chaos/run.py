@@ -28,7 +28,9 @@ from harness.chaos.schedule import VISIT_KILLED, Fault
 from harness.cluster import noded_command
 from harness.invariants import figures, settled
 from harness.members import Member, Members
-from harness.netns import HostDriver, Lan
+from harness.netns import Host, HostDriver, Lan
+from harness.redis import Server
+from harness.wait import wait_for
 
 NODES = ("head", "n1", "n2", "n3")
 RESIDENTS = {
@@ -103,7 +105,11 @@ class Run:
         schedule.write(self.directory / "schedule", plan)
         with ExitStack() as stack:
             self.lan = stack.enter_context(Lan())
-            self.cluster = stack.enter_context(self._members())
+            host = self.lan.host("head")
+            self.redis: Server | None = None
+            if self.settings.storage == "redis":
+                self.redis = stack.enter_context(Server(self.directory / "redis", inside=host.command([])))
+            self.cluster = stack.enter_context(self._members(host))
             for name in NODES[1:]:
                 self.cluster.add(name=name, host=self.lan.host(name), env={"CHAOS_NODE": name})
             try:
@@ -129,12 +135,13 @@ class Run:
             and not (fault.kind in schedule.LOSES_A_NODE and fault.node in self.settings.spared)
         ]
 
-    def _members(self) -> Members:
-        flags = ("--object-store-memory", str(160 << 20), *self.settings.flags)
-        return Members(*flags, host=self.lan.host("head"), env={"CHAOS_NODE": "head"})
+    def _members(self, host: Host) -> Members:
+        redis = ("--redis", self.redis.url) if self.redis is not None else ()
+        flags = ("--object-store-memory", str(160 << 20), *redis, *self.settings.flags)
+        return Members(*flags, host=host, env={"CHAOS_NODE": "head"})
 
     def _under_load(self, plan: list[Fault]) -> None:
-        self.faults = Faults(self.cluster, self.directory / "log", self._visit)
+        self.faults = Faults(self.cluster, self.directory / "log", self._visit, self.redis)
         self.judge = Judge(self.cluster, self.faults, self.directory)
         with ExitStack() as drivers:
             for name, (node, kinds) in RESIDENTS.items():
@@ -166,7 +173,12 @@ class Run:
             settled(member, 30)
             status = member.status()
             assert not status["actors"], f"{member} still has {status['actors']} actors"
+        wait_for(self._stored, lambda: f"the head's storage is {self.cluster.head.status()['storage']}", 30)
         self.faults.note("nothing is in use")
+
+    def _stored(self) -> bool:
+        """What was journalled meanwhile is in the storage again."""
+        return bool(self.cluster.head.status()["storage"]["state"] == "ok")
 
     def _end(self, name: str, driver: HostDriver) -> None:
         """In order; when the judge finds something meanwhile, it goes on."""
