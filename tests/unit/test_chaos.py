@@ -71,11 +71,19 @@ def test_what_may_not_happen_together(one: Fault, other: Fault, expected: bool) 
     assert conflict(one, other) is conflict(other, one) is expected
 
 
-def error(op: str, name: str, since: float = 100.0, seen: float = 110.0, home: str = "head") -> dict[str, Any]:
-    return {"op": op, "error": name, "since": since, "seen": seen, "home": home}
+def error(
+    op: str,
+    name: str,
+    since: float = 100.0,
+    seen: float = 110.0,
+    home: str = "head",
+    kind: str = "",
+    pid: int | None = None,
+) -> dict[str, Any]:
+    return {"op": op, "error": name, "since": since, "seen": seen, "home": home, "kind": kind, "pid": pid}
 
 
-KILL = Happening("worker-kill", "n1", 105, 105)
+KILL = Happening("worker-kill", "n1", 105, 105, 77)
 CRASH = Happening("node-crash", "n1", 104, 107)
 STOP = Happening("daemon-kill", "n1", 104, 107)
 
@@ -86,6 +94,11 @@ STOP = Happening("daemon-kill", "n1", 104, 107)
         (error("once", "WorkerCrashedError"), [KILL], True),
         (error("once", "WorkerCrashedError"), [STOP], False),
         (error("once", "WorkerCrashedError", since=120, seen=130), [KILL], False),
+        (error("once", "WorkerCrashedError", kind="signal", pid=77), [KILL], True),
+        (error("once", "WorkerCrashedError", kind="signal", pid=78), [KILL, CRASH], False),
+        (error("once", "WorkerCrashedError", kind="exit", pid=77), [KILL], False),
+        (error("once", "WorkerCrashedError", kind="node_lost", pid=78), [KILL, CRASH], True),
+        (error("plain", "ActorDiedError", kind="spawner", pid=77), [KILL], False),
         (error("once", "ObjectLostError"), [CRASH], False),
         (error("task", "WorkerCrashedError"), [KILL, CRASH], False),
         (error("plain", "ActorDiedError"), [KILL], True),

@@ -104,11 +104,9 @@ class Faults:
             if subject == "link":
                 self._link(member, deed, fault.seconds)
             elif subject == "worker":
-                happening.detail = self._signal(member.workers(), fault, deed)
-            elif fault.kind == "spawner-stop":
-                happening.detail = self._signal(member.spawners(), fault, deed)
-            elif fault.kind == "spawner-kill":
-                happening.detail = self._signal(member.spawners(), fault, deed)
+                self._signal(happening, member.workers(), fault, deed)
+            elif subject == "spawner":
+                self._signal(happening, member.spawners(), fault, deed)
             elif fault.kind == "daemon-stop":
                 member.signal(signal.SIGSTOP)
                 time.sleep(fault.seconds)
@@ -127,15 +125,16 @@ class Faults:
                 raise AssertionError(f"nobody knows how to do {fault.kind}")
         finally:
             happening.ended = time.monotonic()
-            self.note(f"{fault} ends {happening.detail}")
+            self.note(f"{fault} ends" + (f" (pid {happening.pid})" if happening.pid else ""))
 
     @staticmethod
-    def _signal(found: list[Process], fault: Fault, deed: str) -> str:
+    def _signal(happening: Happening, found: list[Process], fault: Fault, deed: str) -> None:
         """To one of these, which may end by itself meanwhile. A node that runs no worker has none."""
         if not found:
             assert fault.kind.startswith("worker"), f"there is no process for {fault}"
-            return "(there was none)"
+            return
         process = found[int(fault.pick * len(found))]
+        happening.pid = process.pid
         with suppress(ProcessLookupError):
             if deed == "kill":
                 os.kill(process.pid, signal.SIGKILL)
@@ -143,7 +142,6 @@ class Faults:
                 os.kill(process.pid, signal.SIGSTOP)
                 time.sleep(fault.seconds)
                 os.kill(process.pid, signal.SIGCONT)
-        return f"(pid {process.pid})"
 
     def _touch_redis(self, deed: str, seconds: float) -> None:
         assert self._redis is not None, "the run is not on Redis"

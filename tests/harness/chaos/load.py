@@ -91,7 +91,8 @@ class Load:
         self.count(f"{op} failed")
         told = {
             "op": op, "error": type(cause).__name__, "since": since, "seen": time.monotonic(), "id": id_,
-            "driver": self.name, "home": self.node, "text": f"{error}"[:2000],
+            "driver": self.name, "home": self.node, "kind": getattr(cause, "kind", ""),
+            "pid": getattr(cause, "pid", None), "text": f"{error}"[:2000],
         }  # fmt: skip
         self._add(f"{self.name}.errors", json.dumps(told))
 

@@ -26,6 +26,14 @@ _OF_A_JOB = {
 """What ends with its driver's node, wherever it is itself: the jobs of a lost node's drivers end, though a driver may
 live on and have more work done.
 """
+_KILLED_BY = {
+    "signal": frozenset({"worker-kill"}),
+    "spawner": frozenset({"spawner-kill"}),
+    "node_lost": LOSES_A_NODE,
+    "unseen": KILLS_WORKERS,
+    "": KILLS_WORKERS,
+}
+"""Causes of a worker's end, as errors name them."""
 _LOST = frozenset({"ObjectLostError", "OwnerDiedError", "ObjectReconstructionFailedError"})
 
 
@@ -37,19 +45,20 @@ class Happening:
     node: str
     began: float
     ended: float | None = None
-    detail: str = ""
+    pid: int = 0
+    """Of the one process that it was done to."""
 
 
 def verdict(error: dict[str, Any], history: Sequence[Happening]) -> str:
     """Why this error breaks a promise; "" when it is right."""
     op, name, since, seen = error["op"], error["error"], error["since"], error["seen"]
-    killed = happened(history, KILLS_WORKERS, since, seen)
+    killed = _killed(error, history)
     if name in _OF_A_JOB.get(op, ()) and happened(history, LOSES_A_NODE, since, seen, [error["home"]]):
         return ""
     if op == "once" and name == "WorkerCrashedError":
-        return "" if killed else "no worker was killed since it was submitted"
+        return "" if killed else "no such worker was killed since it was submitted"
     if op == "plain" and name == "ActorDiedError":
-        return "" if killed else "no worker was killed since it was last heard"
+        return "" if killed else "no such worker was killed since it was last heard"
     if op == "counter" and name == "ActorUnavailableError":
         return "" if killed else "no worker was killed since it was last heard"
     if op == "get_actor" and name == "GetTimeoutError":
@@ -57,6 +66,13 @@ def verdict(error: dict[str, Any], history: Sequence[Happening]) -> str:
     if op == "put" and name in _LOST:  # a result is made again, whatever is lost
         return "" if happened(history, LOSES_A_NODE, since, seen, [error["home"]]) else "its node was not lost"
     return f"{op} may never fail with {name}"
+
+
+def _killed(error: dict[str, Any], history: Sequence[Happening]) -> bool:
+    """Whether a worker was killed then: the one that the error names, if it does, and in the way that it says."""
+    kinds = _KILLED_BY.get(error["kind"], frozenset())
+    could = [each for each in history if each.kind != "worker-kill" or error["pid"] in (None, each.pid)]
+    return happened(could, kinds, error["since"], error["seen"])
 
 
 def happened(
