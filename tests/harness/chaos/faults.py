@@ -25,6 +25,8 @@ from harness.processes import Process
 from harness.redis import Server
 
 _PERIOD = 0.25
+_LATE = 1.0
+"""Seconds: all later faults come later as well."""
 _REDIS = "redis"
 Visit = Callable[[Fault], None]
 
@@ -55,15 +57,18 @@ class Faults:
 
     def run(self, plan: Sequence[Fault], seconds: float, go_on: Callable[[], bool]) -> None:
         """Begin each at its time. Ends after so many seconds, with all faults, or as soon as `go_on()` is false."""
+        late = 0.0
         for fault in plan:
-            while self.seconds < fault.at and go_on():
-                time.sleep(min(_PERIOD, max(0.0, fault.at - self.seconds)))
+            while (left := fault.at + late - self.seconds) > 0 and go_on():
+                time.sleep(min(_PERIOD, left))
             if not go_on():
                 break
+            if -left > _LATE:  # the machine stood still: what was to happen one after the other still does
+                late -= left
             self.position = fault.number
             self._threads.append(threading.Thread(target=self._carry_out, args=[fault], name=str(fault)))
             self._threads[-1].start()
-        while self.seconds < seconds and go_on():
+        while self.seconds < seconds + late and go_on():
             time.sleep(_PERIOD)
         for thread in self._threads:
             thread.join(120)
