@@ -71,7 +71,7 @@ class Faults:
         while self.seconds < seconds + late and go_on():
             time.sleep(_PERIOD)
         for thread in self._threads:
-            thread.join(120)
+            thread.join(300)
             if thread.is_alive():
                 self.problems.append(f"fault {thread.name} does not end")
 
