@@ -390,6 +390,12 @@ class Directory:
 
         self._store.space.allocate(id_, size, on_space, lambda reason: self._store.pull_failed(id_, "full", reason))
 
+    def unneeded(self, id_: bytes) -> None:
+        """What its home forgets, too, is looked for no longer: the answer would never come."""
+        more = self._more.get(id_)
+        if more is not None and not more.done():
+            more.set_result([])
+
     async def _pull(self, id_: bytes, size: int, offset: int, nodes: list[int]) -> None:
         self._places[id_] = offset
         pause = 0.0
@@ -437,7 +443,7 @@ class Directory:
             entry = self._store.entries.get(id_)
             await asyncio.sleep(0.2)  # the view may be about to say which of them are dead
             return list(entry.away.nodes) if entry is not None and entry.away is not None else []
-        if self.is_dead(home):
+        if self.is_dead(home) or not self._store.is_needed(id_):
             return []
         future: asyncio.Future[list[int] | bytes] = asyncio.get_running_loop().create_future()
         self._more[id_] = future

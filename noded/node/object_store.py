@@ -94,6 +94,9 @@ class Elsewhere(Protocol):
     def pull(self, id_: bytes, size: int, nodes: list[int]) -> None:
         """Bring it here; answered by ``pulled`` or ``pull_failed``."""
 
+    def unneeded(self, id_: bytes) -> None:
+        """It is being brought here, and nobody needs it any more."""
+
     def found(self, node: int, entry: Entry) -> None:
         """Tell a node, which has asked, where this object of ours is."""
 
@@ -208,6 +211,10 @@ class ObjectStore:
             found = self.entries.get(id_)
             if found is not None:
                 found.holders.discard(client.prefix)
+                if found.waiting:
+                    found.waiting.discard(client.prefix)
+                if found.away is not None and found.away.watching:
+                    found.away.watching.discard(client.prefix)
                 self._maybe_free(found)
 
     def progressed(self, client: Client) -> None:
@@ -276,6 +283,14 @@ class ObjectStore:
         finally:
             self._freeing = False
 
+    def is_needed(self, id_: bytes) -> bool:
+        """Somebody here holds it, waits for it, or has an object that contains it."""
+        entry = self.entries.get(id_)
+        if entry is None or entry.holders or entry.containers:
+            return entry is not None
+        waiting = (entry.waiting or set()) | (entry.away.watching or set() if entry.away is not None else set())
+        return not waiting.isdisjoint(self._clients)
+
     def _let_go(self, entry: Entry) -> bool:
         """Nobody here needs an object that concerns other nodes: True when nothing keeps it here."""
         away = entry.away
@@ -290,6 +305,8 @@ class ObjectStore:
         if entry.offset >= 0 and (away.pinned or away.cached):
             away.used = time.monotonic()
             return False
+        if away.pulling and not self.is_needed(entry.id):
+            self.elsewhere.unneeded(entry.id)
         return not away.pulling
 
     def _free(self, entry: Entry) -> None:
