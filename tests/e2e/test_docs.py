@@ -86,8 +86,8 @@ def test_the_settings_of_a_page_exist(page: Path) -> None:
     others = {
         "NODED_" + name
         for name in (
-            "ADDRESS CONFIG GPUS_WITHOUT_ASKING HOME MARK REDIS_PASSWORD REDIS_SENTINEL_PASSWORD RUN_DIR TOKEN "
-            "TOKEN_FILE"
+            "ADDRESS CHAOS_SEED CHAOS_STORAGE CONFIG GPUS_WITHOUT_ASKING HOME MARK REDIS_PASSWORD "
+            "REDIS_SENTINEL_PASSWORD RUN_DIR TOKEN TOKEN_FILE"
         ).split()
     }
     for line in "\n".join(blocks(page, "sh")).splitlines():
