@@ -381,6 +381,8 @@ class Objects:
                 else:
                     pin = self.holds.pin(ref._token.hold)
                     offset, size = ref._value
+                    if type(offset) is not int:  # the value has its bytes now, which are not to outlive it
+                        ref._value, ref._state = (self.node, size), AWAY
             if pin is None:
                 return self.load(ref)
             if type(offset) is int:
