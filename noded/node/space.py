@@ -343,6 +343,8 @@ class Space:
             self._tell(want, region)
 
     def _tell(self, want: _Want, region: Region) -> None:
+        if self._regions.get(region.start) is not region:
+            return  # given up while its pages were taken: its client has died, or has asked anew
         if want.own is not None:
             self.arena.clear(region.offset)
             want.own(region)
@@ -445,7 +447,10 @@ class Space:
             return
         if self._slab is not None and not self._slab[0].live:
             self.leave_slab()
+        since = self._last_change
         for start, blocks in list(self._allocator.free_extents()):
+            if self._last_change != since:
+                return  # these extents are of before
             a, b = start * shm.BLOCK, (start + blocks) * shm.BLOCK
             if self._cold.ranges and self._cold.overlaps(a, b) == [(a, b)]:
                 continue
