@@ -70,6 +70,7 @@ def functions() -> tuple[Any, Any, Any]:
 
 def in_time(step: Callable[..., None]) -> Callable[..., None]:
     def timed(self: Steps, *arguments: Any, **named: Any) -> None:
+        Steps.all_done += 1
         began = time.monotonic()
         step(self, *arguments, **named)
         took = time.monotonic() - began
@@ -81,6 +82,8 @@ def in_time(step: Callable[..., None]) -> Callable[..., None]:
 
 class Steps(RuleBasedStateMachine):
     """`kept`: (ref, k, size). Views are checked as long as they are kept."""
+
+    all_done = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,17 +208,20 @@ class Steps(RuleBasedStateMachine):
 
 
 def steps(count: int) -> None:
-    run_state_machine_as_test(
-        Steps,
-        settings=settings(
-            max_examples=1,
-            stateful_step_count=count,
-            deadline=None,
-            phases=[Phase.generate],  # a cluster for each try: a failure is told as it is
-            suppress_health_check=list(HealthCheck),
-            database=None,
-        ),
-    )
+    """At least so many, over as many clusters as hypothesis needs for them."""
+    Steps.all_done = 0
+    while Steps.all_done < count:
+        run_state_machine_as_test(
+            Steps,
+            settings=settings(
+                max_examples=1,
+                stateful_step_count=count,
+                deadline=None,
+                phases=[Phase.generate],  # a cluster for each try: a failure is told as it is
+                suppress_health_check=list(HealthCheck),
+                database=None,
+            ),
+        )
 
 
 @pytest.fixture
