@@ -17,6 +17,8 @@ from noded.node.memory_groups import MemoryGroups
 
 _NAMED = 3
 _LARGEST = 5
+_FEW, _EXACT_MOST = 16, 0.3
+"""Processes, and seconds: beyond these what is shared is not told exactly."""
 _EXACT_SECONDS, _EXACT_PART, _EXACT_LONGEST = 0.2, 10.0, 1.2
 """What several processes use together is found out exactly as often as this, or so seldom that it takes a tenth of the
 time; but often enough.
@@ -123,17 +125,30 @@ class Looker:
         began = time.monotonic()
         due, exact = self._exact.get(watched.worker, (0.0, 0))
         if began >= due:
-            exact = self._exactly(sizes)
+            exact = self._exactly(sizes, watched.limit)
+            if exact > watched.limit:  # one that ends meanwhile leaves its part to others, who may be counted after it
+                exact = min(exact, self._exactly(sizes, watched.limit))
             now = time.monotonic()
             pause = min(max(_EXACT_SECONDS, _EXACT_PART * (now - began)), _EXACT_LONGEST)
             self._exact[watched.worker] = now + pause, exact
         return exact
 
-    def _exactly(self, sizes: dict[int, int]) -> int:
-        total = 0
-        for pid, size in sizes.items():
+    def _exactly(self, sizes: dict[int, int], enough: int = 0) -> int:
+        """Of many processes only until it is more than ``enough``, and not for ever: those that fork all the time are
+        hard to look at.
+        """
+        total = counted = 0
+        until = time.monotonic() + _EXACT_MOST
+        for number, (pid, size) in enumerate(sorted(sizes.items(), key=lambda each: -each[1])):
+            if number > _FEW and enough and total > enough:
+                break
+            if number > _FEW and time.monotonic() > until:  # the others as the first ones
+                return total + (sum(sizes.values()) - counted) * total // max(1, counted)
             part = usage.own_part(self._root, pid) if size else 0
-            total += size if part is None else min(part, size)
+            if part is None:  # it has ended, or this kernel does not tell
+                part = usage.own_pages(self._root, pid, swap=self._swap)
+            total += min(part, size)
+            counted += size
         return total
 
     def _named(self, sizes: dict[int, int]) -> list[tuple[int, int, str]]:
