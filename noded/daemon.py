@@ -64,6 +64,7 @@ from noded.node.peers import Peers
 from noded.node.runtime_envs import RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
+from noded.node.spilling import Spilling
 from noded.node.timeline import Timeline
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
@@ -83,6 +84,8 @@ from noded.startup import (
     new_memory,
     open_sockets,
     open_storage,
+    spill_files,
+    sweep_spill,
 )
 from noded.version import __version__
 from noded.view import Identity, View
@@ -93,6 +96,7 @@ from noded.wire.handshake import HandshakeError
 log = logging.getLogger("noded.daemon")
 
 _HOUSEKEEPING = 1.0
+_SWEEP_SECONDS = 30.0
 _IDLE_WORKER_SECONDS = 2.0
 _BACK_BY = 10.0
 """Seconds in which a process that lives has attached again."""
@@ -471,12 +475,18 @@ class Daemon:
         self.puller = Puller(self.arena.fd, lambda address: self.doors.dial_now(address, "transfer"))
         self.directory = Directory(self.store, self.peers, self.cluster_view, self.clients, self.puller)
         self.store.elsewhere = self.directory
+        self.store.spilling = self.store.space.relief = self.spilling = Spilling(
+            self.store,
+            self.store.space,
+            spill_files(config, self.node_id),
+            self.clients,
+            self._keep,
+            threads=config.object_spilling_threads,
+        )
         self.transfers = TransferServer(
             self.arena.fd,
             self.directory.open_source,
             self.directory.allocate,
-            self.directory.stored,
-            self.directory.gave_up,
         )
         self.router = LeaseRouter(
             self.leases,
@@ -628,7 +638,7 @@ class Daemon:
                 self.clients[worker.prefix] = Client(
                     worker.prefix, "worker", pid, start_time(pid), worker.record.job, worker.id, told=False
                 )
-        self.store.restore()
+        self.store.restore({name: fd for name, fd in self._kept.items() if name.startswith("spill")})
         for worker in workers:
             if worker.record.actor:
                 self.host.restore(worker)
@@ -763,6 +773,7 @@ class Daemon:
         self._stop_watching_storage()
         await self._stop_exchange()
         self.control.stop()
+        await self.spilling.stop(delete=False)
         await self.output.stop()
         await self.environments.stop()
         self.spawner.close()
@@ -813,6 +824,7 @@ class Daemon:
         if self.link is not None:  # now that nothing of it runs any more
             await self.link.stop("" if self.starts_over else self._stop_reason or "it was stopped")
         await self._stop_exchange()
+        await self.spilling.stop(delete=True)
         for worker in list(self.pool.workers):
             self.output.ended(worker)
         self.timeline.stop()
@@ -1190,9 +1202,13 @@ class Daemon:
             ("control", self._sockets[1].fileno()),
         ):
             self.spawner.keep(name, fd)
+        self.spilling.keep_locks(again=True)
         self._tell_of_absence()
         self.pool.prepare()
         self.leases.kick()
+
+    def _keep(self, name: str, fd: int) -> None:
+        self.spawner.keep(name, fd)
 
     def _fail(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -1235,6 +1251,7 @@ class Daemon:
     # ------------------------------------------------------------ housekeeping
 
     async def _keep_house(self) -> None:
+        swept = -_SWEEP_SECONDS
         while True:
             await asyncio.sleep(_HOUSEKEEPING)
             self.pool.oom.look()
@@ -1252,6 +1269,9 @@ class Daemon:
                     self.host.end_unclaimed()
                 self._forget_jobs()
             await self.store.space.trim()
+            if self.loop.time() - swept > _SWEEP_SECONDS:
+                swept = self.loop.time()
+                await sweep_spill(self.config)
 
     async def _show_life(self, pause: float, housekeeper: asyncio.Task[None]) -> None:
         """For as long as the loop turns and the house is kept."""

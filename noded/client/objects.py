@@ -8,6 +8,7 @@ section 6 for who holds what.
 from __future__ import annotations
 
 import copy
+import os
 import threading
 import time
 import weakref
@@ -34,6 +35,7 @@ from noded.client.refs import (
     borrowed,
 )
 from noded.client.space import Space
+from noded.shm import record
 from noded.shm.arena import HEADER_SIZE, Arena
 from noded.wire import messages as m
 from noded.wire import value as layout
@@ -67,6 +69,8 @@ class Objects:
         self.control = control
         self.reader = reader
         self.space = space
+        self.node = 0
+        """This node's number; set when it is known."""
         self.arena: Arena = arena  # type: ignore[assignment]  # a driver without shared memory never looks at it
         self.before_block: Callable[[], Callable[[], None] | None] = lambda: None
         """Called before a thread sleeps in get or wait; what it returns is called when it goes on."""
@@ -119,13 +123,7 @@ class Objects:
         if self.uploads is not None:
             self._upload(ref, packed)
             return
-        with self.guard:
-            held: list[Token] = []
-            place = self.write(ref.binary(), packed, held)
-            with self.lock:
-                (ref._token,) = held
-                ref._token.hold.ref = weakref.ref(ref)
-                ref._value, ref._state = place, STORED
+        self.write(ref.binary(), packed, ref)
 
     def _upload(self, ref: ObjectRef[Any], packed: codec.Packed) -> None:
         """To the node that this driver is connected to, in place of shared memory."""
@@ -145,21 +143,22 @@ class Objects:
             self.control.send(m.SealAt(self.control.next_seq(), id_))
             ref._value, ref._state = (0, packed.size), AWAY
 
-    def write(self, id_: bytes, packed: codec.Packed, held: list[Token] | None = None) -> tuple[int, int]:
-        """Write and seal an object, waiting for room: (offset of the value, size). Raises
-        ObjectStoreFullError. One of our own is held from that moment on, by the token put into ``held``.
+    def write(self, id_: bytes, packed: codec.Packed, ref: ObjectRef[Any] | None = None) -> tuple[int, int]:
+        """Write and seal an object, waiting for room: (offset of the value, size); an offset of -1 when it went to the
+        disk. Raises ObjectStoreFullError, OutOfDiskError. One of our own, ``ref``, is held from that moment on.
         """
         with self.guard:
             place = None
             while place is None:
-                place = self._written(id_, packed, held)
+                place = self._written(id_, packed, ref)
         return place
 
-    def _written(self, id_: bytes, packed: codec.Packed, held: list[Token] | None) -> tuple[int, int] | None:
+    def _written(self, id_: bytes, packed: codec.Packed, ref: ObjectRef[Any] | None) -> tuple[int, int] | None:
         """None when the node started over meanwhile, and the place was in the arena of before."""
         size = packed.size
         got: list[tuple[Arena, int, int]] = []
-        failed: list[str] = []
+        files: list[str] = []
+        failed: list[Exception] = []
         given_up = False
 
         def on_space(offset: int, end: int) -> None:
@@ -171,8 +170,15 @@ class Objects:
             if threading.current_thread() is not thread:
                 self.reader.notify()
 
-        def on_failure(reason: str) -> None:
-            failed.append(reason)
+        def on_file(path: str) -> None:
+            if given_up:
+                self.space.file_written(path, b"")
+                return
+            files.append(path)
+            self.reader.notify()
+
+        def on_failure(error: Exception) -> None:
+            failed.append(error)
             self.reader.notify()
 
         thread = threading.current_thread()
@@ -181,14 +187,16 @@ class Objects:
                 self.publish_locked(entry)
             # What was dropped just now may be the very room that this needs.
             self.flush_refs_locked()
-            self.space.request(size, on_space, on_failure)
+            self.space.request(size, on_space, on_failure, on_file)
+        pieces = packed.plan.pieces if packed.plan is not None else [(0, packed.inline or b"")]
         try:
-            if not got and not failed:
-                self.sleep(lambda: got or failed, None)
+            if not (got or files or failed):
+                self.sleep(lambda: got or files or failed, None)
             if failed:
-                raise ex.ObjectStoreFullError(failed[0])
+                raise failed[0]
+            if files:
+                return self._written_to_file(files[0], id_, pieces, packed, ref)
             arena, offset, end = got[0]
-            pieces = packed.plan.pieces if packed.plan is not None else [(0, packed.inline or b"")]
             for at, piece in pieces:
                 arena.copy_in(offset + HEADER_SIZE + at, piece)
         except BaseException:  # also an interrupt while it waited
@@ -196,17 +204,42 @@ class Objects:
                 given_up = True
                 if got and self.arena is got[0][0]:
                     self.space.written(got[0][2])
+                if files:
+                    self.space.file_written(files[0], b"")
             raise
         with self.lock:
             if self.arena is not arena:
                 return None
             arena.seal(offset)
-            if held is not None:
+            if ref is not None:
                 # In one step: what is sealed and not held when we re-attach is given up.
-                held.append(self.holds.take(id_, implicit=True))
+                self._hold_own_locked(ref, (offset + HEADER_SIZE, size), STORED)
             self.control.send(m.Sealed(self.control.next_seq(), [(id_, offset)]))
             self.space.written(end)
         return offset + HEADER_SIZE, size
+
+    def _written_to_file(
+        self, path: str, id_: bytes, pieces: Sequence[tuple[int, Any]], packed: codec.Packed, ref: ObjectRef[Any] | None
+    ) -> tuple[int, int]:
+        """There is no room in the arena, or the object is larger than that."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                record.write(fd, 0, id_, pieces, packed.size)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise ex.OutOfDiskError(f"object {id_.hex()} cannot be written to {path}: {error}") from None
+        with self.lock:
+            if ref is not None:
+                self._hold_own_locked(ref, (self.node, packed.size), AWAY)
+            self.space.file_written(path, id_)
+        return -1, packed.size
+
+    def _hold_own_locked(self, ref: ObjectRef[Any], value: tuple[int, int], state: int) -> None:
+        ref._token = self.holds.take(ref.binary(), implicit=True)
+        ref._token.hold.ref = weakref.ref(ref)
+        ref._value, ref._state = value, state
 
     # ------------------------------------------------------------ holds
 
@@ -279,12 +312,26 @@ class Objects:
                 # Dropped while it waited for room (a value may still contain it): the daemon counts us as its holder.
                 self.holds.given.append((id_, 0))
 
-        def on_failure(reason: str) -> None:
-            # Back-pressure is the daemon's; a refusal is for sizes that can never fit, which a small value is
-            # not.
-            self.space.request(len(data), on_space, on_failure)
+        def on_file(path: str) -> None:
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    record.write(fd, 0, id_, [(0, data)], len(data))
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                self.space.file_written(path, b"")
+                on_failure(error)
+                return
+            self.space.file_written(path, id_)
+            if id_ not in self.holds.holds:
+                self.holds.given.append((id_, 0))
 
-        self.space.request(len(data), on_space, on_failure)
+        def on_failure(error: Exception) -> None:
+            # Back-pressure is the daemon's: it says so after a while, and may have room by then.
+            self.space.request(len(data), on_space, on_failure, on_file)
+
+        self.space.request(len(data), on_space, on_failure, on_file)
 
     # ------------------------------------------------------------ values
 
@@ -328,8 +375,18 @@ class Objects:
             self.await_all([ref], None)
             return self.load(ref)
         elif state == STORED and self.state_now(ref) == STORED:
-            offset, size = ref._value
-            value, failed = self.load_place(ref._token.hold, offset, size)
+            with self.lock:
+                if ref._state != STORED:  # the node has just asked for its place
+                    pin = None
+                else:
+                    pin = self.holds.pin(ref._token.hold)
+                    offset, size = ref._value
+            if pin is None:
+                return self.load(ref)
+            if type(offset) is int:
+                value, failed = self.load_place(pin.hold, offset, size)
+            else:
+                value, failed = codec.unpack(memoryview(offset).toreadonly(), self.entries)
         elif isinstance(ref._value, BaseException):
             raise to_raise(ref._value)
         else:
@@ -339,7 +396,7 @@ class Objects:
         return value
 
     def load_place(self, hold: refs.Hold, offset: int, size: int) -> tuple[Any, bool]:
-        """Load from the arena; every buffer of the value pins the hold."""
+        """Load from the arena, while somebody has a pin; every buffer of the value is one as well."""
         view = self.arena.view(offset, size)
 
         def entries(view: memoryview) -> list[Any]:
@@ -350,8 +407,8 @@ class Objects:
 
         def buffer(at: int, n: int) -> memoryview:
             with self.lock:
-                token = self.holds.again(hold)
-            return self.arena.pinned(offset + at, n, token)
+                pin = self.holds.pin(hold)
+            return self.arena.pinned(offset + at, n, pin)
 
         return codec.unpack(view, entries, buffer)
 
@@ -402,6 +459,53 @@ class Objects:
             else:
                 self._settle(id_, INLINE, value)
         self.reader.notify()
+
+    def on_disk(self, message: m.OnDisk) -> None:
+        """In place of Ready, where the node finds no room: the value is for this process alone."""
+        for id_, path, offset, size in message.objects:
+            # Not in this thread, which has the node to hear.
+            threading.Thread(target=self._read_file, args=(id_, path, offset, size), daemon=True).start()
+
+    def _read_file(self, id_: bytes, path: str, offset: int, size: int) -> None:
+        state, value = STORED, None
+        try:
+            value = record.read_value(path, offset, size), size
+        except (OSError, MemoryError) as error:
+            with self.lock:
+                if id_ in self._pulled:
+                    reason = f"its file {path} cannot be read: {error}"
+                    self.control.send(m.Unreadable(id_, reason))
+                    self.control.flush()
+            return
+        with self.lock:
+            self._settle(id_, state, value)
+        self.reader.notify()
+
+    def vacate_locked(self, message: m.Vacate, is_pending: Callable[[int], bool]) -> None:
+        """The node needs the room. ``is_pending``: of the number of one of our tasks, whose results may be there while
+        we do not know.
+        """
+        self.flush_refs_locked()
+        busy: list[bytes] = []
+        after: list[tuple[bytes, int]] = []
+        for id_ in message.ids:
+            hold = self.holds.holds.get(id_)
+            if hold is None:
+                if id_.startswith(refs.own_prefix) and is_pending(ids.seq_of(id_)):
+                    busy.append(id_)
+                continue
+            ref = hold.ref() if hold.ref is not None else None
+            state = ref._state if type(ref) is ObjectRef else REMOTE
+            if hold.pins or state == PENDING:
+                busy.append(id_)
+                continue
+            if ref is not None and state == STORED:
+                ref._value, ref._state = (self.node, ref._value[1]), AWAY
+            if hold.after is not None:
+                after += hold.after.items()
+        for offset in message.regions:
+            self.space.recall(offset)
+        self.control.send(m.Vacated(message.request, busy, after))
 
     def on_exists(self, message: m.Exists) -> None:
         for id_, size, node in message.objects:

@@ -172,6 +172,9 @@ class Runtime:
             m.Recall: lambda msg, _: self.tasks.on_recall(msg),
             m.Unschedulable: lambda msg, _: self.tasks.on_unschedulable(msg),
             m.WorkerDied: lambda msg, _: self.tasks.on_worker_died(msg),
+            m.Vacate: lambda msg, _: self.objects.vacate_locked(msg, self.tasks.is_pending),
+            m.OnDisk: lambda msg, _: self.objects.on_disk(msg),
+            m.DiskRegion: lambda msg, _: self.space.on_file(msg),
             m.Region: lambda msg, _: self.space.on_region(msg),
             m.RegionFailed: lambda msg, _: self.space.on_failed(msg),
             m.Ready: lambda msg, _: self.objects.on_ready(msg),
@@ -301,6 +304,7 @@ class Runtime:
                 self.interrupts,
             )
             self.objects.uploads = self.remote
+            self.objects.node = self.node
             self.streams = Streams(self.lock, self.objects, self.control.send)
             self.tasks = Tasks(
                 self.lock,
@@ -386,6 +390,7 @@ class Runtime:
         pushed, streams = self.tasks.pushed()
         told = m.Told(self.control.seq, self.tasks.leases(), pushed, self.space.in_use(), self.blocked, streams)
         told.top, told.queued = self.next_seq(), self.tasks.unpushed()
+        told.files = self.space.files_in_use()
         send(told)
         # Requests last: only after Told does the daemon know which leases and regions are still in use, and what it
         # grants before that it would take back.

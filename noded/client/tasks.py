@@ -27,7 +27,7 @@ from noded.client.objects import INLINE_LIMIT, Objects
 from noded.client.reader import Reader
 from noded.client.refs import AWAY, FAILED, INLINE, PENDING, REMOTE, STORED, HoldTable, ObjectRef
 from noded.client.streams import Streams, extra_of
-from noded.client.submission import Function, Task, TaskQueue, WorkerLink, pack_arguments, place_of
+from noded.client.submission import Function, Task, TaskQueue, WorkerLink, pack_arguments, pinned_offset, place_of
 from noded.policy import deaths
 from noded.wire import messages as m
 from noded.wire.link import FrameError, Link, LinkClosed
@@ -105,6 +105,10 @@ class Tasks:
         self.lineage: Lineage
         self._removed_groups: dict[bytes, None] = {}
         """Placement groups that this process knows to be removed."""
+
+    def is_pending(self, seq: int) -> bool:
+        """Whether this task or call is with a worker, and not answered."""
+        return any(seq in link.inflight for link in self.links.values())
 
     @property
     def on_a_node(self) -> bool:
@@ -306,7 +310,10 @@ class Tasks:
             deps, payload = filled
             size, extra = len(task.payload), extra_of(task)
             worker.link.send(
-                m.Push(task.seq, worker.lease, number, task.returns, size, deps, place_of(task, worker), extra), payload
+                m.Push(
+                    task.seq, worker.lease, number, task.returns, size, deps, place_of(task, worker, self.holds), extra
+                ),
+                payload,
             )
         self.sent_locked(worker, task)
 
@@ -330,8 +337,7 @@ class Tasks:
                 self.fail_locked(task, ref._value)
                 return None
             if state == STORED:
-                offset, size = ref._value
-                deps.append((slot, size, -1 if worker.remote else offset, ref.binary()))
+                deps.append((slot, ref._value[1], pinned_offset(task, ref, worker, self.holds), ref.binary()))
             elif state == AWAY or state == REMOTE:
                 deps.append((slot, ref._value[1] if ref._value else 0, -1, ref.binary()))
             else:
@@ -578,7 +584,7 @@ class Tasks:
     @staticmethod
     def place_from(worker: WorkerLink, offset: int, size: int) -> tuple[tuple[int, int], int]:
         """(value, state) of a ref whose value this worker has stored."""
-        return ((worker.node, size), AWAY) if worker.remote else ((offset, size), STORED)
+        return ((worker.node, size), AWAY) if worker.remote or offset < 0 else ((offset, size), STORED)
 
     def _retry(self, task: Task, worker: WorkerLink) -> None:
         """Its code raised what the caller wants to be retried."""
@@ -603,7 +609,7 @@ class Tasks:
     def _requeue(self, worker: WorkerLink, seqs: list[int]) -> None:
         back = [task for seq in seqs if (task := worker.inflight.pop(seq, None)) is not None]
         for task in reversed(back):
-            task.link = None
+            task.link = task.pins = None
             if task.cancelled:
                 self.fail_locked(task, cancelled(task))
             elif task.queue is not None:
@@ -638,7 +644,7 @@ class Tasks:
                 token = entry._token
                 if token is not None:
                     token.hold.give_after(worker.prefix, hseq)
-        task.keep = task.deps = task.place = None
+        task.keep = task.deps = task.place = task.pins = None
         if task.lost is not None:
             self.lineage.over(task)
         for ref in task.refs:
@@ -786,7 +792,7 @@ class Tasks:
         """It will run once more. The first run may have stored results, for which the daemon counts us as holder:
         with a hold that we know of they go when the refs go, whatever comes of the second run.
         """
-        task.link = None
+        task.link = task.pins = None
         for ref in task.refs:
             self.objects.publish_locked(ref)
 

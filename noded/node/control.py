@@ -153,6 +153,9 @@ class ControlServer:
             m.Subscribe: lambda c, msg, _: store.on_subscribe(c, msg),
             m.RegionWant: lambda c, msg, _: store.space.on_want(c, msg),
             m.RegionDone: lambda c, msg, _: store.space.on_done(c, msg),
+            m.Vacated: lambda c, msg, _: store.spilling.on_vacated(c, msg),
+            m.SealedOnDisk: self._on_sealed_on_disk,
+            m.Unreadable: lambda c, msg, _: store.spilling.on_unreadable(c, msg),
             m.CreateActor: self._to_head,
             m.WatchActor: self._to_head,
             m.KillActor: self._to_head,
@@ -267,6 +270,10 @@ class ControlServer:
 
     def _on_sealed(self, client: Client, message: m.Sealed, payload: Any) -> None:
         self._store.on_sealed(client, message)
+        self._read_up_to(client, message.seq)
+
+    def _on_sealed_on_disk(self, client: Client, message: m.SealedOnDisk, payload: Any) -> None:
+        self._store.spilling.on_sealed(client, message)
         self._read_up_to(client, message.seq)
 
     def _read_up_to(self, client: Client, seq: int) -> None:

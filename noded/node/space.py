@@ -14,6 +14,7 @@ import struct
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from noded import ids
 from noded.node.ledger import Ledger
@@ -27,8 +28,11 @@ log = logging.getLogger("noded.space")
 _REGION = struct.Struct("<I7sB")
 _RESERVE_STEP = 64 << 20
 _IDLE_SECONDS = 10.0
-FULL_SECONDS = 10.0
-"""A put that finds no room waits this long for some."""
+DISK_SECONDS = 1.0
+"""Who finds no room, and none is being made, waits so long before the disk is taken instead."""
+FULL_SECONDS = 4.0
+"""And so long before that is an error."""
+_LOOK_SECONDS = 0.25
 _OWN_SLAB = 4 << 20
 
 
@@ -42,6 +46,12 @@ class Region:
     """Granted by this daemon: who has not told yet cannot know of what is in it."""
     retired: bool = False
     live: int = 0
+    used: float = 0.0
+    """When something in it was last of use."""
+    moving: bool = False
+    """What is in it is to leave."""
+    busy_until: float = 0.0
+    """It cannot leave before: somebody looks at it."""
 
     @property
     def offset(self) -> int:
@@ -65,11 +75,28 @@ class _Want:
     def waits(self) -> bool:
         return self.own is not None or (self.client.session is not None and not self.client.detached)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, kind: str = "") -> None:
         if self.failed is not None:
             self.failed(reason)
         else:
-            self.client.send(m.RegionFailed(self.message.request, reason))
+            self.client.send(m.RegionFailed(self.message.request, reason, kind))
+
+
+class Relief(Protocol):
+    """Who makes room by writing objects to disk (``spilling.py``)."""
+
+    @property
+    def active(self) -> bool:
+        """Room is being made."""
+
+    def relieve(self, blocks: int) -> None:
+        """A region of so many blocks is wanted; ``Space.serve`` is called as regions become free."""
+
+    def trouble(self, size: int) -> str:
+        """Why the disk does not take so many bytes now; "" when it does."""
+
+    def give_file(self, client: Client, message: m.RegionWant) -> None:
+        """In place of a region for one object."""
 
 
 @dataclass
@@ -114,9 +141,12 @@ class Space:
         self._cold = _Cold([(0, arena.size)])
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_change = time.monotonic()
-        self._evicting = False
+        self._serving = False
         self._slab: tuple[Region, int] | None = None
         """Where this daemon puts small copies, and how far it is used."""
+        self.relief: Relief
+        self._freed_at = 0.0
+        self._look: asyncio.TimerHandle | None = None
         self._daemon = Client(ids.node_prefix(node), "daemon", 0, 0)
         """The writer of copies; no client of ours, so that after a restart its regions are closed ones."""
 
@@ -171,9 +201,18 @@ class Space:
         self._starts.remove(region.start)
         self._ledger.regions.delete(region.start)
         self._allocator.free(region.start, region.blocks, region.prefix)
-        self._last_change = time.monotonic()
-        if self._wants:
-            self._serve_wants()
+        self._last_change = self._freed_at = time.monotonic()
+        self.serve()
+
+    def free_extents(self) -> list[tuple[int, int]]:
+        """(first block, blocks)."""
+        return list(self._allocator.free_extents())
+
+    def touch(self, offset: int) -> None:
+        """What lies there is of use now."""
+        region = self.at(offset)
+        if region is not None:
+            region.used = time.monotonic()
 
     def _add(self, region: Region) -> None:
         self._regions[region.start] = region
@@ -182,17 +221,29 @@ class Space:
     # ------------------------------------------------------------ grants
 
     def on_want(self, client: Client, message: m.RegionWant) -> None:
+        want = _Want(client, message, time.monotonic())
         if message.size > self.arena.size:
-            client.send(
-                m.RegionFailed(
-                    message.request,
-                    f"an object of {message.size} bytes cannot fit into the object store of {self.arena.size} bytes: "
-                    "start the node with a larger --object-store-memory, or store the value in parts",
-                )
-            )
+            if not self._give_file(want):
+                want.fail(self._too_large(message.size), "disk")
             return
-        self._wants.append(_Want(client, message, time.monotonic()))
-        self._serve_wants()
+        self._wants.append(want)
+        self.serve()
+
+    def _too_large(self, size: int) -> str:
+        return (
+            f"an object of {size} bytes fits neither into the object store of {self.arena.size} bytes nor on disk: "
+            f"{self.relief.trouble(size)}. Free some there, name other directories with --object-spilling-directory, "
+            f"or store the value in parts. Biggest here: {self._biggest()}"
+        )
+
+    def _give_file(self, want: _Want) -> bool:
+        """In place of a region; False when there can be none."""
+        if want.own is not None or not want.message.single or want.client.version < m.SPILL_SINCE:
+            return False
+        if self.relief.trouble(want.message.size):
+            return False
+        self.relief.give_file(want.client, want.message)
+        return True
 
     def on_done(self, client: Client, message: m.RegionDone) -> None:
         region = self._regions.get(message.offset // shm.BLOCK)
@@ -202,50 +253,82 @@ class Space:
     def forget_wants(self, client: Client) -> None:
         self._wants = [want for want in self._wants if want.client is not client]
 
-    def _serve_wants(self) -> None:
-        """In order of arrival, so that a large request is not starved by small ones."""
-        while self._wants:
-            want = self._wants[0]
-            if not want.waits:
-                self._wants.pop(0)  # it asks again when it re-attaches
-                continue
+    def serve(self) -> None:
+        """Those of this daemon first, for whom readers wait; else in order of arrival, so that a large request is not
+        starved by small ones.
+        """
+        if self._serving:
+            return  # what is freed for the first in the queue is that one's
+        self._serving = True
+        try:
+            while self._wants and self._serve_first():
+                pass
+        finally:
+            self._serving = False
+        self._look_later()
+
+    def _serve_first(self) -> bool:
+        want = self._wants[0]
+        if want.waits:  # else it asks again when it re-attaches
             blocks = -(-want.message.size // shm.BLOCK)
             start = self._allocator.alloc(blocks, want.client.prefix)
-            if start is None and not self._evicting:
-                self._evicting = True  # what becomes free calls us
-                try:
-                    self._evict(blocks * shm.BLOCK)
-                finally:
-                    self._evicting = False
+            if start is None and self._evict(blocks * shm.BLOCK):
                 start = self._allocator.alloc(blocks, want.client.prefix)
             if start is None:
-                if self._evicting:
-                    return
-                asyncio.get_running_loop().call_later(FULL_SECONDS + 0.01, self._expire_wants)
-                return
+                self.relief.relieve(blocks)
+                return False
             self._wants.pop(0)
             self._grant(want, start, blocks)
+        else:
+            self._wants.pop(0)
+        return True
 
-    def _expire_wants(self) -> None:
+    def _look_later(self) -> None:
+        if self._look is None and self._wants:
+            self._look = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look_at_wants)
+
+    def _look_at_wants(self) -> None:
+        """Nothing may have become free: who has waited long enough is given a file instead, or told so."""
+        self._look = None
         now = time.monotonic()
-        kept: list[_Want] = []
-        for want in self._wants:
-            if now - want.since < FULL_SECONDS:
-                kept.append(want)
-            else:
-                want.fail(
-                    f"the object store is full: {self.used_bytes()} of {self.arena.size} bytes are in use by "
-                    "objects that are still referenced, and "
-                    f"{want.message.size} more did not become free within {FULL_SECONDS:g} s; "
-                    "drop refs, or start the node with a larger "
-                    f"--object-store-memory. Biggest: {self._biggest()}"
-                )
-        self._wants = kept
-        self._serve_wants()
+        if self.relief.active:
+            self._freed_at = now
+        for want in list(self._wants):
+            waited = now - max(want.since, self._freed_at)
+            if want.waits and waited >= DISK_SECONDS and self._instead(want, waited >= FULL_SECONDS):
+                self._wants.remove(want)
+        self.serve()
+        self._look_later()
+
+    def _instead(self, want: _Want, give_up: bool) -> bool:
+        """What is had without room in the arena; False: it waits on."""
+        size = want.message.size
+        if self._give_file(want):
+            return True
+        trouble = self.relief.trouble(size)
+        if not trouble:
+            if want.own is not None:
+                want.fail("there is no room in the object store")
+                return True
+            if not want.message.single and want.client.version >= m.SPILL_SINCE:
+                want.fail("", "slab")
+                return True
+        if give_up:
+            want.fail(self._full(size, trouble), "disk" if trouble else "")
+        return give_up
+
+    def _full(self, size: int, trouble: str) -> str:
+        disk = f", and the disk takes none of it: {trouble}" if trouble else ""
+        return (
+            f"the object store is full: {self.used_bytes()} of {self.arena.size} bytes are in use by objects that are "
+            f"still referenced{disk}; {size} more did not become free within {FULL_SECONDS:g} s. Drop refs, start the "
+            f"node with a larger --object-store-memory, or give it more disk with --object-spilling-directory. "
+            f"Biggest: {self._biggest()}"
+        )
 
     def _grant(self, want: _Want, start: int, blocks: int) -> None:
         region = Region(start, blocks, want.client.prefix, want.message.single)
-        self._last_change = time.monotonic()
+        self._last_change = self._freed_at = region.used = time.monotonic()
         self._ledger.regions.put(start, _REGION.pack(blocks, region.prefix, region.single))
         self._add(region)
         if self._cold.overlaps(region.offset, region.offset + region.size):
@@ -324,16 +407,22 @@ class Space:
 
         blocks = -(-need // shm.BLOCK) if single else max(1, slab // shm.BLOCK)
         message = m.RegionWant(0, blocks * shm.BLOCK, single)
-        self._wants.append(_Want(self._daemon, message, time.monotonic(), got, on_failure))
-        self._serve_wants()
+        first = next((at for at, want in enumerate(self._wants) if want.own is None), len(self._wants))
+        self._wants.insert(first, _Want(self._daemon, message, time.monotonic(), got, on_failure))
+        self.serve()
 
     def _begin(self, region: Region, at: int, id_: bytes, size: int) -> None:
         self.arena.begin(at, id_, size, region.offset + region.size)
         region.live += 1
 
-    def _give_up_slab(self) -> None:
-        """Where nothing lies in it any more; the next small copy takes another."""
-        if self._slab is not None and not self._slab[0].live:
+    def give_up(self, offset: int) -> None:
+        """What was begun there will not be."""
+        self.arena.mark_freed(offset)
+        self.let_go(offset)
+
+    def leave_slab(self) -> None:
+        """The next small copy takes another."""
+        if self._slab is not None:
             (region, _), self._slab = self._slab, None
             self.retire(region)
 
@@ -343,7 +432,8 @@ class Space:
         """Give free pages back to the kernel once nothing has moved for a while."""
         if time.monotonic() - self._last_change < _IDLE_SECONDS:
             return
-        self._give_up_slab()
+        if self._slab is not None and not self._slab[0].live:
+            self.leave_slab()
         for start, blocks in list(self._allocator.free_extents()):
             a, b = start * shm.BLOCK, (start + blocks) * shm.BLOCK
             if self._cold.ranges and self._cold.overlaps(a, b) == [(a, b)]:
@@ -357,8 +447,7 @@ class Space:
                 log.warning("cannot give back %s bytes of the arena: %s", b - a, error)
             finally:
                 self._allocator.free(start, blocks)
-                if self._wants:
-                    self._serve_wants()
+                self.serve()
 
     def used_bytes(self) -> int:
         return (self._allocator.blocks - self._allocator.free_blocks) * shm.BLOCK

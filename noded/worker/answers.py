@@ -67,7 +67,8 @@ class Answers:
             return runtime.objects.load(ref)
         with runtime.lock:
             token = runtime.holds.take(id_)
-        value, failed = runtime.objects.load_place(token.hold, offset, size)
+            pin = runtime.holds.pin(token.hold)
+        value, failed = runtime.objects.load_place(pin.hold, offset, size)
         if failed:
             raise to_raise(value)
         return value

@@ -24,7 +24,11 @@ _NUMBERS = {
 # File, what is there now, what was there before.
 _NEW: tuple[tuple[str, str, str], ...] = (
     ("wire/messages.py", '    noded: str = ""\n    """The daemon\'s version; since protocol 3."""\n', ""),
-    ("wire/messages.py", "KNOWN_TO_OLDEST = {40: 16, 66: 0}", "KNOWN_TO_OLDEST: dict[int, int] = {}"),
+    (
+        "wire/messages.py",
+        "KNOWN_TO_OLDEST = {40: 16, 47: 2, 66: 0, 67: 0, 68: 0, 69: 0}",
+        "KNOWN_TO_OLDEST: dict[int, int] = {}",
+    ),
     (
         "wire/messages.py",
         '    maker: bytes = b""\n    """The worker there that has stored it, and how far in its control stream it has '
@@ -42,8 +46,20 @@ _NEW: tuple[tuple[str, str, str], ...] = (
         "_DEATH_AT, _DEATH_KNOWN = {45: 2, 50: 6}, 8",
         "_DEATH_AT, _DEATH_KNOWN = dict[int, int](), 8",
     ),
-    ("wire/messages.py", "    | SealAt\n    | Gone\n", "    | SealAt\n"),
-    ("wire/messages.py", "    | Value\n    | Rebuild\n", "    | Value\n"),
+    ("wire/messages.py", "    | Gone\n    | Vacated\n    | SealedOnDisk\n    | Unreadable\n", ""),
+    ("wire/messages.py", "    | Rebuild\n    | Vacate\n    | OnDisk\n    | DiskRegion\n", ""),
+    (
+        "wire/messages.py",
+        '    files: list[str] = []\n    """Files this client still writes to; its others are sealed or given up."""\n',
+        "",
+    ),
+    ("client/runtime.py", "        told.files = self.space.files_in_use()\n", ""),
+    (
+        "wire/messages.py",
+        '    kind: str = ""\n    """``disk``: it is the disk that is full; ``slab``: there is no room for one, ask for '
+        'each object."""\n',
+        '    kind = ""\n',
+    ),
     ("client/objects.py", "ref._value[0], maker, seq)", "ref._value[0])"),
     ("daemon.py", "            noded=__version__,\n        )\n\n    # ---", "        )\n\n    # ---"),
     ("client/runtime.py", 'welcome.noded not in ("", __version__)', "False"),
