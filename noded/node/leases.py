@@ -357,8 +357,8 @@ class Leases:
         # What waits itself makes no room; nor do actors, which do not end, but a task must not wait for them for ever.
         running = any(not lease.blocked and not lease.ended for lease in self.leases.values())
         if isinstance(waiting, ActorLease):
-            return self.room.refuse((waiting.id, 0), running or bool(self._placed))
-        return self.room.refuse((waiting.client.prefix, waiting.cls), running)
+            return self.room.refuse((waiting.id, 0), running or bool(self._placed), time.monotonic())
+        return self.room.refuse((waiting.client.prefix, waiting.cls), running, time.monotonic())
 
     def running(self) -> list[Lease | ActorLease]:
         """What has a worker."""

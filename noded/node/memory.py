@@ -56,6 +56,7 @@ class _Thread:
     def __init__(self, loop: asyncio.AbstractEventLoop, looker: Looker):
         self._loop = loop
         self._looker = looker
+        self.waits = looker.waits
         self._asked: queue.SimpleQueue[tuple[Plan, asyncio.Future[Seen]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="memory", daemon=True).start()
 
@@ -110,6 +111,8 @@ class MemoryMonitor:
         self._loop: asyncio.AbstractEventLoop
         self._thread: _Thread | None = None
         self._lost = 0
+        self._avoid: set[int] = set()
+        """Processes that a look has got stuck at."""
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._over: set[Worker] = set()
@@ -170,7 +173,7 @@ class MemoryMonitor:
         """Look and act; the seconds until the next look."""
         plan = self._plan()
         if self._thread is None:
-            self._thread = _Thread(self._loop, Looker(self._root, self._tag))
+            self._thread = _Thread(self._loop, Looker(self._root, self._tag, self._avoid))
         answer = self._thread.look(plan)
         await asyncio.wait([answer], timeout=_PATIENCE)
         if not answer.done():
@@ -185,14 +188,21 @@ class MemoryMonitor:
         return min(max((seen.threshold - seen.node.used) / _FASTEST, _OFTEN), _SELDOM)
 
     async def _give_up(self, answer: asyncio.Future[Seen]) -> None:
-        """Of a thread that is stuck, in the kernel."""
-        self._lost += 1
-        log.error("a look at the node's memory takes more than %g s, limits are not kept meanwhile", _PATIENCE)
-        if self._lost > _LOST_MOST:
+        """Of a thread that is slow, or stuck in the kernel: the next one does not wait for the same process."""
+        assert self._thread is not None
+        stuck = self._thread.waits.pid
+        log.error(
+            "a look at the node's memory takes more than %g s (it waits for process %s); limits are not kept meanwhile",
+            _PATIENCE,
+            stuck or "none: the machine is busy",
+        )
+        if not stuck or self._lost == _LOST_MOST:
             await asyncio.wait([answer])
-        elif self._thread is not None:
-            self._thread.leave()
-            self._thread = None
+            return
+        self._lost += 1
+        self._avoid.add(stuck)
+        self._thread.leave()
+        self._thread = None
 
     def _plan(self) -> Plan:
         watched = tuple(self._watched(worker) for worker in self._pool.workers.values() if worker.record.pid)
@@ -208,7 +218,7 @@ class MemoryMonitor:
     # ------------------------------------------------------------ acting
 
     def _act(self, plan: Plan, seen: Seen) -> None:
-        if self._leases.room.seen(seen.node.used, seen.node.limit, seen.threshold):
+        if self._leases.room.seen(seen.node.used, seen.node.limit, seen.threshold, time.monotonic()):
             self._leases.kick()
         for wid in seen.entered:
             worker = self._pool.workers.get(wid)
@@ -269,9 +279,9 @@ class MemoryMonitor:
         assert chosen.worker is not None
         used = seen.uses[victim.worker]
         if isinstance(chosen, Lease):
-            self._leases.room.ended((chosen.client.prefix, chosen.cls), used)
+            self._leases.room.ended((chosen.client.prefix, chosen.cls), used, now)
         elif chosen.retriable:
-            self._leases.room.ended((chosen.id, 0), used)
+            self._leases.room.ended((chosen.id, 0), used, now)
         chosen.worker.free = victim.free
         self._ending = chosen.worker, now + _END_SECONDS
         self._ended += 1

@@ -76,11 +76,12 @@ class Seen:
 
 
 class Looker:
-    def __init__(self, root: Path, tag: str):
+    def __init__(self, root: Path, tag: str, avoid: set[int] | None = None):
         self._root = root
         self._tag = tag
+        self.waits = usage.Waits(avoid=set(avoid or ()))
         self._swap = usage.has_swap(root)
-        self._families = usage.Families(root, tag)
+        self._families = usage.Families(root, tag, self.waits)
         self._groups = MemoryGroups(root, tag)
         self._spawner = 0
         """Whose groups are open."""
@@ -144,12 +145,20 @@ class Looker:
                 break
             if number > _FEW and time.monotonic() > until:  # the others as the first ones
                 return total + (sum(sizes.values()) - counted) * total // max(1, counted)
-            part = usage.own_part(self._root, pid) if size else 0
+            part = self._part(pid) if size else 0
             if part is None:  # it has ended, or this kernel does not tell
                 part = usage.own_pages(self._root, pid, swap=self._swap)
             total += min(part, size)
             counted += size
         return total
+
+    def _part(self, pid: int) -> int | None:
+        if pid in self.waits.avoid:
+            return None
+        self.waits.pid = pid
+        part = usage.own_part(self._root, pid)
+        self.waits.pid = 0
+        return part
 
     def _named(self, sizes: dict[int, int]) -> list[tuple[int, int, str]]:
         largest = sorted(((size, pid) for pid, size in sizes.items()), reverse=True)[:_NAMED]

@@ -118,12 +118,23 @@ def pids(root: Path) -> list[int]:
 
 
 @dataclass
+class Waits:
+    """Some of what is read waits for the process that it is about, and that may be for ever."""
+
+    pid: int = 0
+    """Whom we wait for."""
+    avoid: set[int] = field(default_factory=set)
+    """Who has kept us waiting too long."""
+
+
+@dataclass
 class Families:
     """Who descends from which worker: by session, by parent, or by the mark in its environment."""
 
     root: Path
     tag: str
     """Of the node, as in the mark."""
+    waits: Waits = field(default_factory=Waits)
     _owners: dict[int, str] = field(default_factory=dict)
     _strangers: set[int] = field(default_factory=set)
     _forgotten: float = 0.0
@@ -160,7 +171,12 @@ class Families:
             owner = workers.get(session) or workers.get(parent) or self._owners.get(parent)
             if owner:
                 return owner
-        return _marked(self.root / f"proc/{pid}/environ", f"{MARK}={self.tag}:".encode())
+        if pid in self.waits.avoid:
+            return ""
+        self.waits.pid = pid
+        marked = _marked(self.root / f"proc/{pid}/environ", f"{MARK}={self.tag}:".encode())
+        self.waits.pid = 0
+        return marked
 
 
 def _marked(path: Path, wanted: bytes) -> str:

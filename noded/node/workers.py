@@ -240,7 +240,7 @@ class WorkerPool:
         record, limit = worker.record, assignee.memory
         if record.job != job or record.env != env_id or not (record.gpus is None or record.gpus == assignee.gpus):
             return False
-        return not limit or worker.uses <= max(_BARE, limit // 4)
+        return not limit or worker.uses <= max(_BARE, limit // 2)
 
     def _take_idle(self, assignee: Assignee, job: str, env: str) -> Worker | None:
         generic: Worker | None = None

@@ -5,9 +5,11 @@ of version 1 where these tests run, are in e2e/test_memory_limits.py.
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
+from harness.wait import wait_for
 
 from noded.node import memory_usage as usage
 from noded.node.memory_groups import MemoryGroups, kernel_limit
@@ -332,3 +334,25 @@ class TestLooks:
         machine.kills(group, 1)
         assert [each.worker for each in looker.look(self.plan(limit=900)).killed] == [WID]
         assert not looker.look(self.plan(limit=900)).killed
+
+
+def test_a_process_that_keeps_us_waiting_is_left_alone(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.process(WORKER, own=80, session=WORKER)
+    machine.process(21, own=60, parent=WORKER, session=WORKER)
+    for path in ("40/environ", "21/smaps_rollup"):
+        (tmp_path / "proc" / path).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / "proc" / path)  # nobody writes: who reads it waits for ever
+    plan = Plan((Watched(WID, WORKER, "lease", 100 * MIB),), 0.95, SPAWNER)
+    avoid: set[int] = set()
+    for stuck_at in (40, 21):
+        looker = Looker(tmp_path, TAG, avoid)
+        thread = threading.Thread(target=looker.look, args=(plan,), daemon=True)
+        thread.start()
+        wait_for(lambda at=stuck_at, it=looker: it.waits.pid == at, "it does not get stuck")  # type: ignore[misc]
+        avoid.add(stuck_at)
+
+    [over] = Looker(tmp_path, TAG, avoid).look(plan).over
+    assert over.used == 140 * MIB
+    for name in ("40/environ", "21/smaps_rollup"):
+        os.close(os.open(tmp_path / "proc" / name, os.O_RDWR))  # let the threads go
