@@ -18,6 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ from noded.node.leases import Leases
 from noded.node.ledger import Ledger, LedgerError
 from noded.node.listener import Listener, ListenError
 from noded.node.memory import MemoryMonitor
+from noded.node.memory_usage import room_left
 from noded.node.object_store import ObjectStore
 from noded.node.oom import protect_daemon
 from noded.node.orders import NodeOrders
@@ -72,6 +74,7 @@ from noded.node.workers import Worker, WorkerPool, WorkerRecord
 from noded.packages import Packages
 from noded.policy import labels
 from noded.policy.liveness import FREEZE_AFTER
+from noded.policy.memory_room import store_stops
 from noded.policy.where import refuse
 from noded.resources import UNIT, ResourceSet
 from noded.service import notify_systemd, watchdog_pause
@@ -475,6 +478,9 @@ class Daemon:
         self.puller = Puller(self.arena.fd, lambda address: self.doors.dial_now(address, "transfer"))
         self.directory = Directory(self.store, self.peers, self.cluster_view, self.clients, self.puller)
         self.store.elsewhere = self.directory
+        stops = partial(store_stops, threshold=config.memory_threshold)
+        self.store.space.room = lambda: room_left(Path("/"), ["self"], stops)
+        self.memory.give_back = self.store.space.give_back
         self.store.spilling = self.store.space.relief = self.spilling = Spilling(
             self.store,
             self.store.space,

@@ -43,6 +43,7 @@ from noded.wire import value as layout
 BATCH = 2000
 """Ids in one message to the daemon, whose loop has others to serve."""
 _ASK_AHEAD = 64
+_ROOM_SECONDS = 2.0
 INLINE_LIMIT = 100 << 10
 """Values up to this many bytes travel inside messages."""
 
@@ -191,7 +192,7 @@ class Objects:
         pieces = packed.plan.pieces if packed.plan is not None else [(0, packed.inline or b"")]
         try:
             if not (got or files or failed):
-                self.sleep(lambda: got or files or failed, None)
+                self._await_room(lambda: got or files or failed)
             if failed:
                 raise failed[0]
             if files:
@@ -558,14 +559,29 @@ class Objects:
     def sleep(self, done: Callable[[], Any], deadline: float | None) -> bool:
         resume = self.before_block()
         try:
-            if not self.reader.wait(lambda: done() or self.control.lost, deadline, self._pause):
-                return False
-            if not done():
-                raise ex.LocalDaemonDiedError(self.control.lost)
-            return True
+            return self._sleep(done, deadline)
         finally:
             if resume is not None:
                 resume()
+
+    def _sleep(self, done: Callable[[], Any], deadline: float | None) -> bool:
+        if not self.reader.wait(lambda: done() or self.control.lost, deadline, self._pause):
+            return False
+        if not done():
+            raise ex.LocalDaemonDiedError(self.control.lost)
+        return True
+
+    def _await_room(self, done: Callable[[], Any]) -> None:
+        """For what the node does for us, as making room, or bringing an argument. It is under way, as a rule, and a task
+        that waits for that keeps its CPUs: those which would run in its place would want room as well.
+        """
+        if not self._sleep(done, time.monotonic() + _ROOM_SECONDS):
+            self.sleep(done, None)
+
+    def bring(self, ref: ObjectRef[Any]) -> None:
+        """Wait for a borrowed ref that has a value somewhere."""
+        self.ask_for([ref])
+        self._await_room(lambda: ref._state not in (PENDING, REMOTE, AWAY))
 
     def ask_for(self, wanted: Sequence[ObjectRef[Any]], *, pull: bool = True) -> None:
         """Subscribe to the borrowed ones among these; without ``pull`` it is enough that they are somewhere."""

@@ -27,7 +27,7 @@ from noded.node.leases import ActorLease, Lease, Leases
 from noded.node.memory_look import Looker, Over, Plan, Seen, Watched
 from noded.node.workers import Worker, WorkerPool
 from noded.policy import deaths, memory_victim
-from noded.policy.memory_room import size
+from noded.policy.memory_room import size, store_stops
 from noded.resources import UNIT
 
 log = logging.getLogger("noded.memory")
@@ -119,6 +119,8 @@ class MemoryMonitor:
         """Their leases are over: what they keep is to be looked at once, with their descendants."""
         self._ending: tuple[Worker | None, float] = (None, 0.0)
         """Who is ended for want of memory, and until when its end is awaited."""
+        self.give_back: Callable[[int], bool] = lambda size: False
+        """So many bytes too much are in use: whether somebody gives memory back, which is waited for."""
         self._ended = 0
         self._seen: Seen | None = None
         self._said = -_SAY_AGAIN
@@ -235,7 +237,9 @@ class MemoryMonitor:
                     "fast that the kernel ended one of its processes",
                 )
         self._replace(plan, seen)
-        if seen.pressed:
+        beyond = seen.node.used - store_stops(seen.node.limit, self._threshold)
+        giving = beyond > 0 and self.give_back(beyond)
+        if seen.pressed and not giving:
             self._relieve(plan, seen)
 
     def _still(self, watched: Watched) -> Worker | None:

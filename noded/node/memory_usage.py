@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,13 +40,22 @@ class Usage:
 
 def node_usage(root: Path, pids: Iterable[str]) -> Usage:
     """Of the machine, or of the control groups of these processes, whichever has the least left in proportion."""
+    return max(_usages(root, pids), key=lambda usage: usage.part)
+
+
+def room_left(root: Path, pids: Iterable[str], most: Callable[[int], int]) -> int:
+    """Bytes until as much is in use as ``most(limit)``, of the machine or of a control group of these processes."""
+    return max(0, min(most(usage.limit) - usage.used for usage in _usages(root, pids)))
+
+
+def _usages(root: Path, pids: Iterable[str]) -> list[Usage]:
     machine = _machine(root)
     found = [machine]
     for path in dict.fromkeys(group for pid in pids for group in control_groups(root, "memory", pid)):
         usage = _group(path, machine.limit, str(path.relative_to(root)))
         if usage is not None:
             found.append(usage)
-    return max(found, key=lambda usage: usage.part)
+    return found
 
 
 def _machine(root: Path) -> Usage:

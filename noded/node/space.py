@@ -33,6 +33,9 @@ DISK_SECONDS = 1.0
 FULL_SECONDS = 4.0
 """And so long before that is an error."""
 _LOOK_SECONDS = 0.25
+_SAY_AGAIN = 600.0
+_LEAST = 16 << 20
+"""So much the store keeps when memory is short."""
 _OWN_SLAB = 4 << 20
 
 
@@ -94,6 +97,9 @@ class Relief(Protocol):
     def relieve(self, blocks: int) -> None:
         """A region of so many blocks is wanted; ``Space.serve`` is called as regions become free."""
 
+    def shed(self, size: int) -> None:
+        """So many bytes are to become free, wherever."""
+
     def trouble(self, size: int) -> str:
         """Why the disk does not take so many bytes now; "" when it does."""
 
@@ -147,6 +153,14 @@ class Space:
         self._slab: tuple[Region, int] | None = None
         """Where this daemon puts small copies, and how far it is used."""
         self.relief: Relief
+        self.room: Callable[[], int] = lambda: arena.size
+        """Bytes of memory that may still be taken: there may be less than the arena has."""
+        self._short_told = -_SAY_AGAIN
+        self._giving = False
+        self._reserving = 0
+        """Bytes whose pages are being taken."""
+        self._withheld: list[tuple[int, int]] = []
+        """Free extents that have no pages and get none now, as (first block, blocks)."""
         self._freed_at = 0.0
         self._look: asyncio.TimerHandle | None = None
         self._daemon = Client(ids.node_prefix(node), "daemon", 0, 0)
@@ -273,9 +287,9 @@ class Space:
         want = self._wants[0]
         if want.waits:  # else it asks again when it re-attaches
             blocks = -(-want.message.size // shm.BLOCK)
-            start = self._allocator.alloc(blocks, want.client.prefix)
+            start = self._alloc(blocks, want.client.prefix)
             if start is None and self._evict(blocks * shm.BLOCK):
-                start = self._allocator.alloc(blocks, want.client.prefix)
+                start = self._alloc(blocks, want.client.prefix)
             if start is None:
                 self.relief.relieve(blocks)
                 if self.relief.active or want.patience >= DISK_SECONDS:
@@ -288,6 +302,49 @@ class Space:
         else:
             self._wants.pop(0)
         return True
+
+    def _alloc(self, blocks: int, owner: bytes) -> int | None:
+        """A run of free blocks, for which there is memory."""
+        start = self._allocator.alloc(blocks, owner)
+        while start is not None:
+            cold = sum(b - a for a, b in self._cold.overlaps(start * shm.BLOCK, (start + blocks) * shm.BLOCK))
+            if not cold or cold <= self.room() - self._reserving:
+                return start
+            self._allocator.free(start, blocks)
+            if not self._withhold():
+                return None
+            start = self._allocator.alloc(blocks, owner)
+        return None
+
+    def _withhold(self) -> bool:
+        """Memory is short: what has no pages is not used; True when that was any. What lies in the rest makes way."""
+        now = time.monotonic()
+        if now - self._short_told > _SAY_AGAIN:
+            self._short_told = now
+            log.warning(
+                "the object store stays at %s of its %s bytes: the machine, or the container, has no more memory for "
+                "it. Give it more, or start the node with a smaller --object-store-memory",
+                self.warm_bytes(),
+                self.arena.size,
+            )
+        found = []
+        for start, blocks in self.free_extents():
+            for a, b in self._cold.overlaps(start * shm.BLOCK, (start + blocks) * shm.BLOCK):
+                first, last = -(-a // shm.BLOCK), b // shm.BLOCK
+                if last > first:
+                    found.append((first, last - first))
+        for start, blocks in found:
+            self._allocator.reserve(start, blocks)
+        self._withheld += found
+        return bool(found)
+
+    def release_withheld(self) -> None:
+        """There may be memory again."""
+        if self._withheld and not self._giving and self.room() > _LEAST:
+            withheld, self._withheld = self._withheld, []
+            for start, blocks in withheld:
+                self._allocator.free(start, blocks)
+            self.serve()
 
     def _look_later(self) -> None:
         if self._look is None and self._wants:
@@ -359,10 +416,14 @@ class Space:
         """Take the pages before the grant: off the loop, because the kernel clears them."""
         # The pages behind a small region are taken along in growing steps, so that a busy client finds them
         # there.
-        ahead = min(_RESERVE_STEP, max(region.size, self.warm_bytes()))
+        ahead = min(
+            _RESERVE_STEP, max(region.size, self.warm_bytes()), (self.room() - self._reserving) // 2 & -shm.BLOCK
+        )
         end = min(self.arena.size, max(region.offset + region.size, region.offset + ahead))
         ranges = self._cold.overlaps(region.offset, end)
         self._cold.remove(region.offset, end)
+        size = sum(b - a for a, b in ranges)
+        self._reserving += size
 
         async def reserve() -> None:
             try:
@@ -374,6 +435,8 @@ class Space:
                 want.fail(f"no memory for {region.size} bytes of the object store: {error}")
                 self.retire(region)
                 return
+            finally:
+                self._reserving -= size
             self._tell(want, region)
 
         task = asyncio.get_running_loop().create_task(reserve(), name="reserve")
@@ -443,6 +506,7 @@ class Space:
 
     async def trim(self) -> None:
         """Give free pages back to the kernel once nothing has moved for a while."""
+        self.release_withheld()
         if time.monotonic() - self._last_change < _IDLE_SECONDS:
             return
         if self._slab is not None and not self._slab[0].live:
@@ -465,8 +529,48 @@ class Space:
                 self._allocator.free(start, blocks)
                 self.serve()
 
+    def give_back(self, size: int) -> bool:
+        """Memory is short by so many bytes: whether some is being given back."""
+        if self._giving or self.relief.active:
+            return True
+        if self.warm_bytes() <= _LEAST:
+            return False
+        if any(self._warm_parts(start, blocks) for start, blocks in self.free_extents()):
+            self._giving = True
+            task = asyncio.get_running_loop().create_task(self._give_free(), name="give back")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return True
+        self.relief.shed(size)
+        return self.relief.active
+
+    def _warm_parts(self, start: int, blocks: int) -> bool:
+        a, b = start * shm.BLOCK, (start + blocks) * shm.BLOCK
+        return self._cold.overlaps(a, b) != [(a, b)]
+
+    async def _give_free(self) -> None:
+        """The pages of what is free; it is not used until there is memory again."""
+        try:
+            for start, blocks in self.free_extents():
+                try:
+                    self._allocator.reserve(start, blocks)
+                except ValueError:
+                    continue  # somebody was given it meanwhile
+                self._withheld.append((start, blocks))
+                a, b = start * shm.BLOCK, (start + blocks) * shm.BLOCK
+                await asyncio.to_thread(shm.punch, self.arena.fd, a, b - a)
+                self._cold.add(a, b)
+        except OSError as error:
+            log.warning("cannot give memory of the arena back: %s", error)
+        finally:
+            self._giving = False
+
     def used_bytes(self) -> int:
-        return (self._allocator.blocks - self._allocator.free_blocks) * shm.BLOCK
+        return (self._allocator.blocks - self._allocator.free_blocks) * shm.BLOCK - self.withheld_bytes()
+
+    def withheld_bytes(self) -> int:
+        """For which there is no memory now."""
+        return sum(blocks for _, blocks in self._withheld) * shm.BLOCK
 
     def warm_bytes(self) -> int:
         return self.arena.size - sum(b - a for a, b in self._cold.ranges)
@@ -477,6 +581,7 @@ class Space:
             "size": self.arena.size,
             "used": self.used_bytes(),
             "resident": self.warm_bytes(),
+            "withheld": self.withheld_bytes(),
             "regions": len(self._regions),
             "waiting": len(self._wants),
         }

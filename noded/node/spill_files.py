@@ -78,8 +78,8 @@ class SpillFile:
         finally:
             os.close(fd)
 
-    def write(self, values: Sequence[Value], arena: Arena) -> list[Place]:
-        """From the start of the file."""
+    def write(self, values: Sequence[Value], arena: Arena, *, out: bool) -> list[Place]:
+        """From the start of the file. ``out``: also out of the kernel's cache, where memory is short."""
         places = []
         at = 0
         with self.opened() as fd:
@@ -87,6 +87,9 @@ class SpillFile:
                 record.write(fd, at, value.id, [(0, arena.view(value.offset, value.size))], value.size)
                 places.append(Place(self, at, value.size))
                 at += record.footprint(value.size)
+            if out:  # what is dirty cannot be taken back at once, and in a small container ends processes
+                os.fdatasync(fd)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         return places
 
     def begin(self, id_: bytes, size: int, writer: bytes) -> None:

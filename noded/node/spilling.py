@@ -45,6 +45,7 @@ _RECENT_SECONDS = 0.5
 """What was of use just now goes only when it must."""
 _READ_SECONDS = 0.002
 _TRIES = 16
+_ROOM_FOR_CACHE = 512 << 20
 _BUFFER = 1 << 20
 
 T = TypeVar("T")
@@ -141,6 +142,24 @@ class Spilling:
         chosen = self._choose(blocks, batch)
         if chosen:
             self._begin(*chosen)
+
+    def shed(self, size: int) -> None:
+        """Begin to make so many bytes free, wherever, or as many as go at a time; memory is short."""
+        if self._store.recovering or self._stopped or self.active:
+            return
+        self._full = bool(self.files.refusal(size))
+        now = time.monotonic()
+        left = min(size, BATCH)
+        regions: list[Region] = []
+        found: dict[int, list[Entry]] = {}
+        for region in sorted(self._space.all(), key=lambda r: r.used):
+            if left <= 0:
+                break
+            if not region.moving and region.busy_until <= now and region.live and self._look(region, found):
+                regions.append(region)
+                left -= region.size
+        if regions:
+            self._begin(regions, [entry for region in regions for entry in found[region.start]])
 
     def _choose(self, blocks: int, batch: int) -> tuple[list[Region], list[Entry]] | None:
         """Regions that make a run so long, and more that are due, up to a batch; with all that lies in them."""
@@ -362,7 +381,7 @@ class Spilling:
         while True:
             file = self.files.open_file(need)
             try:
-                return file.write(values, self._arena)
+                return file.write(values, self._arena, out=self._space.room() < _ROOM_FOR_CACHE)
             except OSError as error:
                 file.directory.fail(error)
                 self.files.remove(file)

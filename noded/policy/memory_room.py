@@ -86,3 +86,13 @@ class MemoryRoom:
 
 def size(amount: int) -> str:
     return f"{amount / 2**20:.0f} MiB" if amount < 10 << 30 else f"{amount / 2**30:.1f} GiB"
+
+
+_FOR_PROCESSES = 256 << 20
+
+
+def store_stops(limit: int, threshold: float) -> int:
+    """With so many bytes in use the object store takes no more, and gives back what is beyond: before anybody is ended
+    there is room for a worker or two, and for what they do.
+    """
+    return int(limit * threshold) - min(_FOR_PROCESSES, limit // 5)

@@ -63,7 +63,7 @@ class Answers:
         runtime = self._runtime
         if offset < 0:
             (ref,) = runtime.objects.borrow([id_])
-            runtime.objects.await_all([ref], None)
+            runtime.objects.bring(ref)
             return runtime.objects.load(ref)
         with runtime.lock:
             token = runtime.holds.take(id_)

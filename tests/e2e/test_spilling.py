@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness import memory_group
 from harness.cluster import Node
 from harness.drivers import Driver
 from harness.members import Members
@@ -325,3 +326,34 @@ def crc_of_several() -> Any:
         return [zlib.crc32(array) for array in arrays]
 
     return several
+
+
+# ---------------------------------------------------------------- a container with less memory than the store
+
+
+def test_a_container_with_less_memory_than_the_store(tmp_path: Path) -> None:
+    """The store stays as small as it must, what does not fit goes to disk, and nobody is ended for want of memory."""
+    if reason := memory_group.unavailable():
+        pytest.skip(reason)
+    flags = ("--object-store-memory", str(700 * MB), "--object-spilling-directory", str(tmp_path))
+    with memory_group.MemoryGroup(512 * MB) as group:
+        node = memory_group.LimitedNode(group, num_cpus=1)
+        node.flags = [*node.flags, *flags]
+        with node:
+            noded.init(address=node.address, log_to_driver=False)
+            try:
+                make = functions()
+                refs = [make["make"].remote(k, 10 * MB) for k in range(70)]
+                wanted = [zlib.crc32(content(k, 10 * MB)) for k in range(70)]
+                assert get([make["crc"].remote(ref) for ref in refs]) == wanted
+                figures = store(node)
+                assert figures["withheld"] and figures["spilled_bytes"] > 100 * MB, figures
+                assert "start the node with a smaller --object-store-memory" in node.output()
+                kills = [
+                    line for line in (group.path / "memory.oom_control").read_text().splitlines() if "kill " in line
+                ]
+                assert kills == ["oom_kill 0"], kills
+                del refs
+            finally:
+                noded.shutdown()
+            node.settle()
