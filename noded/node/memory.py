@@ -115,6 +115,8 @@ class MemoryMonitor:
         """Processes that a look has got stuck at."""
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._pause = 0.0
+        """Until the next look."""
         self._over: set[Worker] = set()
         """Their leases are over: what they keep is to be looked at once, with their descendants."""
         self._ending: tuple[Worker | None, float] = (None, 0.0)
@@ -126,7 +128,7 @@ class MemoryMonitor:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._pool.kept = self._kept
-        self._leases.on_limited = self._wake.set
+        self._leases.on_limited = self._begun
         self._task = loop.create_task(self._watch(), name="memory")
 
     async def stop(self) -> None:
@@ -155,19 +157,23 @@ class MemoryMonitor:
 
     # ------------------------------------------------------------ looking
 
+    def _begun(self) -> None:
+        """Something with a limit. Where looks are frequent already it need not be seen at once."""
+        if self._pause > _OFTEN:
+            self._wake.set()
+
     async def _watch(self) -> None:
-        pause = 0.0
         while True:
             try:
-                await asyncio.wait_for(self._wake.wait(), pause)
+                await asyncio.wait_for(self._wake.wait(), self._pause)
             except TimeoutError:
                 pass
             self._wake.clear()
             try:
-                pause = await self._look()
+                self._pause = await self._look()
             except Exception:
                 log.exception("a look at the node's memory has failed; the next one is in a second")
-                pause = _SELDOM
+                self._pause = _SELDOM
 
     async def _look(self) -> float:
         """Look and act; the seconds until the next look."""
