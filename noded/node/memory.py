@@ -24,7 +24,7 @@ from typing import Any
 from noded import ids
 from noded.node import memory_usage
 from noded.node.leases import ActorLease, Lease, Leases
-from noded.node.memory_look import Looker, Over, Plan, Seen, Watched
+from noded.node.memory_look import OFTEN, SELDOM, Looker, Over, Plan, Seen, Watched, pause
 from noded.node.workers import Worker, WorkerPool
 from noded.policy import deaths, memory_victim
 from noded.policy.memory_room import size
@@ -32,9 +32,6 @@ from noded.resources import UNIT
 
 log = logging.getLogger("noded.memory")
 
-_OFTEN, _SELDOM = 0.1, 1.0
-_FASTEST = 1 << 30
-"""Bytes a second that are taken to be used up, when it is a question of when to look again."""
 _PATIENCE = 5.0
 """Seconds that a look may take."""
 _LOST_MOST = 4
@@ -159,7 +156,7 @@ class MemoryMonitor:
 
     def _begun(self) -> None:
         """Something with a limit. Where looks are frequent already it need not be seen at once."""
-        if self._pause > _OFTEN:
+        if self._pause > OFTEN:
             self._wake.set()
 
     async def _watch(self) -> None:
@@ -173,7 +170,7 @@ class MemoryMonitor:
                 self._pause = await self._look()
             except Exception:
                 log.exception("a look at the node's memory has failed; the next one is in a second")
-                self._pause = _SELDOM
+                self._pause = SELDOM
 
     async def _look(self) -> float:
         """Look and act; the seconds until the next look."""
@@ -184,14 +181,14 @@ class MemoryMonitor:
         await asyncio.wait([answer], timeout=_PATIENCE)
         if not answer.done():
             await self._give_up(answer)
-            return _SELDOM
+            return SELDOM
         self._seen = seen = answer.result()
         self._act(plan, seen)
         if seen.pressed or any(each.limit for each in plan.workers):
-            return _OFTEN
+            return OFTEN
         if plan.part >= 1 or not self._leases.leases:
-            return _SELDOM
-        return min(max((seen.threshold - seen.node.used) / _FASTEST, _OFTEN), _SELDOM)
+            return SELDOM
+        return pause(seen.node.used, seen.threshold)
 
     async def _give_up(self, answer: asyncio.Future[Seen]) -> None:
         """Of a thread that is slow, or stuck in the kernel: the next one does not wait for the same process."""
