@@ -195,10 +195,24 @@ def _facts(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "object store",
             f"{size(store.get('used_bytes', 0))} of {size(store.get('total_bytes', 0))} used",
         )
+    if memory := status.get("memory"):
+        yield "memory", _memory_text(memory)
     if link := status.get("head_link"):
         yield "head", _link_text(link)
     if storage := status.get("storage"):
         yield "store", _storage_text(storage, time.time())
+
+
+def _memory_text(memory: Mapping[str, Any]) -> str:
+    """Of the machine, or of the container; without page cache."""
+    text = (
+        f"{size(memory.get('used_bytes', 0))} of {size(memory.get('limit_bytes', 0))} of {memory.get('where', '')} used"
+    )
+    if memory.get("pressed"):
+        text += ": too little is left, nothing new begins while something runs"
+    if ended := memory.get("ended"):
+        text += f"; ended for want of memory: {ended}"
+    return text
 
 
 def _storage_text(storage: Mapping[str, Any], now: float) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 from noded import ids
 from noded.node import memory_usage
 from noded.node.leases import ActorLease, Lease, Leases
-from noded.node.memory_look import Looker, Over, Plan, Seen, Watched
+from noded.node.memory_look import OFTEN, SELDOM, Looker, Over, Plan, Seen, Watched, pause
 from noded.node.workers import Worker, WorkerPool
 from noded.policy import deaths, memory_victim
 from noded.policy.memory_room import size, store_stops
@@ -32,9 +32,6 @@ from noded.resources import UNIT
 
 log = logging.getLogger("noded.memory")
 
-_OFTEN, _SELDOM = 0.1, 1.0
-_FASTEST = 1 << 30
-"""Bytes a second that are taken to be used up, when it is a question of when to look again."""
 _PATIENCE = 5.0
 """Seconds that a look may take."""
 _LOST_MOST = 4
@@ -115,6 +112,8 @@ class MemoryMonitor:
         """Processes that a look has got stuck at."""
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._pause = 0.0
+        """Until the next look."""
         self._over: set[Worker] = set()
         """Their leases are over: what they keep is to be looked at once, with their descendants."""
         self._ending: tuple[Worker | None, float] = (None, 0.0)
@@ -128,7 +127,7 @@ class MemoryMonitor:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._pool.kept = self._kept
-        self._leases.on_limited = self._wake.set
+        self._leases.on_limited = self._begun
         self._task = loop.create_task(self._watch(), name="memory")
 
     async def stop(self) -> None:
@@ -157,19 +156,23 @@ class MemoryMonitor:
 
     # ------------------------------------------------------------ looking
 
+    def _begun(self) -> None:
+        """Something with a limit. Where looks are frequent already it need not be seen at once."""
+        if self._pause > OFTEN:
+            self._wake.set()
+
     async def _watch(self) -> None:
-        pause = 0.0
         while True:
             try:
-                await asyncio.wait_for(self._wake.wait(), pause)
+                await asyncio.wait_for(self._wake.wait(), self._pause)
             except TimeoutError:
                 pass
             self._wake.clear()
             try:
-                pause = await self._look()
+                self._pause = await self._look()
             except Exception:
                 log.exception("a look at the node's memory has failed; the next one is in a second")
-                pause = _SELDOM
+                self._pause = SELDOM
 
     async def _look(self) -> float:
         """Look and act; the seconds until the next look."""
@@ -180,14 +183,14 @@ class MemoryMonitor:
         await asyncio.wait([answer], timeout=_PATIENCE)
         if not answer.done():
             await self._give_up(answer)
-            return _SELDOM
+            return SELDOM
         self._seen = seen = answer.result()
         self._act(plan, seen)
         if seen.pressed or any(each.limit for each in plan.workers):
-            return _OFTEN
+            return OFTEN
         if plan.part >= 1 or not self._leases.leases:
-            return _SELDOM
-        return min(max((seen.threshold - seen.node.used) / _FASTEST, _OFTEN), _SELDOM)
+            return SELDOM
+        return pause(seen.node.used, seen.threshold)
 
     async def _give_up(self, answer: asyncio.Future[Seen]) -> None:
         """Of a thread that is slow, or stuck in the kernel: the next one does not wait for the same process."""

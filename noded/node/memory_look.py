@@ -25,6 +25,16 @@ time; but often enough.
 """
 
 
+OFTEN, SELDOM = 0.1, 1.0
+_FASTEST = 1 << 30
+"""Bytes a second that are taken to be used up, when it is a question of when to look again."""
+
+
+def pause(used: int, threshold: int) -> float:
+    """Seconds until the node is to be looked at again."""
+    return min(max((threshold - used) / _FASTEST, OFTEN), SELDOM)
+
+
 @dataclass(frozen=True)
 class Watched:
     """A worker."""
@@ -83,6 +93,8 @@ class Looker:
         self._swap = usage.has_swap(root)
         self._families = usage.Families(root, tag, self.waits)
         self._groups = MemoryGroups(root, tag)
+        self._known: usage.Usage | None = None
+        self._due = 0.0
         self._spawner = 0
         """Whose groups are open."""
         self._kills: dict[str, int] = {}
@@ -92,7 +104,7 @@ class Looker:
         """Worker -> what it uses without what would be counted twice, and when that is to be found out again."""
 
     def look(self, plan: Plan) -> Seen:
-        node = usage.node_usage(self._root, ("self", str(plan.spawner)))
+        node = self._node(plan)
         threshold = int(node.limit * plan.part)
         seen = Seen(node, threshold, plan.part < 1 and node.used > threshold)
         limited = [each for each in plan.workers if each.limit]
@@ -117,6 +129,14 @@ class Looker:
                     seen.uses[wid] = min(used, self._exactly(sizes[wid]))
             seen.largest = usage.largest(self._root, _LARGEST)
         return seen
+
+    def _node(self, plan: Plan) -> usage.Usage:
+        """Looks that are for the sake of workers with limits come too often for this."""
+        node, now = self._known, time.monotonic()
+        if node is None or now >= self._due:
+            node = self._known = usage.node_usage(self._root, ("self", str(plan.spawner)))
+            self._due = now + pause(node.used, int(node.limit * plan.part)) / 2
+        return node
 
     def _used(self, watched: Watched, sizes: dict[int, int]) -> int:
         """The sum at first, which is cheap, and only where that is too much the truth: forks share pages."""
