@@ -572,8 +572,8 @@ class Objects:
         return True
 
     def _await_room(self, done: Callable[[], Any]) -> None:
-        """For what the node does for us, as making room, or bringing an argument. It is under way, as a rule, and a task
-        that waits for that keeps its CPUs: those which would run in its place would want room as well.
+        """For what the node does for us, as making room, or bringing an argument. It is under way, as a rule, and a
+        task that waits for that keeps its CPUs: those which would run in its place would want room as well.
         """
         if not self._sleep(done, time.monotonic() + _ROOM_SECONDS):
             self.sleep(done, None)
