@@ -176,7 +176,9 @@ def why(id_: str, cluster: str | None, as_json: bool) -> None:
 @click.option("--stats-only", is_flag=True, help="The nodes' stores, and who holds most; no rows.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def memory(cluster: str | None, sort_by: str, group_by: str, limit: int, stats_only: bool, as_json: bool) -> None:
-    """List the objects of a cluster: who holds them, how, since when, how big they are and where.
+    """Say who holds which objects, and how much.
+
+    For a whole cluster: how each object is held, since when, how big it is and where.
 
     With NODED_RECORD_REF_CREATION_SITES=1 in the environment of a program (or of the nodes), also which line created
     each ref.

@@ -107,7 +107,8 @@ def test_the_ways_to_hold_an_object(node: Node, tmp_path: Path) -> None:
     argument = noded.put(np.zeros(2 * MB, np.uint8))
     busy = keeper.forever.remote(pipe)
     waiting = keeper.forever.remote(os.devnull, argument)
-    wait_rows(argument, lambda found: "argument of the pending call Keeper.forever" in found[0]["hold"])
+    of_call = "argument of the pending call Keeper.forever"
+    wait_rows(argument, lambda found: any(of_call in row["hold"] for row in found))
 
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -204,6 +205,44 @@ def test_lines_are_recorded_on_request(node: Node) -> None:
         driver.tell("end")
 
 
+def test_forked_children_and_programs_that_have_left(node: Node) -> None:
+    source = """
+        import numpy as np
+        view = noded.get(noded.put(np.zeros(1 << 20, np.uint8)))
+        read_end, write_end = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(write_end)
+            os.read(read_end, 1)
+            os._exit(0)
+        say("forked")
+        hear()
+        os.close(write_end)
+        os.waitpid(child, 0)
+        noded.shutdown()
+        say("left")
+        hear()
+    """
+
+    def look() -> list[tuple[str, str, str]]:
+        return sorted((row["kind"], row["holder"], row["hold"]) for row in state.held()["rows"])
+
+    with Driver(node.address, source) as driver:
+        driver.expect("forked")
+        pid = driver.pid
+        both = [
+            ("driver", f"driver pid {pid}", "view"),
+            ("forked child", f"forked children of pid {pid}", "forked child"),
+        ]
+        wait_for(lambda: look() == both, lambda: f"not so: {look()}", 20)
+        driver.tell("leave")
+        driver.expect("left")
+        left = [("driver", f"driver pid {pid}, which has left", "detached program")]
+        wait_for(lambda: look() == left, lambda: f"not so: {look()}", 20)
+        driver.tell("end")
+        wait_for(lambda: not look(), lambda: f"still held: {look()}", 20)
+
+
 def test_two_nodes() -> None:
     with Members() as cluster:
         cluster.add(name="n1")
@@ -221,6 +260,9 @@ def test_two_nodes() -> None:
             shown = ask(cluster.head.cluster)
             assert shown.count(ref.hex()) == 3
             member = cluster["n1"]
+            there_is = node_in(Path(member.dir))
+            assert there_is is not None
+            assert {node["name"] for node in request(there_is, "memory", {}, 8)["nodes"]} == {"head", "n1"}
             member.signal(signal.SIGSTOP)
             try:
                 told = {node["name"]: node for node in state.held()["nodes"]}
@@ -228,8 +270,6 @@ def test_two_nodes() -> None:
             finally:
                 member.signal(signal.SIGCONT)
             cluster.head.kill9()
-            there_is = node_in(Path(member.dir))
-            assert there_is is not None
             told = request(there_is, "memory", {}, 8)
             assert told["problem"].startswith("the head does not answer")
             assert [node["name"] for node in told["nodes"]] == ["n1"] and told["rows"]
