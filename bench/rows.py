@@ -1,8 +1,8 @@
 """The table of rows: name, group, unit, and the code that measures it on each system.
 
 Groups: `call` are the rows of the geometric mean, `placement` is the one of placement groups, `bytes` are held
-against memcpy; those are the rows of Ray's microbenchmark. `scale` is all else. A row whose `cluster` is false brings
-its own head or needs none.
+against memcpy; those are the rows of Ray's microbenchmark. `memory` is about small stores, `scale` is all else. A row
+whose `cluster` is false brings its own head or needs none.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from bench import actors, calls, gigabytes, node, placement, pool, scale
+from bench import actors, calls, gigabytes, memory, node, placement, pool, scale
 from bench.systems import CLUSTERS, Context
 from bench.timing import Measurement
 
-GROUPS = ("call", "placement", "bytes", "scale")
+GROUPS = ("call", "placement", "bytes", "memory", "scale")
 DEFAULT_GROUPS = ("call", "placement", "bytes")
 
 Run = Callable[[Context], Measurement]
@@ -98,4 +98,10 @@ _SCALE = (
     _row("import", "scale", "ms", node.import_time, lower=True, cluster=False, futures=node.import_time),
 )
 
-ROWS = {row.name: row for row in (*_CALLS, *_PLACEMENT, *_BYTES, *_SCALE)}
+_MEMORY = (
+    _row("4 GB through a store of 512 MB", "memory", "GB/s", memory.through_a_small_store, cluster=False),
+    _row("shuffle of 2 GB, store of 512 MB", "memory", "s", memory.shuffle, lower=True, cluster=False),
+    _row("live small refs: owner's memory", "memory", "bytes/ref", memory.live_refs, lower=True, cluster=False),
+)
+
+ROWS = {row.name: row for row in (*_CALLS, *_PLACEMENT, *_BYTES, *_MEMORY, *_SCALE)}

@@ -55,7 +55,9 @@ from noded.node.lease_router import LeaseRouter
 from noded.node.leases import Leases
 from noded.node.ledger import Ledger, LedgerError
 from noded.node.listener import Listener, ListenError
+from noded.node.memory import MemoryMonitor
 from noded.node.object_store import ObjectStore
+from noded.node.oom import protect_daemon
 from noded.node.orders import NodeOrders
 from noded.node.output import OutputMonitor
 from noded.node.peer_messages import PeerMessages
@@ -146,6 +148,7 @@ class Daemon:
         self.leases: Leases
         self.router: LeaseRouter
         self.pool: WorkerPool
+        self.memory: MemoryMonitor
         self.cluster_view: ClusterView
         self.peers: Peers
         self.directory: Directory
@@ -213,6 +216,7 @@ class Daemon:
 
     async def start(self) -> None:
         config = self.config
+        protect_daemon()
         self._make_directories()
         self.token = find_token(config)
         self.doors = Doors(self.loop, self.token, config.tls)
@@ -264,6 +268,7 @@ class Daemon:
         if self.link is not None:
             await self.link.join()
         self.pool.prepare()
+        self.memory.start(self.loop)
         self._watch_owner()
         self._started = self.loop.time()
         self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
@@ -460,6 +465,14 @@ class Daemon:
             on_output_end=self._on_output_end,
         )
         self.leases.pool = self.pool
+        self.memory = MemoryMonitor(
+            self.leases,
+            self.pool,
+            tag=self.tag,
+            threshold=config.memory_threshold,
+            memory=config.memory,
+            spawner=lambda: self.spawner.spawner_pid,
+        )
         self.store = ObjectStore(self.arena, self.ledger, self.clients, lambda id_: head.unheld(id_), self.number)
         self.peers = Peers(self.loop, self.cluster_view, self.doors.dial, self._peer_attach)
         self.puller = Puller(self.arena.fd, lambda address: self.doors.dial_now(address, "transfer"))
@@ -554,6 +567,7 @@ class Daemon:
             cluster=self._cluster_figures,
             nodes=self._nodes,
             request_stop=self.request_stop,
+            memory=self.memory.figures,
         )
         if self.head is not None:
             self.head.nodes.refresh = self._refresh_own
@@ -753,6 +767,7 @@ class Daemon:
         """End as by SIGKILL, but with what is written: the next daemon finds spawner and workers."""
         notify_systemd("STOPPING=1")
         await self._end_tasks()
+        await self.memory.stop()
         await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()
@@ -795,6 +810,7 @@ class Daemon:
         notify_systemd("STOPPING=1")
         self.pool.stopping = True
         await self._end_tasks()
+        await self.memory.stop()
         await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()

@@ -81,8 +81,8 @@ class Objects:
         self._announced: dict[bytes, ObjectRef[Any]] = {}
         """Our refs that left without a value."""
         self._to_republish: list[ObjectRef[Any]] = []
-        self._to_make_again: list[tuple[bytes, str]] = []
-        """Of ours, that are lost, and why: the node asks for those that somebody wants."""
+        self._to_make_again: dict[bytes, str] = {}
+        """Of ours, that are lost, and why: the node asks for those that somebody wants. Each daemon is told anew."""
         self.can_be_made_again: Callable[[bytes], bool] = lambda id_: False
         self._subscribed: dict[bytes, list[Callable[[], None]]] = {}
         """Borrowed refs somebody waits for, with what to call."""
@@ -285,6 +285,7 @@ class Objects:
         """A pending ref that had left has its value now."""
         if self._announced.pop(ref.binary(), None) is None:
             return
+        self._to_make_again.pop(ref.binary(), None)
         if ref._state == AWAY and ref._token.hold.maker is not None:
             # Its node may be lost before it tells: then nobody else knows where it was.
             self.control.send(self._subscription(ref.binary(), False, ref))
@@ -381,6 +382,8 @@ class Objects:
                 else:
                     pin = self.holds.pin(ref._token.hold)
                     offset, size = ref._value
+                    if type(offset) is not int:  # the value has its bytes now, which are not to outlive it
+                        ref._value, ref._state = (self.node, size), AWAY
             if pin is None:
                 return self.load(ref)
             if type(offset) is int:
@@ -683,13 +686,15 @@ class Objects:
             if type(ref) is not ObjectRef:
                 continue
             ours = hold.id.startswith(refs.own_prefix)
-            # Our results on other nodes were pinned there for the node that is gone, and only it knew where they lie.
-            if ref._state == STORED or (ours and ref._state in (AWAY, REMOTE) and type(ref._value) is tuple):
+            # Our results on other nodes were pinned there for the node that is gone, and only it knew where they lie,
+            # or where what we know by its id alone lies. What is being made again is still to come.
+            asked_for = ours and ref._state == REMOTE and (ref._value is not None or hold.id not in self._announced)
+            if ref._state == STORED or asked_for or (ours and ref._state == AWAY):
                 if self.can_be_made_again(hold.id):
                     ref._value, ref._state = None, REMOTE
-                    self._to_make_again.append((hold.id, reason))
+                    self._to_make_again[hold.id] = reason
                     continue
-            if ours and ref._state == REMOTE and type(ref._value) is tuple:
+            if asked_for:
                 asked.append(ref)
             elif ref._state == STORED or (ours and ref._state == AWAY):
                 ref._value, ref._state = ex.ObjectLostError(ref.hex(), reason), FAILED
@@ -705,9 +710,11 @@ class Objects:
         lost, self._to_republish = self._to_republish, []
         for ref in lost:
             self._seal_small_locked(ref)
-        again, self._to_make_again = self._to_make_again, []
-        for id_, reason in again:
-            self.control.send(m.Gone([id_], reason))
+        for id_, reason in list(self._to_make_again.items()):
+            if self.can_be_made_again(id_):
+                self.control.send(m.Gone([id_], reason))
+            else:
+                del self._to_make_again[id_]
 
 
 class Uploads(Protocol):

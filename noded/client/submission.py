@@ -74,12 +74,22 @@ class Task(msgspec.Struct, eq=False, weakref=True):
 class TaskQueue:
     """The ready tasks of one scheduling class and the leases to run them."""
 
-    def __init__(self, number: int, resources: dict[str, int], name: str, env: str = "", where: m.Place = m.ANYWHERE):
+    def __init__(
+        self,
+        number: int,
+        resources: dict[str, int],
+        name: str,
+        env: str = "",
+        where: m.Place = m.ANYWHERE,
+        retriable: bool = True,
+    ):
         self.number = number
         self.resources = resources
         self.name = name
         self.env = env
         self.where = where
+        self.retriable = retriable
+        """Its tasks had retries when they were submitted."""
         self.ready: deque[Task] = deque()
         self.leases: list[WorkerLink] = []
         self.declared = 0

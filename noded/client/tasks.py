@@ -28,6 +28,7 @@ from noded.client.reader import Reader
 from noded.client.refs import AWAY, FAILED, INLINE, PENDING, REMOTE, STORED, HoldTable, ObjectRef
 from noded.client.streams import Streams, extra_of
 from noded.client.submission import Function, Task, TaskQueue, WorkerLink, pack_arguments, pinned_offset, place_of
+from noded.policy import deaths
 from noded.wire import messages as m
 from noded.wire.link import FrameError, Link, LinkClosed
 from noded.wire.session_link import SessionLink
@@ -122,14 +123,16 @@ class Tasks:
         data = packed.as_bytes()
         return Function(name, hashlib.blake2b(data, digest_size=16).digest(), data, packed.refs, num_cpus, max_calls)
 
-    def queue_for(self, resources: dict[str, int], name: str, env: str, where: m.Place) -> TaskQueue:
-        key = tuple(sorted(resources.items())), env, where
+    def queue_for(
+        self, resources: dict[str, int], name: str, env: str, where: m.Place, retriable: bool = True
+    ) -> TaskQueue:
+        key = tuple(sorted(resources.items())), env, where, retriable
         queue = self.queues.get(key)
         if queue is None:
             with self.lock:
                 queue = self.queues.get(key)
                 if queue is None:
-                    queue = TaskQueue(len(self.queues) + 1, resources, name, env, where)
+                    queue = TaskQueue(len(self.queues) + 1, resources, name, env, where, retriable)
                     if where.group in self._removed_groups:
                         queue.closed = _GROUP_REMOVED
                     self._by_number[queue.number] = queue
@@ -138,7 +141,9 @@ class Tasks:
         return queue
 
     def _define_locked(self, queue: TaskQueue) -> None:
-        self.control.send(m.ClassDef(queue.number, queue.resources, queue.name, queue.env, queue.where))
+        self.control.send(
+            m.ClassDef(queue.number, queue.resources, queue.name, queue.env, queue.where, queue.retriable)
+        )
 
     # ------------------------------------------------------------ submit
 
@@ -244,7 +249,7 @@ class Tasks:
         if best == self._node or sizes[best] < INLINE_LIMIT:
             return queue
         near = msgspec.structs.replace(where, near=best)
-        return self.queue_for(queue.resources, queue.name, queue.env, near)
+        return self.queue_for(queue.resources, queue.name, queue.env, near, queue.retriable)
 
     # ------------------------------------------------------------ push
 
@@ -763,11 +768,16 @@ class Tasks:
             queue.leases.remove(worker)
             worker.queue = None
         tasks, worker.inflight = list(worker.inflight.values()), {}
+        # It would be as large again. Of several it is not known which: each is run alone next, and then it is.
+        too_large = message.death.kind == deaths.MEMORY_LIMIT
         for task in reversed(tasks):
             self.streams.worker_lost_locked(task)
             if task.cancelled:
                 self.fail_locked(task, cancelled(task, ", by ending its worker"))
-            elif task.retries != 0 and task.queue is not None:
+            elif message.death.free and task.queue is not None and task.queue.retriable:
+                self.again_locked(task)
+                task.queue.ready.appendleft(task)
+            elif task.retries != 0 and task.queue is not None and not (too_large and len(tasks) == 1):
                 task.retries -= 1
                 task.suspect = True
                 self.again_locked(task)

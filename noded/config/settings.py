@@ -111,6 +111,12 @@ class Config:
     memory: int = _option(
         values.size, _A_SIZE, "Memory that tasks may ask for.", Found("90 % of what the object store leaves")
     )
+    memory_threshold: float = _option(
+        values.part,
+        "a number above 0, up to 1",
+        "Part of the node's memory that may be in use before its newest tasks are ended to make room; 1: never.",
+        0.95,
+    )
     object_store_memory: int = _option(
         values.store_size,
         f"{_A_SIZE}, and 1MiB at least",

@@ -70,6 +70,8 @@ class _Want:
     own: Callable[[Region], None] | None = None
     """The daemon itself wants it."""
     failed: Callable[[str], None] | None = None
+    patience: float = DISK_SECONDS
+    """Without room being made it waits so long before something else is done."""
 
     @property
     def waits(self) -> bool:
@@ -276,7 +278,11 @@ class Space:
                 start = self._allocator.alloc(blocks, want.client.prefix)
             if start is None:
                 self.relief.relieve(blocks)
-                return False
+                if self.relief.active or want.patience >= DISK_SECONDS:
+                    return False
+                self._wants.pop(0)
+                want.fail("there is no room in the object store")
+                return True
             self._wants.pop(0)
             self._grant(want, start, blocks)
         else:
@@ -295,7 +301,7 @@ class Space:
             self._freed_at = now
         for want in list(self._wants):
             waited = now - max(want.since, self._freed_at)
-            if want.waits and waited >= DISK_SECONDS and self._instead(want, waited >= FULL_SECONDS):
+            if want.waits and waited >= want.patience and self._instead(want, waited >= FULL_SECONDS):
                 self._wants.remove(want)
         self.serve()
         self._look_later()
@@ -337,6 +343,8 @@ class Space:
             self._tell(want, region)
 
     def _tell(self, want: _Want, region: Region) -> None:
+        if self._regions.get(region.start) is not region:
+            return  # given up while its pages were taken: its client has died, or has asked anew
         if want.own is not None:
             self.arena.clear(region.offset)
             want.own(region)
@@ -375,10 +383,15 @@ class Space:
     # ------------------------------------------------------------ what this daemon writes
 
     def allocate(
-        self, id_: bytes, size: int, on_space: Callable[[int], None], on_failure: Callable[[str], None]
+        self,
+        id_: bytes,
+        size: int,
+        on_space: Callable[[int], None],
+        on_failure: Callable[[str], None],
+        patience: float = DISK_SECONDS,
     ) -> None:
         """Room for an object that this daemon writes: ``on_space(offset of its header)``, where it is begun already,
-        and taken until ``let_go``.
+        and taken until ``let_go``. With less ``patience`` than usual it fails when no room is being made.
         """
         need = shm.footprint(size)
         slab = min(_OWN_SLAB, self.arena.size // 16)
@@ -408,7 +421,7 @@ class Space:
         blocks = -(-need // shm.BLOCK) if single else max(1, slab // shm.BLOCK)
         message = m.RegionWant(0, blocks * shm.BLOCK, single)
         first = next((at for at, want in enumerate(self._wants) if want.own is None), len(self._wants))
-        self._wants.insert(first, _Want(self._daemon, message, time.monotonic(), got, on_failure))
+        self._wants.insert(first, _Want(self._daemon, message, time.monotonic(), got, on_failure, patience))
         self.serve()
 
     def _begin(self, region: Region, at: int, id_: bytes, size: int) -> None:
@@ -434,7 +447,10 @@ class Space:
             return
         if self._slab is not None and not self._slab[0].live:
             self.leave_slab()
+        since = self._last_change
         for start, blocks in list(self._allocator.free_extents()):
+            if self._last_change != since:
+                return  # these extents are of before
             a, b = start * shm.BLOCK, (start + blocks) * shm.BLOCK
             if self._cold.ranges and self._cold.overlaps(a, b) == [(a, b)]:
                 continue

@@ -393,7 +393,7 @@ class Spilling:
             self._tell_file(entry)
             self._store.arrived(entry)
 
-        self._space.allocate(entry.id, entry.size, on_space, on_failure)
+        self._space.allocate(entry.id, entry.size, on_space, on_failure, 0.0)
 
     async def _restore(self, entry: Entry, offset: int) -> None:
         place = entry.disk

@@ -68,6 +68,8 @@ class Death(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """The id of its node."""
     kind: str = ""
     """One of ``policy/deaths.py``: the cause, for programs."""
+    free: bool = False
+    """It was not for what it ran: running that again costs no retry."""
 
 
 class Extra(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -230,6 +232,8 @@ class ClassDef(_Message, tag=3):
     name: str = ""
     env: str = ""
     where: Place = ANYWHERE
+    retriable: bool = True
+    """Its tasks may be run again when their worker dies."""
 
 
 class Demand(_Message, tag=4):

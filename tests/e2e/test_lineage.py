@@ -290,3 +290,30 @@ def test_after_the_programs_own_node_started_over(nodes: Cluster, notes: Notes) 
     assert notes.all() == ["here"] * 2
     with pytest.raises(ObjectLostError, match="started over"):
         get(kept)
+
+
+@pytest.mark.parametrize("then", ["the node is lost again", "the daemon starts again"])
+def test_what_nobody_wanted_yet_when_more_happens(nodes: Cluster, notes: Notes, then: str) -> None:
+    """The node that was told what is lost is not the one that is asked for it."""
+
+    @noded.remote
+    def here() -> bytes:
+        notes.add("here")
+        return b"h" * BIG
+
+    ref = here.remote()
+    inside = noded.get(noded.put([noded.put(b"p" * BIG)]))[0]  # known by its id alone
+    ready([ref])
+    head = nodes.head_node
+    assert head is not None
+    crash(head)
+    assert get(length.remote(b"")) == 0  # this program is connected to what has followed
+    if then == "the daemon starts again":
+        head._process.restart()
+    else:
+        crash(head)
+    assert get(length.remote(b"")) == 0
+    assert get(ref) == b"h" * BIG
+    assert notes.all() == ["here"] * 2
+    with pytest.raises(ObjectLostError, match="started over"):
+        get(inside)

@@ -281,6 +281,7 @@ def test_what_a_dead_node_has_left_goes_at_the_next_start(tmp_path: Path) -> Non
         node.start()
         with pytest.raises(ObjectLostError):
             get(refs[0])
+        del refs
 
 
 # ---------------------------------------------------------------- two nodes

@@ -98,7 +98,7 @@ class Member(Node):
 
 
 class Members:
-    """A head and what has joined it; all are ended at the end, the head last. `flags` and `env` are for all."""
+    """A head and what has joined it; all end at the end, the head last. `flags`, `env`, `ready_timeout`: of all."""
 
     def __init__(
         self,
@@ -107,10 +107,20 @@ class Members:
         num_cpus: float = 2,
         cluster: str | None = None,
         env: Mapping[str, str] | None = None,
+        ready_timeout: float = 20,
     ) -> None:
         self.flags = flags
         self.env = dict(env or {})
-        self.head = Member(*flags, head=True, host=host, num_cpus=num_cpus, cluster=cluster, env=self.env)
+        self._ready_timeout = ready_timeout
+        self.head = Member(
+            *flags,
+            head=True,
+            host=host,
+            num_cpus=num_cpus,
+            cluster=cluster,
+            env=self.env,
+            ready_timeout=ready_timeout,
+        )
         self.all: dict[str, Member] = {"head": self.head}
         self._stack = ExitStack()
 
@@ -141,6 +151,7 @@ class Members:
             num_cpus=num_cpus,
             cluster=self.head.cluster,
             env={**self.env, **(env or {})},
+            ready_timeout=self._ready_timeout,
         )
         self._stack.enter_context(member)
         self.all[name] = member

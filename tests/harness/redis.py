@@ -55,13 +55,16 @@ class Server:
         password: str = "",
         tls: TlsFiles | None = None,
         sentinel: bool = False,
+        inside: Sequence[str] = (),
     ) -> None:
+        """`inside`: a command that runs another one on a host (see netns.py); the test then asks by a Unix socket."""
         need_redis()
         self.directory = directory
         self.port = free_port()
         self.password = password
         self._tls = tls
         self._sentinel = sentinel
+        self._inside = list(inside)
         self._options = [*(["--appendonly", "yes", "--appendfsync", "always"] if persistent else []), *options]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -95,7 +98,12 @@ class Server:
             ports += ["--tls-ca-cert-file", str(self._tls.ca)]
         secret = ["--requirepass", self.password] if self.password else []
         everything = ["--bind", "127.0.0.1", "--dir", str(self.directory), "--save", ""]
-        return [str(COMMAND), *everything, *ports, *secret, *self._options]
+        reached = ["--unixsocket", self._socket] if self._inside else []
+        return [*self._inside, str(COMMAND), *everything, *ports, *reached, *secret, *self._options]
+
+    @property
+    def _socket(self) -> str:
+        return str(self.directory / "socket")
 
     def _answers(self) -> bool:
         assert self._process is not None
@@ -112,9 +120,11 @@ class Server:
         if self._tls is not None:
             tls = {"ssl": True, "ssl_ca_certs": str(self._tls.ca)}
             tls |= {"ssl_certfile": str(self._tls.cert), "ssl_keyfile": str(self._tls.key)}
+        place: dict[str, Any] = {"host": "127.0.0.1", "port": self.port}
+        if self._inside:
+            place = {"unix_socket_path": self._socket}
         return client.Redis(
-            port=self.port,
-            host="127.0.0.1",
+            **place,
             password=self.password or None,
             socket_timeout=5,
             decode_responses=True,

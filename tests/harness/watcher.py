@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 
 _PERIOD = 0.02
+_IDLE_PERIOD = 1.0
+"""For those of several of whom nothing runs: two cannot run at once before one does."""
 
 
 def announce(path: str) -> None:
@@ -73,6 +75,11 @@ class Watcher:
         self.failure: BaseException | None = None
 
     @property
+    def idle(self) -> bool:
+        """None of its instances runs, as far as is known."""
+        return not any(each.state for each in self.instances)
+
+    @property
     def running(self) -> list[Instance]:
         return [each for each in self.instances if each.state not in ("", "T", "t")]
 
@@ -88,7 +95,7 @@ class Watcher:
         last = time.monotonic()
         try:
             while not self._stop.wait(_PERIOD):
-                self._look()
+                self.look()
                 now = time.monotonic()
                 self.longest_gap = max(self.longest_gap, now - last)
                 self.looks += 1
@@ -96,7 +103,7 @@ class Watcher:
         except BaseException as failure:
             self.failure = failure
 
-    def _look(self) -> None:
+    def look(self) -> None:
         self._learn()
         now = time.monotonic()
         for each in self.instances:
@@ -144,6 +151,44 @@ class Watcher:
         self._thread.join(10)
         if error is None:
             self.check()
+
+
+class Watchers:
+    """One thread for the instances of many actors: a file for each in this directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.all: dict[str, Watcher] = {}
+        self.failure: BaseException | None = None
+        self._directory = directory
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchers", daemon=True)
+
+    def _watch(self) -> None:
+        all_at = 0.0
+        try:
+            while not self._stop.wait(_PERIOD):
+                now = time.monotonic()
+                every = now - all_at >= _IDLE_PERIOD
+                if every:
+                    all_at = now
+                    for path in self._directory.iterdir():
+                        if path.name not in self.all:
+                            self.all[path.name] = Watcher(path)
+                for watcher in list(self.all.values()):
+                    if every or not watcher.idle:
+                        watcher.look()
+        except BaseException as failure:
+            self.failure = failure
+
+    def __enter__(self) -> Watchers:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(30)
 
 
 def _runs(instance: Instance) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from harness.chaos import schedule
 from harness.chaos.logs import check_calls, check_once
-from harness.chaos.promises import RECOVERY, Happening, calm_seconds, happened, rightly_lost, verdict
-from harness.chaos.schedule import LOSES_A_NODE, Fault, conflict, plan
+from harness.chaos.promises import RECOVERY, Happening, calm_seconds, happened, verdict
+from harness.chaos.schedule import LOSES_A_NODE, OF_REDIS, Fault, conflict, plan
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,8 +33,10 @@ def test_a_plan_keeps_its_rules_and_its_time(seed: int, seconds: float) -> None:
 
 def test_a_long_plan_has_everything_and_calms() -> None:
     faults = plan(1, 1200, NODES)
-    assert {each.kind for each in faults} == {*schedule.KINDS, "visit", "visit-killed"} - {"redis-kill"}
-    assert "redis-kill" in {each.kind for each in plan(1, 1200, NODES, redis=True)}
+    assert {each.kind for each in faults} == {*schedule.KINDS, "visit", "visit-killed"} - OF_REDIS
+    on_redis = plan(1, 1200, NODES, redis=True)
+    assert {each.kind for each in on_redis} >= OF_REDIS
+    assert {each.node for each in on_redis if each.kind in OF_REDIS} == {"head"}
     happened = [Happening(each.kind, each.node, each.at, each.at + each.seconds) for each in faults]
     no_visits = [each for each in happened if not each.kind.startswith("visit")]
     assert calm_seconds(no_visits, 0, 1200) > 60, "what hangs would not be found"
@@ -60,17 +62,28 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
         (fault("link-in"), fault("link-down"), True),
         (fault("spawner-kill"), fault("daemon-kill", at=14.0), True),
         (fault("spawner-kill"), fault("daemon-kill", at=30.0), False),
+        (fault("redis-kill", "head"), fault("redis-stop", "head"), True),
+        (fault("redis-kill", "head"), fault("daemon-kill", "head"), False),
+        (fault("redis-kill", "head"), fault("node-crash", "head"), True),
     ],
 )
 def test_what_may_not_happen_together(one: Fault, other: Fault, expected: bool) -> None:
     assert conflict(one, other) is conflict(other, one) is expected
 
 
-def error(op: str, name: str, since: float = 100.0, seen: float = 110.0, nodes: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {"op": op, "error": name, "since": since, "seen": seen, "nodes": list(nodes), "home": "head"}
+def error(
+    op: str,
+    name: str,
+    since: float = 100.0,
+    seen: float = 110.0,
+    home: str = "head",
+    kind: str = "",
+    pid: int | None = None,
+) -> dict[str, Any]:
+    return {"op": op, "error": name, "since": since, "seen": seen, "home": home, "kind": kind, "pid": pid}
 
 
-KILL = Happening("worker-kill", "n1", 105, 105)
+KILL = Happening("worker-kill", "n1", 105, 105, 77)
 CRASH = Happening("node-crash", "n1", 104, 107)
 STOP = Happening("daemon-kill", "n1", 104, 107)
 
@@ -81,6 +94,11 @@ STOP = Happening("daemon-kill", "n1", 104, 107)
         (error("once", "WorkerCrashedError"), [KILL], True),
         (error("once", "WorkerCrashedError"), [STOP], False),
         (error("once", "WorkerCrashedError", since=120, seen=130), [KILL], False),
+        (error("once", "WorkerCrashedError", kind="signal", pid=77), [KILL], True),
+        (error("once", "WorkerCrashedError", kind="signal", pid=78), [KILL, CRASH], False),
+        (error("once", "WorkerCrashedError", kind="exit", pid=77), [KILL], False),
+        (error("once", "WorkerCrashedError", kind="node_lost", pid=78), [KILL, CRASH], True),
+        (error("plain", "ActorDiedError", kind="spawner", pid=77), [KILL], False),
         (error("once", "ObjectLostError"), [CRASH], False),
         (error("task", "WorkerCrashedError"), [KILL, CRASH], False),
         (error("plain", "ActorDiedError"), [KILL], True),
@@ -90,23 +108,16 @@ STOP = Happening("daemon-kill", "n1", 104, 107)
         (error("counter", "ActorDiedError"), [CRASH], False),
         (error("counter", "ActorDiedError"), [Happening("node-crash", "head", 104, 107)], True),
         (error("retried", "ActorUnavailableError"), [KILL], False),
-        (error("put", "ObjectLostError", nodes=("n1",)), [CRASH], True),
-        (error("put", "ObjectLostError", nodes=("n2",)), [CRASH], False),
-        (error("put", "ObjectLostError", nodes=("n1",)), [KILL, STOP], False),
+        (error("put", "ObjectLostError", home="n1"), [CRASH], True),
+        (error("put", "ObjectLostError", home="n2"), [CRASH], False),
+        (error("put", "ObjectLostError", home="n1"), [KILL, STOP], False),
+        (error("result", "ObjectLostError", home="n1"), [CRASH], False),
         (error("get_actor", "GetTimeoutError", since=100, seen=131), [STOP], True),
         (error("get_actor", "GetTimeoutError", since=150, seen=181), [STOP], False),
     ],
 )
 def test_verdicts(what: dict[str, Any], history: list[Happening], right: bool) -> None:
     assert (verdict(what, history) == "") is right, verdict(what, history)
-
-
-def test_lineage_leaves_only_the_loss_of_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rightly_lost("result", ("head", "n1"), 100, 110, [CRASH])
-    monkeypatch.setattr("harness.chaos.promises.LINEAGE", True)
-    assert not rightly_lost("result", ("head", "n1"), 100, 110, [CRASH])
-    assert rightly_lost("result", ("n1", "head"), 100, 110, [CRASH])
-    assert rightly_lost("put", ("n1",), 100, 110, [CRASH])
 
 
 def test_what_goes_on_has_happened() -> None:

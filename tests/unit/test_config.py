@@ -110,6 +110,7 @@ def test_every_option_by_flag_variable_and_file(env: dict[str, str], toml: Path)
         "num_cpus": ("1.5", 1.5),
         "num_gpus": ("2", 2.0),
         "memory": ("2GB", 2 * GB),
+        "memory_threshold": ("0.8", 0.8),
         "object_store_memory": ("512MiB", 512 << 20),
         "object_spilling_directory": ("/a, /b/c", (Path("/a"), Path("/b/c"))),
         "object_spilling_limit": ("1GB", GB),

@@ -18,29 +18,35 @@ from types import TracebackType
 
 from harness.chaos.load import add_line
 from harness.chaos.promises import Happening
-from harness.chaos.schedule import LOSES_A_NODE, VISIT, VISIT_KILLED, Fault
+from harness.chaos.schedule import LOSES_A_NODE, OF_REDIS, VISIT, VISIT_KILLED, Fault
 from harness.members import Member, Members
 from harness.netns import Host
 from harness.processes import Process
+from harness.redis import Server
 
 _PERIOD = 0.25
+_LATE = 1.0
+"""Seconds: all later faults come later as well."""
+_REDIS = "redis"
 Visit = Callable[[Fault], None]
 
 
 class Faults:
-    """`problems`: what must not be: a daemon that ended by itself, one that does not start again."""
+    """`problems`: what must not be: a daemon that ended by itself, one that does not start again. `redis`: where the
+    head keeps its state, if it does so there.
+    """
 
-    def __init__(self, cluster: Members, log: Path, visit: Visit) -> None:
+    def __init__(self, cluster: Members, log: Path, visit: Visit, redis: Server | None = None) -> None:
         self.history: list[Happening] = []
         self.done: dict[str, int] = {}
         self.problems: list[str] = []
         self.position = 0
-        self._cluster, self._log, self._visit = cluster, log, visit
+        self._cluster, self._log, self._visit, self._redis = cluster, log, visit, redis
         self._began = time.monotonic()
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
-        # A fault holds its node's lock while daemon or spawner are touched; the loss of a node holds all.
-        self._locks = {name: threading.RLock() for name in cluster.all}
+        # A fault holds its node's lock while daemon or spawner are touched, or that of Redis; the loss of a node all.
+        self._locks = {name: threading.RLock() for name in (*cluster.all, _REDIS)}
         self._filter = threading.Lock()  # the Lan's packet filter is written as a whole
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
 
@@ -51,18 +57,21 @@ class Faults:
 
     def run(self, plan: Sequence[Fault], seconds: float, go_on: Callable[[], bool]) -> None:
         """Begin each at its time. Ends after so many seconds, with all faults, or as soon as `go_on()` is false."""
+        late = 0.0
         for fault in plan:
-            while self.seconds < fault.at and go_on():
-                time.sleep(min(_PERIOD, max(0.0, fault.at - self.seconds)))
+            while (left := fault.at + late - self.seconds) > 0 and go_on():
+                time.sleep(min(_PERIOD, left))
             if not go_on():
                 break
+            if -left > _LATE:  # the machine stood still: what was to happen one after the other still does
+                late -= left
             self.position = fault.number
             self._threads.append(threading.Thread(target=self._carry_out, args=[fault], name=str(fault)))
             self._threads[-1].start()
-        while self.seconds < seconds and go_on():
+        while self.seconds < seconds + late and go_on():
             time.sleep(_PERIOD)
         for thread in self._threads:
-            thread.join(120)
+            thread.join(300)
             if thread.is_alive():
                 self.problems.append(f"fault {thread.name} does not end")
 
@@ -75,7 +84,8 @@ class Faults:
                 self.note(f"{fault}")
                 self._visit(fault)
             else:
-                locks = self._locks if fault.kind in LOSES_A_NODE else [fault.node]
+                own = _REDIS if fault.kind in OF_REDIS else fault.node
+                locks = self._locks if fault.kind in LOSES_A_NODE else [own]
                 touches = not fault.kind.startswith(("worker", "link"))
                 held = [self._locks[name] for name in sorted(locks)] if touches else []
                 for lock in held:
@@ -99,11 +109,9 @@ class Faults:
             if subject == "link":
                 self._link(member, deed, fault.seconds)
             elif subject == "worker":
-                happening.detail = self._signal(member.workers(), fault, deed)
-            elif fault.kind == "spawner-stop":
-                happening.detail = self._signal(member.spawners(), fault, deed)
-            elif fault.kind == "spawner-kill":
-                happening.detail = self._signal(member.spawners(), fault, deed)
+                self._signal(happening, member.workers(), fault, deed)
+            elif subject == "spawner":
+                self._signal(happening, member.spawners(), fault, deed)
             elif fault.kind == "daemon-stop":
                 member.signal(signal.SIGSTOP)
                 time.sleep(fault.seconds)
@@ -112,6 +120,8 @@ class Faults:
                 member.kill9()
                 time.sleep(fault.seconds)
                 member.start()
+            elif fault.kind in OF_REDIS:
+                self._touch_redis(deed, fault.seconds)
             elif fault.kind == "node-crash":
                 member.crash()
                 time.sleep(fault.seconds)
@@ -120,15 +130,16 @@ class Faults:
                 raise AssertionError(f"nobody knows how to do {fault.kind}")
         finally:
             happening.ended = time.monotonic()
-            self.note(f"{fault} ends {happening.detail}")
+            self.note(f"{fault} ends" + (f" (pid {happening.pid})" if happening.pid else ""))
 
     @staticmethod
-    def _signal(found: list[Process], fault: Fault, deed: str) -> str:
+    def _signal(happening: Happening, found: list[Process], fault: Fault, deed: str) -> None:
         """To one of these, which may end by itself meanwhile. A node that runs no worker has none."""
         if not found:
             assert fault.kind.startswith("worker"), f"there is no process for {fault}"
-            return "(there was none)"
+            return
         process = found[int(fault.pick * len(found))]
+        happening.pid = process.pid
         with suppress(ProcessLookupError):
             if deed == "kill":
                 os.kill(process.pid, signal.SIGKILL)
@@ -136,7 +147,17 @@ class Faults:
                 os.kill(process.pid, signal.SIGSTOP)
                 time.sleep(fault.seconds)
                 os.kill(process.pid, signal.SIGCONT)
-        return f"(pid {process.pid})"
+
+    def _touch_redis(self, deed: str, seconds: float) -> None:
+        assert self._redis is not None, "the run is not on Redis"
+        if deed == "kill":
+            self._redis.kill9()
+            time.sleep(seconds)
+            self._redis.start()
+        else:
+            self._redis.signal(signal.SIGSTOP)
+            time.sleep(seconds)
+            self._redis.signal(signal.SIGCONT)
 
     def _link(self, member: Member, deed: str, seconds: float) -> None:
         host = member.host

@@ -20,7 +20,7 @@ from harness.chaos.faults import Faults
 from harness.chaos.logs import Answer, check_calls, check_once
 from harness.chaos.promises import PATIENCE, Happening, calm_seconds, verdict
 from harness.members import Members
-from harness.watcher import Watcher
+from harness.watcher import Watchers
 
 STALL = "machine-stall"
 _STALL_SECONDS = 3.0
@@ -35,7 +35,7 @@ class Judge:
         """Drivers that were killed: what they waited for is nobody's."""
         self._faults, self._directory = faults, directory
         self._nodes = invariants.Checker(cluster)
-        self._watchers: dict[str, Watcher] = {}
+        self._watchers = Watchers(directory / "instances")
         self._read: dict[Path, int] = {}
         self._told: set[str] = set()
         self._stop = threading.Event()
@@ -120,11 +120,7 @@ class Judge:
                     self._tell(f"{driver}, {thread}: {what} {text}", key=f"{driver} {what}")
 
     def _look_at_instances(self) -> None:
-        for path in self._directory.glob("instances/*"):
-            if path.name not in self._watchers:
-                self._watchers[path.name] = watcher = Watcher(path)
-                watcher.__enter__()
-        for name, watcher in self._watchers.items():
+        for name, watcher in list(self._watchers.all.items()):
             if watcher.doubles:
                 self._tell(f"{name}: two instances ran at once: {watcher.doubles[:3]}", key=f"doubles {name}")
 
@@ -150,6 +146,7 @@ class Judge:
 
     def __enter__(self) -> Judge:
         self._nodes.__enter__()
+        self._watchers.__enter__()
         self._thread.start()
         self._clock.start()
         return self
@@ -161,8 +158,7 @@ class Judge:
         self._thread.join(30)
         self._clock.join(30)
         self._nodes.__exit__(kind, error, trace)
-        for name, watcher in self._watchers.items():
-            watcher.__exit__(AssertionError, AssertionError("the run has its own checks, as machines stall"), None)
-            if watcher.failure is not None:
-                self._tell(f"{name}: its watcher failed: {watcher.failure!r}")
+        self._watchers.__exit__(kind, error, trace)
+        if self._watchers.failure is not None:
+            self._tell(f"the watchers failed: {self._watchers.failure!r}")
         self._look_at_instances()

@@ -85,13 +85,14 @@ class Load:
         with self._lock:
             self._counts[what] += by
 
-    def failed(self, op: str, error: BaseException, since: float, id_: str, nodes: Sequence[str] = ()) -> None:
+    def failed(self, op: str, error: BaseException, since: float, id_: str) -> None:
         """`since`: when it was begun, or last known to be well."""
         cause = root(error)
         self.count(f"{op} failed")
         told = {
             "op": op, "error": type(cause).__name__, "since": since, "seen": time.monotonic(), "id": id_,
-            "nodes": list(nodes), "driver": self.name, "home": self.node, "text": f"{error}"[:2000],
+            "driver": self.name, "home": self.node, "kind": getattr(cause, "kind", ""),
+            "pid": getattr(cause, "pid", None), "text": f"{error}"[:2000],
         }  # fmt: skip
         self._add(f"{self.name}.errors", json.dumps(told))
 

@@ -12,8 +12,6 @@ from typing import Any
 
 from harness.chaos.schedule import KILLS_WORKERS, LOSES_A_NODE, RECOVERY
 
-LINEAGE = False
-"""Whether lost results of tasks that may run again are computed again. True as soon as noded does that."""
 PATIENCE = 15.0
 """Seconds that a call may wait while nothing is faulty, on a machine that is busy."""
 _BEFORE = 3.0
@@ -28,6 +26,14 @@ _OF_A_JOB = {
 """What ends with its driver's node, wherever it is itself: the jobs of a lost node's drivers end, though a driver may
 live on and have more work done.
 """
+_KILLED_BY = {
+    "signal": frozenset({"worker-kill"}),
+    "spawner": frozenset({"spawner-kill"}),
+    "node_lost": LOSES_A_NODE,
+    "unseen": KILLS_WORKERS,
+    "": KILLS_WORKERS,
+}
+"""Causes of a worker's end, as errors name them."""
 _LOST = frozenset({"ObjectLostError", "OwnerDiedError", "ObjectReconstructionFailedError"})
 
 
@@ -39,32 +45,34 @@ class Happening:
     node: str
     began: float
     ended: float | None = None
-    detail: str = ""
+    pid: int = 0
+    """Of the one process that it was done to."""
 
 
 def verdict(error: dict[str, Any], history: Sequence[Happening]) -> str:
     """Why this error breaks a promise; "" when it is right."""
     op, name, since, seen = error["op"], error["error"], error["since"], error["seen"]
-    killed = happened(history, KILLS_WORKERS, since, seen)
+    killed = _killed(error, history)
     if name in _OF_A_JOB.get(op, ()) and happened(history, LOSES_A_NODE, since, seen, [error["home"]]):
         return ""
     if op == "once" and name == "WorkerCrashedError":
-        return "" if killed else "no worker was killed since it was submitted"
+        return "" if killed else "no such worker was killed since it was submitted"
     if op == "plain" and name == "ActorDiedError":
-        return "" if killed else "no worker was killed since it was last heard"
+        return "" if killed else "no such worker was killed since it was last heard"
     if op == "counter" and name == "ActorUnavailableError":
         return "" if killed else "no worker was killed since it was last heard"
     if op == "get_actor" and name == "GetTimeoutError":
         return "" if calm_seconds(history, since, seen) < PATIENCE else "it was not answered while nothing was faulty"
-    if op in ("put", "result") and name in _LOST:
-        return "" if rightly_lost(op, error["nodes"], since, seen, history) else "no node that held it was lost"
+    if op == "put" and name in _LOST:  # a result is made again, whatever is lost
+        return "" if happened(history, LOSES_A_NODE, since, seen, [error["home"]]) else "its node was not lost"
     return f"{op} may never fail with {name}"
 
 
-def rightly_lost(op: str, nodes: Collection[str], since: float, seen: float, history: Sequence[Happening]) -> bool:
-    """`nodes`: the object's home, and where it was made. A result whose home lives can be computed again."""
-    held = list(nodes)[:1] if LINEAGE and op == "result" else nodes
-    return happened(history, LOSES_A_NODE, since, seen, held)
+def _killed(error: dict[str, Any], history: Sequence[Happening]) -> bool:
+    """Whether a worker was killed then: the one that the error names, if it does, and in the way that it says."""
+    kinds = _KILLED_BY.get(error["kind"], frozenset())
+    could = [each for each in history if each.kind != "worker-kill" or error["pid"] in (None, each.pid)]
+    return happened(could, kinds, error["since"], error["seen"])
 
 
 def happened(

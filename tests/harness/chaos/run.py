@@ -28,7 +28,9 @@ from harness.chaos.schedule import VISIT_KILLED, Fault
 from harness.cluster import noded_command
 from harness.invariants import figures, settled
 from harness.members import Member, Members
-from harness.netns import HostDriver, Lan
+from harness.netns import Host, HostDriver, Lan
+from harness.redis import Server
+from harness.wait import wait_for
 
 NODES = ("head", "n1", "n2", "n3")
 RESIDENTS = {
@@ -43,7 +45,9 @@ work.main(say, hear)
 """
 NO_DAEMON = ("no noded daemon answers", "no cluster of this user runs on this host")
 TESTS = Path(__file__).resolve().parents[2]
-QUIESCE = schedule.RECOVERY + PATIENCE + 60
+STALL = 180
+"""Seconds: so long the machine may stand still (a virtual one that is paused); no promise is about that."""
+QUIESCE = schedule.RECOVERY + PATIENCE + STALL
 """Seconds: what is under way at the end of the faults is over by then, also on a busy machine."""
 
 
@@ -103,7 +107,11 @@ class Run:
         schedule.write(self.directory / "schedule", plan)
         with ExitStack() as stack:
             self.lan = stack.enter_context(Lan())
-            self.cluster = stack.enter_context(self._members())
+            host = self.lan.host("head")
+            self.redis: Server | None = None
+            if self.settings.storage == "redis":
+                self.redis = stack.enter_context(Server(self.directory / "redis", inside=host.command([])))
+            self.cluster = stack.enter_context(self._members(host))
             for name in NODES[1:]:
                 self.cluster.add(name=name, host=self.lan.host(name), env={"CHAOS_NODE": name})
             try:
@@ -129,17 +137,19 @@ class Run:
             and not (fault.kind in schedule.LOSES_A_NODE and fault.node in self.settings.spared)
         ]
 
-    def _members(self) -> Members:
-        flags = ("--object-store-memory", str(160 << 20), *self.settings.flags)
-        return Members(*flags, host=self.lan.host("head"), env={"CHAOS_NODE": "head"})
+    def _members(self, host: Host) -> Members:
+        redis = ("--redis", self.redis.url) if self.redis is not None else ()
+        # No daemon is away for long, unless the machine stands still: then nobody is to give it up.
+        flags = ("--object-store-memory", str(160 << 20), "--daemon-grace", str(STALL), *redis, *self.settings.flags)
+        return Members(*flags, host=host, env={"CHAOS_NODE": "head"}, ready_timeout=STALL)
 
     def _under_load(self, plan: list[Fault]) -> None:
-        self.faults = Faults(self.cluster, self.directory / "log", self._visit)
+        self.faults = Faults(self.cluster, self.directory / "log", self._visit, self.redis)
         self.judge = Judge(self.cluster, self.faults, self.directory)
         with ExitStack() as drivers:
             for name, (node, kinds) in RESIDENTS.items():
                 self._drivers[name] = drivers.enter_context(self._driver(name, node, kinds))
-                self._drivers[name].expect("started", 60)
+                self._drivers[name].expect("started", STALL)
             with self.faults, self.judge:
                 self.faults.run(plan, self.settings.seconds, self.judge.fine)
                 self.faults.note("all faults have ended")
@@ -163,10 +173,15 @@ class Run:
                 return
         for member in self.cluster.all.values():
             self.faults.note(f"{member} is to settle")
-            settled(member, 30)
+            settled(member, STALL)
             status = member.status()
             assert not status["actors"], f"{member} still has {status['actors']} actors"
+        wait_for(self._stored, lambda: f"the head's storage is {self.cluster.head.status()['storage']}", STALL)
         self.faults.note("nothing is in use")
+
+    def _stored(self) -> bool:
+        """What was journalled meanwhile is in the storage again."""
+        return bool(self.cluster.head.status()["storage"]["state"] == "ok")
 
     def _end(self, name: str, driver: HostDriver) -> None:
         """In order; when the judge finds something meanwhile, it goes on."""
@@ -178,11 +193,11 @@ class Run:
             assert time.monotonic() < deadline, f"driver {name} did not end in {QUIESCE:g} s: {self.judge.waits()}"
             time.sleep(0.2)
         driver.tell("end")
-        driver.end(60)
+        driver.end(STALL)
         self.faults.note(f"driver {name} has ended")
 
     def _stop_all(self) -> None:
-        self.cluster.stop(30)
+        self.cluster.stop(STALL)
         left = [str(path) for path in self.lan.dir.glob("*/run/**/*") if not path.is_dir()]
         assert not left, f"files that `noded stop` has left: {left}"
 
@@ -202,7 +217,7 @@ class Run:
         """False when there was no daemon, or none that answered within the 10 s of init()."""
         with self._driver(name, fault.node, GUESTS) as driver:
             try:
-                driver.expect("started", 90)
+                driver.expect("started", STALL)
                 time.sleep(fault.seconds)
                 if fault.kind == VISIT_KILLED:
                     self.judge.gone.add(name)

@@ -7,7 +7,7 @@ may not happen together (`conflict`) is never planned together:
   home, that lives. Meanwhile only workers die on other nodes, and visitors come.
 - A daemon or a spawner is not touched while another fault of the node's daemon or spawner lasts, or its restart does:
   together they are the loss of a node.
-- A link has one fault at a time; so has a worker that is stopped.
+- A link has one fault at a time; so have Redis, and a worker that is stopped.
 - Nobody is silent for 15 s, so no actor is frozen and no node declared dead: test_partitions.py is about these.
 """
 
@@ -33,12 +33,15 @@ KINDS = {
     "link-out": 2,
     "link-both": 2,
     "redis-kill": 4,
+    "redis-stop": 3,
 }
 """How often, beside each other. `spawner-kill` takes the node's workers along."""
 VISIT, VISIT_KILLED = "visit", "visit-killed"
 """A driver that comes, works, and ends or is killed."""
 KILLS_WORKERS = frozenset({"worker-kill", "spawner-kill", "node-crash"})
 LOSES_A_NODE = frozenset({"node-crash"})
+OF_REDIS = frozenset({"redis-kill", "redis-stop"})
+"""Where the head keeps its state, if the run is on Redis; it runs on the head's host."""
 
 RECOVERY = 15.0
 """Seconds after a fault's end in which things may still wait for its consequences."""
@@ -66,7 +69,7 @@ class Fault:
 def plan(seed: int, seconds: float, nodes: Sequence[str], *, redis: bool = False) -> list[Fault]:
     """Faults of a run of so many seconds, in order of time. `nodes` are names; one of them is the head."""
     rng = random.Random(seed)
-    kinds = {kind: weight for kind, weight in KINDS.items() if redis or kind != "redis-kill"}
+    kinds = {kind: weight for kind, weight in KINDS.items() if redis or kind not in OF_REDIS}
     planned: list[Fault] = []
     now = 5.0
     bursts = 0
@@ -118,7 +121,7 @@ def _one(rng: random.Random, number: int, at: float, kind: str, nodes: Sequence[
         seconds = 0.0
     else:
         seconds = 0.0 if kind == "spawner-kill" else 10 * part**3
-    return Fault(number, round(at, 2), kind, HEAD if kind == "redis-kill" else node, round(seconds, 2), round(pick, 4))
+    return Fault(number, round(at, 2), kind, HEAD if kind in OF_REDIS else node, round(seconds, 2), round(pick, 4))
 
 
 def _visits(rng: random.Random, seconds: float, nodes: Sequence[str], number: int) -> list[Fault]:

@@ -104,13 +104,13 @@ class Tasks(Work):
             got = self.ask("task", ref, since)
             assert got is None or got == value, f"task {ref.hex()} gave {got}, not {value}"
 
-    def ask(self, op: str, ref: Any, since: float, nodes: Sequence[str] = ()) -> Any:
+    def ask(self, op: str, ref: Any, since: float) -> Any:
         """The value; None when it failed, which is for the judge."""
         try:
             with self.load.waiting(f"{op} {ref.hex()}"):
                 value = noded.get(ref)
         except ERRORS as error:
-            self.load.failed(op, error, since, ref.hex(), nodes)
+            self.load.failed(op, error, since, ref.hex())
             return None
         self.load.count(op)
         return value
@@ -248,7 +248,7 @@ class Objects(Tasks):
 
     def __init__(self, load: Load, rng: random.Random) -> None:
         super().__init__(load, rng)
-        self._kept: list[tuple[str, Any, int, int, float, tuple[str, ...]]] = []
+        self._kept: list[tuple[str, Any, int, int, float]] = []
         self._view: Any = None
         self._view_crc = 0
 
@@ -263,22 +263,20 @@ class Objects(Tasks):
 
     def add(self) -> None:
         since, k, size = time.monotonic(), self.rng.randrange(1 << 20), self.rng.choice(SIZES)
-        here = self.load.node
         if self.rng.random() < 0.4:
             with self.load.waiting(f"put {k} of {size} bytes"):
                 ref = noded.put(content(k, size))
-            self._kept.append(("put", ref, k, size, since, (here,)))
+            self._kept.append(("put", ref, k, size, since))
             return
         ref, where = make.options(scheduling_strategy=self.rng.choice([None, "SPREAD", "SPREAD"])).remote(k, size)
-        node = self.ask("task", where, since)
-        if node is not None:
-            self._kept.append(("result", ref, k, size, since, (here, node)))
+        if self.ask("task", where, since) is not None:
+            self._kept.append(("result", ref, k, size, since))
 
-    def read(self, op: str, ref: Any, k: int, size: int, since: float, nodes: tuple[str, ...]) -> None:
+    def read(self, op: str, ref: Any, k: int, size: int, since: float) -> None:
         op = op if size > 100_000 else "small"  # these travel in messages, and stay with the driver
         elsewhere = self.rng.random() < 0.5
         asked = crc.options(scheduling_strategy="SPREAD").remote(ref) if elsewhere else ref
-        got = self.ask(op, asked, since, nodes)
+        got = self.ask(op, asked, since)
         want = content(k, size)
         if got is None:
             self._kept = [each for each in self._kept if each[1] is not ref]
