@@ -51,6 +51,7 @@ from noded.node.directory import Directory
 from noded.node.doors import Doors
 from noded.node.gpu_finder import GpuFinder
 from noded.node.head_link import HeadLink, JoinError
+from noded.node.holdings import Holdings
 from noded.node.lease_router import LeaseRouter
 from noded.node.leases import Leases
 from noded.node.ledger import Ledger, LedgerError
@@ -73,6 +74,7 @@ from noded.node.transfer_server import TransferServer
 from noded.node.workers import Worker, WorkerPool, WorkerRecord
 from noded.packages import Packages
 from noded.policy import labels
+from noded.policy.holdings import MEMORY_SECONDS, merge, wanted_of
 from noded.policy.liveness import FREEZE_AFTER
 from noded.policy.memory_room import store_stops
 from noded.policy.where import refuse
@@ -163,6 +165,7 @@ class Daemon:
         self.view: View
         self.host: NodeActorHost
         self.control: ControlServer
+        self.holdings: Holdings
         self.output: OutputMonitor
         self.environments: RuntimeEnvs
         self.packages: Packages
@@ -536,6 +539,7 @@ class Daemon:
             claim_actors=self._claim_actors,
             questions={
                 "explain": self._explain,
+                "memory": self._tell_memory,
                 "status": self._tell_status,
                 "timeline": self._tell_timeline,
                 "actor_payload": self._tell_actor_payload,
@@ -599,8 +603,10 @@ class Daemon:
                 "await_package": self.packages.ask_await,
                 "timeline": self._ask_timeline,
                 "why": self._ask_why,
+                "memory": self._ask_memory,
             },
         )
+        self.holdings = Holdings(self.store, self.clients, self.pool, self.host, self.control.who_holds)
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
 
     @property
@@ -1148,6 +1154,10 @@ class Daemon:
             told["asked_of"] = self.router.where_sent(ids.prefix_of(id_), told["class"])
         return told
 
+    async def _tell_memory(self, args: dict[str, Any]) -> Any:
+        told = await self.holdings.report(**wanted_of(args))
+        return {"node": self.number, "name": self.config.node_name, "id": self.node_id, **told}
+
     # ------------------------------------------------------------ jobs
 
     async def _admit_driver(self, client: Client) -> None:
@@ -1234,6 +1244,17 @@ class Daemon:
 
     async def _ask_why(self, client: Client | None, args: dict[str, Any]) -> Any:
         return await self.head_side.ask("why", args)
+
+    async def _ask_memory(self, client: Client | None, args: dict[str, Any]) -> Any:
+        """Of the cluster; of this node alone while the head is away."""
+        wanted_of(args)
+        if self.link is None or self.link.registered:
+            try:
+                return await asyncio.wait_for(self.head_side.ask("memory", args), MEMORY_SECONDS)
+            except TimeoutError:
+                pass
+        told = merge([await self._tell_memory(args)], **wanted_of(args))
+        return {**told, "problem": "the head does not answer: this is what this node alone has"}
 
     def _who_writes(self, wid: str) -> tuple[str, int] | None:
         worker = self.pool.workers.get(wid)

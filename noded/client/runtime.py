@@ -40,6 +40,7 @@ from noded.wire import messages as m
 
 if TYPE_CHECKING:
     from noded.client.remote_driver import Remote
+    from noded.client.sites import Sites
 
 SWEEP_SECONDS = 1.0
 
@@ -165,6 +166,8 @@ class Runtime:
         self.awaiting: Awaiting
         self.cancels: Cancels
         self.environments = Environments(self._send_package)
+        self.sites: Sites | None = None
+        """The lines that have made its refs; where that is recorded."""
         self._pinned: list[Any] = []
         """What left in a pickle of the user's: kept as long as this process is connected."""
         self._handlers: dict[type, Callable[[Any, Any], None]] = {
@@ -189,6 +192,7 @@ class Runtime:
             m.Dialed: lambda msg, _: self.dialer.on_dialed(msg),
             m.Retell: lambda msg, _: self._retell_head(),
             m.Explain: lambda msg, _: self._explain(msg),
+            m.WhoHolds: lambda msg, _: self._tell_holds(msg),
             m.Rebuild: lambda msg, _: self.lineage.on_rebuild(msg),
         }
 
@@ -412,6 +416,12 @@ class Runtime:
 
         answer = explain(self, message.id)
         self.control.send(m.Explained(message.request), json.dumps(answer).encode())
+        self.control.flush()
+
+    def _tell_holds(self, message: m.WhoHolds) -> None:
+        from noded.client.holding import tell
+
+        self.control.send(m.Holds(message.request), json.dumps(tell(self, message.ids, how=message.how)).encode())
         self.control.flush()
 
     def _handle(self, message: Any, payload: Any) -> None:

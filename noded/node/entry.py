@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from noded.node.spill_files import Place
 
 
@@ -64,6 +66,7 @@ class Entry:
         "moving",
         "nested",
         "offset",
+        "since",
         "size",
         "waiting",
     )
@@ -86,6 +89,8 @@ class Entry:
         """It leaves the arena: its place there is told to nobody, and it is not freed until it has."""
         self.coming = False
         """It is read back into the arena; nor is it freed then."""
+        self.since = time.monotonic()
+        """When this daemon first knew of it."""
 
     @property
     def here(self) -> bool:

@@ -15,13 +15,15 @@ PROTOCOL_VERSION = 3
 speaks to them then. Attach and Refused never change, so that any two can tell each other what is wrong.
 """
 OLDEST_PROTOCOL = 2
-KNOWN_TO_OLDEST = {40: 16, 47: 2, 66: 0, 67: 0, 68: 0, 69: 0}
+KNOWN_TO_OLDEST = {40: 16, 47: 2, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0}
 """By tag, of what goes to clients: how many fields OLDEST_PROTOCOL knows, where there are more by now; 0: it does not
 know the message.
 """
 REBUILD_SINCE = 3
 SPILL_SINCE = 3
 """Clients from this version on give places up, and read and write files."""
+MEMORY_SINCE = 3
+"""Clients from this version on say how they hold objects."""
 _DEATH_AT, _DEATH_KNOWN = {45: 2, 50: 6}, 8
 """Where those messages have a Death, of which OLDEST_PROTOCOL knows so many fields."""
 DATA_VERSION = 2
@@ -483,6 +485,12 @@ class Unreadable(_Message, tag=39):
     reason: str
 
 
+class Holds(_Message, tag=80):
+    """What a WhoHolds asked for. Payload: JSON."""
+
+    request: int
+
+
 # ---------------------------------------------------------------- control: daemon -> client
 
 
@@ -723,6 +731,15 @@ class DiskRegion(_Message, tag=69):
     path: str
 
 
+class WhoHolds(_Message, tag=79):
+    """How does the receiver hold these objects, and which line made its ref? Answered with Holds."""
+
+    request: int
+    ids: list[bytes]
+    how: bool = True
+    """False: it is only asked for the lines."""
+
+
 class Value(_Message, tag=65):
     """In place of Ready, to a driver without shared memory. Payload: the value, if it is small, else it is fetched."""
 
@@ -919,6 +936,7 @@ ToDaemon = (
     | Vacated
     | SealedOnDisk
     | Unreadable
+    | Holds
 )
 ToClient = (
     Welcome
@@ -951,6 +969,7 @@ ToClient = (
     | Vacate
     | OnDisk
     | DiskRegion
+    | WhoHolds
 )
 ToWorker = Hello | Func | Push | Call | Cancel | GiveBack | Taken | Lent | GotCalls
 FromWorker = Done | DoneMany | Failed | Returned | Stale | Item | GotAnswers

@@ -26,7 +26,7 @@ _NEW: tuple[tuple[str, str, str], ...] = (
     ("wire/messages.py", '    noded: str = ""\n    """The daemon\'s version; since protocol 3."""\n', ""),
     (
         "wire/messages.py",
-        "KNOWN_TO_OLDEST = {40: 16, 47: 2, 66: 0, 67: 0, 68: 0, 69: 0}",
+        "KNOWN_TO_OLDEST = {40: 16, 47: 2, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0}",
         "KNOWN_TO_OLDEST: dict[int, int] = {}",
     ),
     (
@@ -46,8 +46,8 @@ _NEW: tuple[tuple[str, str, str], ...] = (
         "_DEATH_AT, _DEATH_KNOWN = {45: 2, 50: 6}, 8",
         "_DEATH_AT, _DEATH_KNOWN = dict[int, int](), 8",
     ),
-    ("wire/messages.py", "    | Gone\n    | Vacated\n    | SealedOnDisk\n    | Unreadable\n", ""),
-    ("wire/messages.py", "    | Rebuild\n    | Vacate\n    | OnDisk\n    | DiskRegion\n", ""),
+    ("wire/messages.py", "    | Gone\n    | Vacated\n    | SealedOnDisk\n    | Unreadable\n    | Holds\n", ""),
+    ("wire/messages.py", "    | Rebuild\n    | Vacate\n    | OnDisk\n    | DiskRegion\n    | WhoHolds\n", ""),
     (
         "wire/messages.py",
         '    files: list[str] = []\n    """Files this client still writes to; its others are sealed or given up."""\n',
