@@ -102,6 +102,8 @@ class ObjectStore:
         """Objects that a worker of another node says it has stored there, of which that node has not told: by worker,
         with its position.
         """
+        self._copies: dict[bytes, None] = {}
+        """Of objects that other nodes have, and that may go when there is no room."""
         self._deferred: set[bytes] = set()
         self._unfreed: list[bytes] = []
         self._freeing = False
@@ -235,6 +237,7 @@ class ObjectStore:
 
     def _free(self, entry: Entry) -> None:
         del self.entries[entry.id]
+        self._copies.pop(entry.id, None)
         if ids.is_actor_id(entry.id):
             if entry.id.startswith(self._own):
                 self._on_actor_free(entry.id)
@@ -312,7 +315,8 @@ class ObjectStore:
         if not known:
             self._is_here(entry, found.size, nested, not copy)
         elif entry.away is not None and not found.id.startswith(self._own):
-            entry.away.pinned, entry.away.cached = True, False  # else it had not been written there
+            entry.away.pinned = True  # else it had not been written there
+            self._keep(entry)
             self._tell_ready(entry)
 
     def _contains(self, entry: Entry, nested: list[bytes]) -> None:
@@ -503,17 +507,23 @@ class ObjectStore:
             away.pinned = True
         else:
             away.cached = True
+            self._copies[entry.id] = None
             away.used = time.monotonic()
         self.elsewhere.copy(entry.id, entry.size)
 
     def drop_copy(self, entry: Entry) -> None:
         """It has left the arena; another node has it."""
-        if entry.away is not None:
-            entry.away.cached = False
+        self._keep(entry)
         if not entry.id.startswith(self._own):
             self.elsewhere.uncopy(entry.id)
         self._is_gone(entry)
         self._want_again(entry)
+
+    def _keep(self, entry: Entry) -> None:
+        """It is no copy that may go any more."""
+        self._copies.pop(entry.id, None)
+        if entry.away is not None:
+            entry.away.cached = False
 
     def lost_here(self, entry: Entry, reason: str) -> None:
         """Its file cannot be read. Another node may have a copy; else it may be made again."""
@@ -595,7 +605,8 @@ class ObjectStore:
             if entry is None:
                 self.elsewhere.uncopy(id_)  # it may have forgotten that we have said so
             elif entry.away is not None:
-                entry.away.pinned = entry.away.cached = False
+                entry.away.pinned = False
+                self._keep(entry)
                 self._maybe_free(entry)
 
     # ------------------------------------------------------------ pulling
@@ -672,13 +683,9 @@ class ObjectStore:
 
     def _evict(self, size: int) -> bool:
         """Give up copies that nobody here uses, the longest unused first; True when any were."""
+        found = [self.entries[id_] for id_ in self._copies]
         unused = [
-            e
-            for e in self.entries.values()
-            if e.away is not None
-            and e.away.cached
-            and e.offset >= 0
-            and not (e.holders or e.containers or e.moving or e.coming)
+            e for e in found if e.offset >= 0 and not (e.holders or e.containers or e.moving or e.coming) and e.away
         ]
         unused.sort(key=lambda e: e.away.used if e.away is not None else 0.0)
         freed = 0
@@ -686,8 +693,7 @@ class ObjectStore:
             if freed >= size:
                 break
             freed += shm.footprint(entry.size)
-            assert entry.away is not None
-            entry.away.cached = False
+            self._keep(entry)
             self._maybe_free(entry)
         return freed > 0
 

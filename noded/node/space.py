@@ -94,6 +94,10 @@ class Relief(Protocol):
     def active(self) -> bool:
         """Room is being made."""
 
+    @property
+    def spills(self) -> bool:
+        """There is a disk for it at all."""
+
     def relieve(self, blocks: int) -> None:
         """A region of so many blocks is wanted; ``Space.serve`` is called as regions become free."""
 
@@ -240,7 +244,7 @@ class Space:
         want = _Want(client, message, time.monotonic())
         if message.size > self.arena.size:
             if not self._give_file(want):
-                want.fail(self._too_large(message.size), "disk")
+                want.fail(self._too_large(message.size), self._lacks)
             return
         self._wants.append(want)
         self.serve()
@@ -363,6 +367,11 @@ class Space:
         self.serve()
         self._look_later()
 
+    @property
+    def _lacks(self) -> str:
+        """What there is too little of, for RegionFailed."""
+        return "disk" if self.relief.spills else ""
+
     def _instead(self, want: _Want, give_up: bool) -> bool:
         """What is had without room in the arena; False: it waits on."""
         size = want.message.size
@@ -377,7 +386,7 @@ class Space:
                 want.fail("", "slab")
                 return True
         if give_up:
-            want.fail(self._full(size, trouble), "disk" if trouble else "")
+            want.fail(self._full(size, trouble), self._lacks)
         return give_up
 
     def _full(self, size: int, trouble: str) -> str:

@@ -45,6 +45,8 @@ _RECENT_SECONDS = 0.5
 """What was of use just now goes only when it must."""
 _READ_SECONDS = 0.002
 _TRIES = 16
+_LOOK_SECONDS = 0.05
+"""Where nothing could leave, so long nobody looks again: requests may come fast, and regions be many."""
 _ROOM_FOR_CACHE = 512 << 20
 _BUFFER = 1 << 20
 
@@ -119,6 +121,7 @@ class Spilling:
         self._counts = {"spilled_bytes": 0, "spilled_objects": 0, "restored_bytes": 0, "restored_objects": 0}
         self._full = False
         """No directory takes anything: only what need not be written can leave."""
+        self._look_again = 0.0
         self._stopped = False
 
     # ------------------------------------------------------------ which regions
@@ -127,12 +130,19 @@ class Spilling:
     def active(self) -> bool:
         return bool(self._moves) or self._writing > 0
 
+    @property
+    def spills(self) -> bool:
+        return bool(self.files.directories)
+
     def trouble(self, size: int) -> str:
         return self.files.refusal(size)
 
     def relieve(self, blocks: int) -> None:
         """Begin to make room for a region of so many blocks; regions that are on their way out count."""
-        if self._store.recovering or self._stopped or len(self._moves) + self._writing >= self._threads:
+        now = time.monotonic()
+        if self._store.recovering or self._stopped or now < self._look_again:
+            return
+        if len(self._moves) + self._writing >= self._threads:
             return
         under_way = sum(move.blocks for move in self._moves.values())
         if under_way >= max(blocks, BATCH // shm.BLOCK):
@@ -142,6 +152,8 @@ class Spilling:
         chosen = self._choose(blocks, batch)
         if chosen:
             self._begin(*chosen)
+        else:
+            self._look_again = now + _LOOK_SECONDS
 
     def shed(self, size: int) -> None:
         """Begin to make so many bytes free, wherever, or as many as go at a time; memory is short."""
@@ -313,7 +325,7 @@ class Spilling:
         for region in move.regions:
             inside = [e for e in move.entries if region.offset <= e.offset < region.offset + region.size]
             busy = unsure or not region.retired or any(e.id in move.busy or e.id in silent for e in inside)
-            (stay if busy or any(not self._may_go_now(e) for e in inside) else leave).append(region)
+            (stay if busy or any(not self._may_go_now(e, move) for e in inside) else leave).append(region)
         for region in stay:
             self._stay(region, move.entries, time.monotonic() + BUSY_SECONDS)
         if leave:
@@ -321,8 +333,13 @@ class Spilling:
         else:
             self._space.serve()
 
-    def _may_go_now(self, entry: Entry) -> bool:
-        return not entry.copies and all(prefix in self._clients for prefix in entry.holders)
+    def _may_go_now(self, entry: Entry, move: _Move) -> bool:
+        """All who hold it now have been asked, or cannot know its place."""
+        for prefix in entry.holders:
+            client = self._clients.get(prefix)
+            if client is None or (self._knows_places(client) and entry.id not in move.asked.get(prefix, ())):
+                return False
+        return not entry.copies
 
     def _stay(self, region: Region, entries: list[Entry], busy_until: float) -> None:
         region.moving = False

@@ -232,7 +232,7 @@ def test_files_that_cannot_be_read(node: Node, tmp_path: Path) -> None:
     del others
 
 
-def test_the_daemon_is_killed_while_it_writes(node: Node, tmp_path: Path) -> None:
+def test_daemon_and_workers_are_killed_while_it_writes(node: Node, tmp_path: Path) -> None:
     make = functions()
     refs: list[Any] = []
     view = get(noded.put(content(1000, MB)))
@@ -241,6 +241,9 @@ def test_the_daemon_is_killed_while_it_writes(node: Node, tmp_path: Path) -> Non
         if k in (15, 30, 45):
             node.kill9()
             node.restart()
+        if k in (22, 37):
+            for worker in node.workers():
+                os.kill(worker.pid, signal.SIGKILL)
     assert [zlib.crc32(get(ref)) for ref in refs] == [zlib.crc32(content(k, MB)) for k in range(60)]
     assert zlib.crc32(view) == zlib.crc32(content(1000, MB))
     del refs, view
