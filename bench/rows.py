@@ -83,6 +83,12 @@ _BYTES = (
     ),
 )
 
+
+def _put_and_get(name: str, size: int) -> Row:
+    run = partial(gigabytes.put_and_get, size=size)
+    return _row(f"put and get of {name}", "memory", "GB/s", run, memcpy=partial(gigabytes.memcpy_of, size=size))
+
+
 _SCALE = (
     _row("60 actors at once", "scale", "actors/s", scale.actors_at_once),
     _row("actor create call kill", "scale", "ms", scale.actors_in_series, lower=True),
@@ -99,6 +105,8 @@ _SCALE = (
 )
 
 _MEMORY = (
+    _put_and_get("1 MB", 10**6),
+    _put_and_get("100 MB", 10**8),
     _row("4 GB through a store of 512 MB", "memory", "GB/s", memory.through_a_small_store, cluster=False),
     _row("shuffle of 2 GB, store of 512 MB", "memory", "s", memory.shuffle, lower=True, cluster=False),
     _row("live small refs: owner's memory", "memory", "bytes/ref", memory.live_refs, lower=True, cluster=False),
