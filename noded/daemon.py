@@ -1281,24 +1281,30 @@ class Daemon:
         swept = -_SWEEP_SECONDS
         while True:
             await asyncio.sleep(_HOUSEKEEPING)
-            self.pool.oom.look()
-            self.pool.trim(max(1, self.leases.capacity.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
+            try:
+                self._tidy()
+                await self.store.space.trim()
+                if self.loop.time() - swept > _SWEEP_SECONDS:
+                    swept = self.loop.time()
+                    await sweep_spill(self.config)
+            except Exception:
+                log.exception("a round of housekeeping has failed; the next one is in %g s", _HOUSEKEEPING)
+
+    def _tidy(self) -> None:
+        self.pool.oom.look()
+        self.pool.trim(max(1, self.leases.capacity.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
+        if self.head is not None:
+            self._refresh_own()
+            self.head.nodes.flush()
+            self._guard_own(self.head)
+        self.router.forget_guests()
+        if not self.store.recovering:
             if self.head is not None:
-                self._refresh_own()
-                self.head.nodes.flush()
-                self._guard_own(self.head)
-            self.router.forget_guests()
-            if not self.store.recovering:
-                if self.head is not None:
-                    self.host.end_unclaimed(0.0)
-                    self._sweep_head(self.head)
-                elif self.link is not None and self.link.registered:
-                    self.host.end_unclaimed()
-                self._forget_jobs()
-            await self.store.space.trim()
-            if self.loop.time() - swept > _SWEEP_SECONDS:
-                swept = self.loop.time()
-                await sweep_spill(self.config)
+                self.host.end_unclaimed(0.0)
+                self._sweep_head(self.head)
+            elif self.link is not None and self.link.registered:
+                self.host.end_unclaimed()
+            self._forget_jobs()
 
     async def _show_life(self, pause: float, housekeeper: asyncio.Task[None]) -> None:
         """For as long as the loop turns and the house is kept."""

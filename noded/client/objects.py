@@ -8,10 +8,12 @@ section 6 for who holds what.
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -44,6 +46,9 @@ BATCH = 2000
 """Ids in one message to the daemon, whose loop has others to serve."""
 _ASK_AHEAD = 64
 _ROOM_SECONDS = 2.0
+_READERS = 4
+_MEMORY_SECONDS = 30.0
+"""So long memory for an object that is read from disk is waited for."""
 INLINE_LIMIT = 100 << 10
 """Values up to this many bytes travel inside messages."""
 
@@ -89,6 +94,9 @@ class Objects:
         """Borrowed refs somebody waits for, with what to call."""
         self._pulled: set[bytes] = set()
         """Those of them whose value is wanted here; of the others it is enough to know where it is."""
+        self._reads: deque[tuple[bytes, str, int, int]] = deque()
+        self._readers = 0
+        """Threads that read files."""
         self.uploads: Uploads | None = None
         """Of a driver without shared memory: in place of the arena."""
 
@@ -226,15 +234,17 @@ class Objects:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                record.write(fd, 0, id_, pieces, packed.size)
+                record.write(fd, 0, id_, pieces, packed.size, refs.own_prefix)
+                with self.lock:
+                    # In one step, as in the arena.
+                    record.seal(fd, 0)
+                    if ref is not None:
+                        self._hold_own_locked(ref, (self.node, packed.size), AWAY)
+                    self.space.file_written(path, id_)
             finally:
                 os.close(fd)
         except OSError as error:
             raise ex.OutOfDiskError(f"object {id_.hex()} cannot be written to {path}: {error}") from None
-        with self.lock:
-            if ref is not None:
-                self._hold_own_locked(ref, (self.node, packed.size), AWAY)
-            self.space.file_written(path, id_)
         return -1, packed.size
 
     def _hold_own_locked(self, ref: ObjectRef[Any], value: tuple[int, int], state: int) -> None:
@@ -318,7 +328,8 @@ class Objects:
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
                 try:
-                    record.write(fd, 0, id_, [(0, data)], len(data))
+                    record.write(fd, 0, id_, [(0, data)], len(data), refs.own_prefix)
+                    record.seal(fd, 0)
                 finally:
                     os.close(fd)
             except OSError as error:
@@ -424,6 +435,9 @@ class Objects:
         """
         id_ = ref.binary()
         waiting = self._subscribed.get(id_)
+        if waiting is None or (pull and id_ not in self._pulled):
+            # Who is told where it lies is to be known as a holder by then.
+            self.flush_refs_locked()
         if waiting is None:
             waiting = self._subscribed[id_] = []
             self.control.send(self._subscription(id_, pull, ref))
@@ -466,37 +480,60 @@ class Objects:
 
     def on_disk(self, message: m.OnDisk) -> None:
         """In place of Ready, where the node finds no room: the value is for this process alone."""
-        for id_, path, offset, size in message.objects:
-            # Not in this thread, which has the node to hear.
-            threading.Thread(target=self._read_file, args=(id_, path, offset, size), daemon=True).start()
+        # Not in this thread, which has the node to hear.
+        self._reads.extend(message.objects)
+        if self._readers < _READERS:
+            self._readers += 1
+            threading.Thread(target=self._read_files, name="noded-files", daemon=True).start()
+
+    def _read_files(self) -> None:
+        while True:
+            with self.lock:
+                if not self._reads:
+                    self._readers -= 1
+                    return
+                id_, path, offset, size = self._reads.popleft()
+                wanted = id_ in self._pulled
+            if wanted:
+                self._read_file(id_, path, offset, size)
 
     def _read_file(self, id_: bytes, path: str, offset: int, size: int) -> None:
-        state, value = STORED, None
-        try:
-            value = record.read_value(path, offset, size), size
-        except (OSError, MemoryError) as error:
-            with self.lock:
-                if id_ in self._pulled:
-                    reason = f"its file {path} cannot be read: {error}"
-                    self.control.send(m.Unreadable(id_, reason))
-                    self.control.flush()
-            return
+        until = time.monotonic() + _MEMORY_SECONDS
+        while True:
+            try:
+                state: int = STORED
+                value: Any = (record.read_value(path, offset, size), size)
+                break
+            except (OSError, MemoryError) as error:
+                if isinstance(error, OSError) and error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                    with self.lock:
+                        if id_ in self._pulled:
+                            self.control.send(m.Unreadable(id_, f"its file {path} cannot be read: {error}"))
+                            self.control.flush()
+                    return
+                if time.monotonic() > until:
+                    text = f"object {id_.hex()} of {size} bytes cannot be read from {path} by this process: {error!r}"
+                    state, value = FAILED, ex.OutOfMemoryError(text)
+                    break
+                time.sleep(0.1)  # others of this process may give theirs back
         with self.lock:
             self._settle(id_, state, value)
         self.reader.notify()
 
-    def vacate_locked(self, message: m.Vacate, is_pending: Callable[[int], bool]) -> None:
-        """The node needs the room. ``is_pending``: of the number of one of our tasks, whose results may be there while
-        we do not know.
+    def vacate_locked(self, message: m.Vacate, under_way: Callable[[int], Any]) -> None:
+        """The node needs the room. ``under_way``: the task of ours with this number, if it is with a worker: its
+        results may be there while we do not know, also when it makes lost ones again.
         """
         self.flush_refs_locked()
         busy: list[bytes] = []
         after: list[tuple[bytes, int]] = []
         for id_ in message.ids:
             hold = self.holds.holds.get(id_)
+            task = under_way(ids.seq_of(id_)) if id_.startswith(refs.own_prefix) else None
+            if task is not None and (hold is None or task.stream is None):
+                busy.append(id_)
+                continue
             if hold is None:
-                if id_.startswith(refs.own_prefix) and is_pending(ids.seq_of(id_)):
-                    busy.append(id_)
                 continue
             ref = hold.ref() if hold.ref is not None else None
             state = ref._state if type(ref) is ObjectRef else REMOTE

@@ -175,7 +175,7 @@ class Runtime:
             m.Recall: lambda msg, _: self.tasks.on_recall(msg),
             m.Unschedulable: lambda msg, _: self.tasks.on_unschedulable(msg),
             m.WorkerDied: lambda msg, _: self.tasks.on_worker_died(msg),
-            m.Vacate: lambda msg, _: self.objects.vacate_locked(msg, self.tasks.is_pending),
+            m.Vacate: lambda msg, _: self.objects.vacate_locked(msg, self.tasks.under_way),
             m.OnDisk: lambda msg, _: self.objects.on_disk(msg),
             m.DiskRegion: lambda msg, _: self.space.on_file(msg),
             m.Region: lambda msg, _: self.space.on_region(msg),

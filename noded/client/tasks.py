@@ -106,9 +106,12 @@ class Tasks:
         self._removed_groups: dict[bytes, None] = {}
         """Placement groups that this process knows to be removed."""
 
-    def is_pending(self, seq: int) -> bool:
-        """Whether this task or call is with a worker, and not answered."""
-        return any(seq in link.inflight for link in self.links.values())
+    def under_way(self, seq: int) -> Task | None:
+        """The task or call with this number, if it is with a worker, and not answered."""
+        for link in self.links.values():
+            if (task := link.inflight.get(seq)) is not None:
+                return task
+        return None
 
     @property
     def on_a_node(self) -> bool:
@@ -554,7 +557,7 @@ class Tasks:
             if message.cancelled:
                 error = cancelled(task)
             elif message.retry and task.retries and not task.cancelled:
-                self._retry(task, worker)
+                self._retry(task, worker, message.hseq)
                 return
             self._fail_refs(task, error)
         else:
@@ -586,8 +589,9 @@ class Tasks:
         """(value, state) of a ref whose value this worker has stored."""
         return ((worker.node, size), AWAY) if worker.remote or offset < 0 else ((offset, size), STORED)
 
-    def _retry(self, task: Task, worker: WorkerLink) -> None:
+    def _retry(self, task: Task, worker: WorkerLink, hseq: int) -> None:
         """Its code raised what the caller wants to be retried."""
+        self._handed_over(task, worker, hseq)
         task.retries -= 1
         self.again_locked(task)
         if task.queue is not None:
@@ -637,13 +641,7 @@ class Tasks:
         if task.stream is not None:
             self.streams.over_locked(task)
         if hseq and worker is not None:
-            kept = [*(task.keep or ()), *(ref for _, ref in task.deps or ())]
-            if task.place is not None:
-                kept.append(task.place)
-            for entry in kept:
-                token = entry._token
-                if token is not None:
-                    token.hold.give_after(worker.prefix, hseq)
+            self._handed_over(task, worker, hseq)
         task.keep = task.deps = task.place = task.pins = None
         if task.lost is not None:
             self.lineage.over(task)
@@ -654,6 +652,17 @@ class Tasks:
         waiters, task.waiters = task.waiters, None
         for call in waiters or ():
             call()
+
+    @staticmethod
+    def _handed_over(task: Task, worker: WorkerLink, hseq: int) -> None:
+        """The worker may have kept what its arguments are, and has told so at ``hseq``."""
+        kept = [*(task.keep or ()), *(ref for _, ref in task.deps or ())]
+        if task.place is not None:
+            kept.append(task.place)
+        for entry in kept:
+            token = entry._token
+            if token is not None and hseq:
+                token.hold.give_after(worker.prefix, hseq)
 
     def fail_locked(self, task: Task, error: Any) -> None:
         """Over with an error: an exception, or a serialised error value."""

@@ -15,6 +15,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -417,12 +418,13 @@ class Directory:
 
         def on_file(file: SpillFile) -> None:
             def done() -> None:
-                os.close(fd)
+                ends.close()
                 stored(id_)
-                store.spilling.written(file, copy=copy)
+                if not store.spilling.written(file, copy=copy):
+                    store.pull_failed(id_, "lost", f"it cannot be written to {file.path}")
 
             def give_up() -> None:
-                os.close(fd)
+                ends.close()
                 store.spilling.not_written(file)
 
             try:
@@ -431,6 +433,8 @@ class Directory:
                 store.spilling.not_written(file)
                 on_failure(f"{error}")
                 return
+            ends = ExitStack()  # closed once, whoever comes first
+            ends.callback(os.close, fd)
             on_room(Target(fd, record.HEADER_SIZE, done, give_up))
 
         store.space.allocate(

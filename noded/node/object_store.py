@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -32,6 +32,8 @@ log = logging.getLogger("noded.object_store")
 _Receivers = list[tuple[bytes, int]]
 MAKERS_SECONDS = 10.0
 """After the node started over: how long a maker that is not there yet may take to come back."""
+_EVICT_SECONDS = 0.05
+"""Where no copy could go, so long nobody looks again."""
 _INLINE = 100 << 10
 """Values up to this many bytes travel inside messages."""
 
@@ -91,6 +93,7 @@ class ObjectStore:
         self.recovering: set[bytes] = set()
         """Clients that have not re-told their state yet."""
         self.ready_count = 0
+        self._evict_again = 0.0
         self._makers_until = 0.0
         self._clients = clients
         self._on_actor_free = on_actor_free
@@ -98,6 +101,8 @@ class ObjectStore:
         """Releases that wait until their receiver was read up to a seq: (seq, releaser, id, generation, receivers that
         are to be looked at then).
         """
+        self._handed_over: Counter[bytes] = Counter()
+        """Ids in those."""
         self._doubtful: defaultdict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
         """Objects that a worker of another node says it has stored there, of which that node has not told: by worker,
         with its position.
@@ -135,12 +140,14 @@ class ObjectStore:
         """Release when all of them have been read so far; of one that has not re-told, that is at its Told."""
         for at, (receiver, seq) in enumerate(receivers):
             if not receiver.startswith(self._own):
+                self._handed_over[id_] += 1
                 self._after[receiver].append((seq, client.prefix, id_, generation, receivers[at + 1 :]))
                 self.elsewhere.hurry(receiver, seq)
                 return
             other = self._clients.get(receiver)
             if other is not None and (not other.told or other.seq < seq):
                 due = seq if other.told else 0
+                self._handed_over[id_] += 1
                 self._after[receiver].append((due, client.prefix, id_, generation, receivers[at + 1 :]))
                 return
         self._release(client, id_, generation)
@@ -180,9 +187,16 @@ class ObjectStore:
 
     def _apply_after(self, due: Iterable[tuple[int, bytes, bytes, int, _Receivers]]) -> None:
         for _, releaser, id_, generation, others in due:
+            self._handed_over[id_] -= 1
+            if not self._handed_over[id_]:
+                del self._handed_over[id_]
             client = self._clients.get(releaser)
             if client is not None:
                 self._release_after(client, id_, generation, others)
+
+    def is_handed_over(self, id_: bytes) -> bool:
+        """A release of it waits for a receiver, which may not have told that it holds it."""
+        return id_ in self._handed_over
 
     def hold_for_fork(self, token: bytes, held: list[bytes]) -> None:
         """A pseudo-client that stands for the forked children of one."""
@@ -527,6 +541,10 @@ class ObjectStore:
 
     def lost_here(self, entry: Entry, reason: str) -> None:
         """Its file cannot be read. Another node may have a copy; else it may be made again."""
+        if entry.copies:
+            entry.offset = entry.copies.pop()
+            self.arrived(entry)
+            return
         self._is_gone(entry)
         away = entry.away = entry.away or Away()
         if entry.id.startswith(self._own):
@@ -659,7 +677,8 @@ class ObjectStore:
 
         def on_file(file: SpillFile) -> None:
             stored(id_)
-            self.spilling.write(file, value, copy=copy)
+            if not self.spilling.write(file, value, copy=copy):
+                self._tell_lost(self.entry(id_), "full", f"it cannot be written to {file.path}")
 
         def on_failure(reason: str) -> None:
             log.error("object %s cannot be stored: %s", id_.hex(), reason)
@@ -683,6 +702,9 @@ class ObjectStore:
 
     def _evict(self, size: int) -> bool:
         """Give up copies that nobody here uses, the longest unused first; True when any were."""
+        now = time.monotonic()
+        if now < self._evict_again:
+            return False
         found = [self.entries[id_] for id_ in self._copies]
         unused = [
             e for e in found if e.offset >= 0 and not (e.holders or e.containers or e.moving or e.coming) and e.away
@@ -695,6 +717,8 @@ class ObjectStore:
             freed += shm.footprint(entry.size)
             self._keep(entry)
             self._maybe_free(entry)
+        if not freed:
+            self._evict_again = now + _EVICT_SECONDS
         return freed > 0
 
     # ------------------------------------------------------------ objects of this home, at other nodes
@@ -809,6 +833,10 @@ class ObjectStore:
         for receiver in [r for r in self._after if r.startswith(number[: ids.NODE_SIZE])]:
             self.has_read(receiver, 1 << 62)
         home = number[: ids.NODE_SIZE]
+        for id_ in list(self._copies):
+            found = self.entries[id_]
+            if found.holders or found.containers:
+                self._keep(found)  # it may have been the dead node that had the other one
         for entry in list(self.entries.values()):
             away = entry.away
             if away is None:

@@ -95,6 +95,10 @@ class Relief(Protocol):
         """Room is being made."""
 
     @property
+    def writing(self) -> bool:
+        """That far, that something leaves."""
+
+    @property
     def spills(self) -> bool:
         """There is a disk for it at all."""
 
@@ -207,6 +211,8 @@ class Space:
         region = self.at(offset)
         if region is not None:
             region.live -= 1
+            if not region.live and self._slab is not None and self._slab[0] is region:
+                self.leave_slab()
             self.free_if_empty(region)
 
     def retire(self, region: Region) -> None:
@@ -358,7 +364,7 @@ class Space:
         """Nothing may have become free: who has waited long enough is given a file instead, or told so."""
         self._look = None
         now = time.monotonic()
-        if self.relief.active:
+        if self.relief.writing:
             self._freed_at = now
         for want in list(self._wants):
             waited = now - max(want.since, self._freed_at)
@@ -518,8 +524,6 @@ class Space:
         self.release_withheld()
         if time.monotonic() - self._last_change < _IDLE_SECONDS:
             return
-        if self._slab is not None and not self._slab[0].live:
-            self.leave_slab()
         since = self._last_change
         for start, blocks in list(self._allocator.free_extents()):
             if self._last_change != since:
@@ -528,7 +532,10 @@ class Space:
             if self._cold.ranges and self._cold.overlaps(a, b) == [(a, b)]:
                 continue
             # Nobody is given these blocks while the thread works on them.
-            self._allocator.reserve(start, blocks)
+            try:
+                self._allocator.reserve(start, blocks)
+            except ValueError:  # they were withheld meanwhile
+                continue
             try:
                 await asyncio.to_thread(shm.punch, self.arena.fd, a, b - a)
                 self._cold.add(a, b)
@@ -540,7 +547,7 @@ class Space:
 
     def give_back(self, size: int) -> bool:
         """Memory is short by so many bytes: whether some is being given back."""
-        if self._giving or self.relief.active:
+        if self._giving or self.relief.writing:
             return True
         if self.warm_bytes() <= _LEAST:
             return False

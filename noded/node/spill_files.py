@@ -15,6 +15,7 @@ import os
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ RETRY_SECONDS = 5.0
 _KEEP_FREE = 20
 """One in so many bytes of a file system stays free, but not more than:"""
 _KEEP_FREE_MOST = 1 << 30
-_PUNCH_FROM = 1 << 20
+PUNCH_FROM = 1 << 20
 _UNTOUCHED_SECONDS = 60.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -85,6 +86,7 @@ class SpillFile:
         with self.opened() as fd:
             for value in values:
                 record.write(fd, at, value.id, [(0, arena.view(value.offset, value.size))], value.size)
+                record.seal(fd, at)
                 places.append(Place(self, at, value.size))
                 at += record.footprint(value.size)
             if out:  # what is dirty cannot be taken back at once, and in a small container ends processes
@@ -97,24 +99,34 @@ class SpillFile:
         with self.opened() as fd:
             record.begin(fd, 0, id_, size, writer)
 
-    def seal(self) -> list[bytes]:
-        """That value is written; the ids in it. Raises ValueError for what is none."""
+    def seal(self) -> None:
+        """That value is written."""
         with self.opened() as fd:
             record.seal(fd, 0)
-            return _ids_in(fd, next(record.records(fd)))
 
     def contents(self) -> list[tuple[record.Record, list[bytes]]]:
         """All records, with the ids in those that are sealed."""
         with self.opened() as fd:
-            return [(r, _ids_in(fd, r) if r.state == record.SEALED else []) for r in record.records(fd)]
+            return [(r, self._ids(fd, r) if r.state == record.SEALED else []) for r in record.records(fd)]
+
+    def _ids(self, fd: int, found: record.Record) -> list[bytes]:
+        try:
+            return _ids_in(fd, found)
+        except ValueError as error:  # who reads it is told the same
+            log.error("object %s in %s: %s", found.id.hex(), self.path, error)
+            return []
 
     def forget(self, place: Place) -> None:
-        """This value is not needed any more; its room is given back where the file system can."""
+        """This large value is not needed any more; its room is given back where the file system can."""
         with self.opened() as fd:
             record.free(fd, place.offset)
-            if place.size >= _PUNCH_FROM:
-                with suppress(OSError):
-                    punch(fd, place.value_at, place.size)
+            with suppress(OSError):
+                punch(fd, place.value_at, place.size)
+
+    def shrink(self, size: int) -> None:
+        """So much of it takes no room any more, or soon not."""
+        self.size -= size
+        self.directory.used -= size
 
     @contextmanager
     def opened(self) -> Iterator[int]:
@@ -147,6 +159,11 @@ class SpillDirectory:
     """Somebody who outlives us has a copy of that."""
     files: dict[str, SpillFile] = field(default_factory=dict)
     _number: int = 0
+
+    @property
+    def lock_name(self) -> str:
+        """Under which its lock is kept: another one for another directory."""
+        return f"spill-{zlib.crc32(os.fsencode(self.path)):08x}"
 
     def refusal(self, need: int) -> str:
         """Why it does not take so many bytes now; "" when it does."""

@@ -13,10 +13,11 @@ all the client reads the file itself. All is on the loop, but for what touches f
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from noded import ids
 from noded.node.entry import Entry
 from noded.node.session import Client
 from noded.node.space import Region, Space
-from noded.node.spill_files import NoRoom, Place, SpillFile, SpillFiles, Value
+from noded.node.spill_files import PUNCH_FROM, NoRoom, Place, SpillFile, SpillFiles, Value
 from noded.policy.eviction import Candidate, choose
 from noded.shm import arena as shm
 from noded.shm import record
@@ -44,6 +45,7 @@ BUSY_SECONDS = 0.3
 _RECENT_SECONDS = 0.5
 """What was of use just now goes only when it must."""
 _READ_SECONDS = 0.002
+_SILENT_MOST = 10.0
 _TRIES = 16
 _LOOK_SECONDS = 0.05
 """Where nothing could leave, so long nobody looks again: requests may come fast, and regions be many."""
@@ -51,6 +53,10 @@ _ROOM_FOR_CACHE = 512 << 20
 _BUFFER = 1 << 20
 
 T = TypeVar("T")
+
+
+class _Unreadable(Exception):
+    """It is the file's fault."""
 
 
 class Store(Protocol):
@@ -71,13 +77,19 @@ class Store(Protocol):
     def adopt_file(self, found: record.Record, nested: list[bytes], place: Place, *, copy: bool = False) -> None:
         """A sealed record."""
 
+    def is_handed_over(self, id_: bytes) -> bool:
+        """A release of it waits for a receiver, which may not have told that it holds it."""
+
+    def on_subscribe(self, client: Client, message: m.Subscribe) -> None: ...
+
 
 @dataclass(eq=False)
 class _Move:
     """Regions that are to be free, and whose word is missing."""
 
     regions: list[Region]
-    entries: list[Entry]
+    inside: dict[int, list[Entry]]
+    """By a region's start, what lies in it."""
     until: float
     asked: dict[bytes, set[bytes]] = field(default_factory=dict)
     """Client -> ids it was asked to forget."""
@@ -89,6 +101,11 @@ class _Move:
     @property
     def blocks(self) -> int:
         return sum(region.blocks for region in self.regions)
+
+    @property
+    def entries(self) -> Iterator[Entry]:
+        for inside in self.inside.values():
+            yield from inside
 
 
 class Spilling:
@@ -119,6 +136,8 @@ class Spilling:
         """Files that clients write, with who does."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._counts = {"spilled_bytes": 0, "spilled_objects": 0, "restored_bytes": 0, "restored_objects": 0}
+        self._silent: dict[bytes, tuple[float, float]] = {}
+        """Clients that have not answered: until when they are left alone, and for how long the next time."""
         self._full = False
         """No directory takes anything: only what need not be written can leave."""
         self._look_again = 0.0
@@ -129,6 +148,10 @@ class Spilling:
     @property
     def active(self) -> bool:
         return bool(self._moves) or self._writing > 0
+
+    @property
+    def writing(self) -> bool:
+        return self._writing > 0
 
     @property
     def spills(self) -> bool:
@@ -171,9 +194,9 @@ class Spilling:
                 regions.append(region)
                 left -= region.size
         if regions:
-            self._begin(regions, [entry for region in regions for entry in found[region.start]])
+            self._begin(regions, found)
 
-    def _choose(self, blocks: int, batch: int) -> tuple[list[Region], list[Entry]] | None:
+    def _choose(self, blocks: int, batch: int) -> tuple[list[Region], dict[int, list[Entry]]] | None:
         """Regions that make a run so long, and more that are due, up to a batch; with all that lies in them."""
         now = time.monotonic()
         free = self._space.free_extents()
@@ -198,7 +221,7 @@ class Spilling:
             if region.live and self._look(region, found):
                 regions.append(region)
                 room -= region.blocks
-        return regions, [entry for region in regions for entry in found[region.start]]
+        return regions, found
 
     def _look(self, region: Region, found: dict[int, list[Entry]]) -> bool:
         """Whether all that lies in it can leave, as far as is known without asking."""
@@ -249,16 +272,19 @@ class Spilling:
     def _knows_places(client: Client) -> bool:
         return client.kind in ("driver", "worker") and not client.remote
 
-    @staticmethod
-    def _answers(client: Client) -> bool:
-        return client.session is not None and client.told and not client.detached and client.version >= m.SPILL_SINCE
+    def _answers(self, client: Client) -> bool:
+        if client.session is None or not client.told or client.detached or client.version < m.SPILL_SINCE:
+            return False
+        silent = self._silent.get(client.prefix)
+        return silent is None or time.monotonic() >= silent[0]
 
     # ------------------------------------------------------------ asking
 
-    def _begin(self, regions: list[Region], entries: list[Entry]) -> None:
+    def _begin(self, regions: list[Region], found: dict[int, list[Entry]]) -> None:
         self._number += 1
         number = self._number
-        move = self._moves[number] = _Move(regions, entries, time.monotonic() + ANSWER_SECONDS)
+        inside = {region.start: found[region.start] for region in regions}
+        move = self._moves[number] = _Move(regions, inside, time.monotonic() + ANSWER_SECONDS)
         slabs: dict[bytes, list[int]] = {}
         for region in regions:
             region.moving = True
@@ -267,7 +293,7 @@ class Spilling:
                     slabs.setdefault(region.prefix, []).append(region.offset)
                 else:
                     self._space.leave_slab()
-        for entry in entries:
+        for entry in move.entries:
             entry.moving = True
         self._ask(number, move, slabs)
         asyncio.get_running_loop().call_later(ANSWER_SECONDS + 0.01, self._look_at, number)
@@ -293,6 +319,7 @@ class Spilling:
         if move is None:
             return
         move.waiting.discard(client.prefix)
+        self._silent.pop(client.prefix, None)
         move.busy.update(message.busy)
         move.after += [(prefix, seq) for prefix, seq in message.after if not self._was_read(prefix, seq)]
         self._look_at(message.request)
@@ -310,7 +337,7 @@ class Spilling:
         if move.waiting and not late:
             return
         move.after = [(prefix, seq) for prefix, seq in move.after if not self._was_read(prefix, seq)]
-        if move.after and not late:
+        if not late and (move.after or any(self._store.is_handed_over(entry.id) for entry in move.entries)):
             asyncio.get_running_loop().call_later(_READ_SECONDS, self._look_at, number)
             return
         if not late:
@@ -318,18 +345,21 @@ class Spilling:
             if move.waiting:
                 return
         del self._moves[number]
+        for prefix in move.waiting:
+            _, pause = self._silent.get(prefix, (0.0, ANSWER_SECONDS))
+            self._silent[prefix] = time.monotonic() + pause, min(2 * pause, _SILENT_MOST)
         unsure = bool(move.after)
         silent = {id_ for prefix in move.waiting for id_ in move.asked.get(prefix, ())}
         stay: list[Region] = []
         leave: list[Region] = []
         for region in move.regions:
-            inside = [e for e in move.entries if region.offset <= e.offset < region.offset + region.size]
+            inside = move.inside[region.start]
             busy = unsure or not region.retired or any(e.id in move.busy or e.id in silent for e in inside)
             (stay if busy or any(not self._may_go_now(e, move) for e in inside) else leave).append(region)
         for region in stay:
-            self._stay(region, move.entries, time.monotonic() + BUSY_SECONDS)
+            self._stay(region, move.inside[region.start])
         if leave:
-            self._start(self._leave(leave, move.entries), "spill")
+            self._start(self._leave(leave, move), "spill")
         else:
             self._space.serve()
 
@@ -339,58 +369,62 @@ class Spilling:
             client = self._clients.get(prefix)
             if client is None or (self._knows_places(client) and entry.id not in move.asked.get(prefix, ())):
                 return False
-        return not entry.copies
+        return not entry.copies and not self._store.is_handed_over(entry.id)
 
-    def _stay(self, region: Region, entries: list[Entry], busy_until: float) -> None:
+    def _stay(self, region: Region, inside: list[Entry]) -> None:
         region.moving = False
-        region.busy_until = busy_until
-        for entry in entries:
-            if entry.moving and region.offset <= entry.offset < region.offset + region.size:
-                entry.moving = False
-                self._store.arrived(entry)
+        region.busy_until = time.monotonic() + BUSY_SECONDS
+        for entry in inside:
+            entry.moving = False
+            self._store.arrived(entry)
         self._space.free_if_empty(region)
 
     # ------------------------------------------------------------ leaving
 
-    async def _leave(self, regions: list[Region], entries: list[Entry]) -> None:
-        ours = [e for e in entries if any(r.offset <= e.offset < r.offset + r.size for r in regions)]
-        values, going = [], []
-        for entry in ours:
-            if self._is_to_be_written(entry):
-                values.append(Value(entry.id, entry.offset + shm.HEADER_SIZE, entry.size))
-                going.append(entry)
+    async def _leave(self, regions: list[Region], move: _Move) -> None:
+        going = [e for region in regions for e in move.inside[region.start] if self._is_to_be_written(e)]
+        values = [Value(entry.id, entry.offset + shm.HEADER_SIZE, entry.size) for entry in going]
         self._writing += 1
         try:
             places = await self._in_thread(self._write, values) if values else []
         except (NoRoom, OSError) as error:
             log.debug("%s objects stay in memory: %s", len(values), error)
             for region in regions:
-                self._stay(region, ours, time.monotonic() + BUSY_SECONDS)
+                self._stay(region, move.inside[region.start])
             self._space.serve()
             return
         finally:
             self._writing -= 1
         self.keep_locks()
         for entry, place in zip(going, places, strict=True):
-            entry.disk = place
             place.file.live += 1
+            if entry.disk is not None:  # it was written by others meanwhile
+                self._forget_place(place)
+                continue
+            entry.disk = place
             self._counts["spilled_bytes"] += entry.size
             self._counts["spilled_objects"] += 1
-        offsets = [entry.offset for entry in ours]
-        for entry in ours:
+        for region in regions:
+            inside = move.inside[region.start]
+            if all(self._may_go_now(entry, move) and not self._is_to_be_written(entry) for entry in inside):
+                self._left(region, inside)
+            else:  # somebody has come to hold one while it was written
+                self._stay(region, inside)
+        self._space.serve()
+
+    def _left(self, region: Region, inside: list[Entry]) -> None:
+        region.moving = False
+        offsets = [entry.offset for entry in inside]
+        for entry in inside:
             self._arena.mark_freed(entry.offset)
             entry.offset, entry.moving = -1, False
-        for region in regions:
-            region.moving = False
         for offset in offsets:
             self._space.let_go(offset)
-        for entry in ours:
-            if self._store.entries.get(entry.id) is not entry:
-                continue
-            if entry.disk is None:
-                self._store.drop_copy(entry)
-            self._store.arrived(entry)
-        self._space.serve()
+        for entry in inside:
+            if self._store.entries.get(entry.id) is entry:
+                if entry.disk is None:
+                    self._store.drop_copy(entry)
+                self._store.arrived(entry)
 
     def _write(self, values: list[Value]) -> list[Place]:
         """In a thread. What a directory does not take the next one may."""
@@ -405,10 +439,10 @@ class Spilling:
 
     def keep_locks(self, *, again: bool = False) -> None:
         """``again``: who has kept them has ended."""
-        for number, directory in enumerate(self.files.directories):
+        for directory in self.files.directories:
             if directory.lock_fd >= 0 and (again or not directory.kept):
                 directory.kept = True
-                self._keep(f"spill{number}", directory.lock_fd)
+                self._keep(directory.lock_name, directory.lock_fd)
 
     # ------------------------------------------------------------ coming back
 
@@ -436,10 +470,17 @@ class Spilling:
         assert place is not None
         try:
             await self._in_thread(self._read, place, offset + shm.HEADER_SIZE)
-        except OSError as error:
+        except _Unreadable as error:
             self._space.give_up(offset)
             entry.coming = False
             self._unreadable(entry, f"its file {place.file.path} cannot be read: {error}")
+            return
+        except OSError as error:
+            log.warning("object %s cannot be brought back now: %s", entry.id.hex(), error)
+            self._space.give_up(offset)
+            entry.coming = False
+            self._tell_file(entry)
+            self._store.arrived(entry)
             return
         self._arena.seal(offset)
         entry.offset, entry.coming = offset, False
@@ -448,16 +489,19 @@ class Spilling:
         self._store.arrived(entry)
 
     def _read(self, place: Place, offset: int) -> None:
-        """Into the arena, by a small buffer: see ``transfer.py`` why."""
+        """In a thread, into the arena, by a small buffer: see ``transfer.py`` why. With an offset of -1 nowhere."""
         buffer = memoryview(bytearray(min(_BUFFER, max(1, place.size))))
-        fd = os.open(place.file.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _opened(place)
         try:
             at = 0
             while at < place.size:
-                count = os.preadv(fd, [buffer[: min(_BUFFER, place.size - at)]], place.value_at + at)
+                try:
+                    count = os.preadv(fd, [buffer[: min(_BUFFER, place.size - at)]], place.value_at + at)
+                except OSError as error:
+                    raise _Unreadable(str(error)) from error
                 if not count:
-                    raise OSError("it ends before the value does")
-                done = 0
+                    raise _Unreadable("it ends before the value does")
+                done = 0 if offset >= 0 else count
                 while done < count:
                     done += os.pwrite(self._arena.fd, buffer[done:count], offset + at + done)
                 at += count
@@ -479,16 +523,29 @@ class Spilling:
                 client.send(m.Lost(entry.id, "lost", "there is no room for it in the object store"))
 
     def on_unreadable(self, client: Client, message: m.Unreadable) -> None:
+        """A client could not read a file; whether that is the file's fault is looked at here."""
         entry = self._store.entries.get(message.id)
-        if entry is None or entry.coming or entry.moving:
+        if entry is None or not entry.here:
+            self._store.on_subscribe(client, m.Subscribe([message.id]))
             return
-        if entry.waiting is None:
-            entry.waiting = set()
+        entry.waiting = entry.waiting or set()
         entry.waiting.add(client.prefix)
-        if entry.offset >= 0:
+        if entry.offset >= 0 or entry.coming or entry.moving:
             self._store.arrived(entry)
         elif entry.disk is not None:
-            self._unreadable(entry, message.reason)
+            self._start(self._look_at_file(entry, entry.disk), "look at file")
+
+    async def _look_at_file(self, entry: Entry, place: Place) -> None:
+        try:
+            await self._in_thread(self._read, place, -1)
+        except _Unreadable as error:
+            if entry.disk is place and not entry.coming:
+                self._unreadable(entry, f"its file {place.file.path} cannot be read: {error}")
+            return
+        except OSError as error:
+            log.warning("%s: %s", place.file.path, error)
+        await asyncio.sleep(BUSY_SECONDS)
+        self._store.arrived(entry)
 
     def _unreadable(self, entry: Entry, reason: str) -> None:
         log.error("object %s: %s", entry.id.hex(), reason)
@@ -499,14 +556,18 @@ class Spilling:
         """It need not be on disk any more."""
         place, entry.disk = entry.disk, None
         if place is not None:
-            place.file.live -= 1
-            if place.file.live:
-                self._later(self._forget, place)
-            else:
-                self._later(self.files.remove, place.file)
+            self._forget_place(place)
+
+    def _forget_place(self, place: Place) -> None:
+        place.file.live -= 1
+        if not place.file.live:
+            self._later(self.files.remove, place.file)
+        elif place.size >= PUNCH_FROM:  # of smaller ones the file's end is awaited
+            place.file.shrink(place.size)
+            self._later(self._punch, place)
 
     @staticmethod
-    def _forget(place: Place) -> None:
+    def _punch(place: Place) -> None:
         with suppress(OSError):  # its file may go meanwhile
             place.file.forget(place)
 
@@ -559,21 +620,25 @@ class Spilling:
 
         self._start(take(), "take file")
 
-    def write(self, file: SpillFile, value: bytes | memoryview, *, copy: bool) -> None:
-        """A small one."""
-        with suppress(OSError), file.opened() as fd:
-            record.write_all(fd, value, record.HEADER_SIZE)
-            self.written(file, copy=copy)
-            return
-        self.not_written(file)
+    def write(self, file: SpillFile, value: bytes | memoryview, *, copy: bool) -> bool:
+        """A small one; False when it cannot be written."""
+        try:
+            with file.opened() as fd:
+                record.write_all(fd, value, record.HEADER_SIZE)
+        except OSError as error:
+            log.error("%s: %s", file.path, error)
+            self.not_written(file)
+            return False
+        return self.written(file, copy=copy)
 
-    def written(self, file: SpillFile, *, copy: bool) -> None:
-        """``copy``: of what another node has."""
+    def written(self, file: SpillFile, *, copy: bool) -> bool:
+        """``copy``: of what another node has. False when it cannot be ended."""
         try:
             file.seal()
-        except (OSError, ValueError) as error:
+        except OSError as error:
             log.error("%s: %s", file.path, error)
         self._settle(file, copy=copy)
+        return file.live > 0
 
     def not_written(self, file: SpillFile) -> None:
         self._later(self.files.remove, file)
@@ -611,6 +676,7 @@ class Spilling:
                 self._settle(file)
 
     def client_gone(self, client: Client) -> None:
+        self._silent.pop(client.prefix, None)
         self.client_told(client, ())
         for number, move in list(self._moves.items()):
             if client.prefix in move.waiting:
@@ -662,3 +728,13 @@ class Spilling:
         """In a thread, whenever one is free."""
         if not self._stopped:
             self._pool.submit(function, *arguments)
+
+
+def _opened(place: Place) -> int:
+    """Raises _Unreadable when the file is not there, OSError when it is not the file's fault."""
+    try:
+        return os.open(place.file.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        raise _Unreadable(str(error)) from error

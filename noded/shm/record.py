@@ -37,12 +37,18 @@ def footprint(size: int) -> int:
     return HEADER_SIZE + ((size + 63) & -64)
 
 
-def write(fd: int, at: int, id_: bytes, pieces: Sequence[tuple[int, bytes | memoryview]], size: int) -> None:
-    """``pieces``: (where in the value, bytes)."""
-    begin(fd, at, id_, size)
+def write(
+    fd: int,
+    at: int,
+    id_: bytes,
+    pieces: Sequence[tuple[int, bytes | memoryview]],
+    size: int,
+    writer: bytes = b"",
+) -> None:
+    """All but the state; ``seal`` comes next. ``pieces``: (where in the value, bytes)."""
+    begin(fd, at, id_, size, writer)
     for offset, piece in pieces:
         write_all(fd, piece, at + HEADER_SIZE + offset)
-    seal(fd, at)
 
 
 def begin(fd: int, at: int, id_: bytes, size: int, writer: bytes = b"") -> None:
