@@ -143,6 +143,8 @@ class Daemon:
         self.clients: dict[bytes, Client] = {}
         self.job_configs: dict[str, m.JobConfig] = {}
         """Of jobs that have something on this node."""
+        self._learning: set[str] = set()
+        """Jobs that the head is being asked about."""
         self.loop: asyncio.AbstractEventLoop
         self.ledger: Ledger
         self.arena: shm.Arena
@@ -459,7 +461,7 @@ class Daemon:
             node=self.number,
             node_id=self.node_id,
             keep_warm=1,
-            job_config=self.job_configs.get,
+            job_config=self._config_of,
             on_ready=lambda worker: self.leases.on_ready(worker),
             on_exit=self._on_worker_exit,
             on_env_failed=lambda assignee, reason: self.leases.no_worker(assignee, reason, "env"),
@@ -1017,16 +1019,8 @@ class Daemon:
 
     def _learn_jobs(self, known: set[str]) -> None:
         """After a restart: of those that have workers here, which may need more of them before their driver tells."""
-
-        async def learn(job: str) -> None:
-            try:
-                text = await self.head_side.ask("job_config", {"job": job})
-            except ValueError:
-                return  # it has ended
-            self.job_configs.setdefault(job, c.job_config_of(text))
-
-        for job in {worker.record.job for worker in self.pool.workers.values()} & known - self.job_configs.keys():
-            self.doors.spawn(learn(job))
+        for job in {worker.record.job for worker in self.pool.workers.values()} & known:
+            self._config_of(job)
 
     def on_declared_dead(self, reason: str) -> None:
         log.error("the head has declared this node dead (%s): all work here ends, and it starts over", reason)
@@ -1162,12 +1156,33 @@ class Daemon:
 
     async def _admit_driver(self, client: Client) -> None:
         config = client.config or m.JobConfig()
+        if client.job:  # it is back
+            self._take_job(client.job, config)
         client.job = await self.head_side.admit_job(client.job, config)
         config.node = self.number
         self._take_job(client.job, config)
 
     def _take_job(self, job: str, config: m.JobConfig) -> None:
         self.job_configs[job] = config
+        self.pool.job_known(job)
+
+    def _config_of(self, job: str) -> m.JobConfig | None:
+        """None while the head is asked: after a restart a task may come before its driver has told."""
+        found = self.job_configs.get(job)
+        if found is None and job not in self._learning:
+            self._learning.add(job)
+            self.doors.spawn(self._learn_job(job))
+        return found
+
+    async def _learn_job(self, job: str) -> None:
+        try:
+            config = c.job_config_of(await self.head_side.ask("job_config", {"job": job}))
+        except ValueError:
+            config = m.JobConfig()  # it has ended, and so will what asks for it
+        finally:
+            self._learning.discard(job)
+        if job not in self.job_configs:
+            self._take_job(job, config)
 
     def _on_job_over(self, client: Client) -> None:
         self.head_side.job_gone(client.job)

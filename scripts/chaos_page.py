@@ -14,17 +14,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "chaos.md"
 TEXT = """# Everything breaks at once
 
-`make test-slow` runs a cluster of four hosts (network namespaces) under mixed load while workers, daemons and spawners
-are killed and stopped, whole nodes crash, links are cut, and drivers come and go: `tests/chaos/test_long_run.py`. What
-must be true is checked all the time: every value exact, every counter within its promise, nothing that may run once
-run twice, no two instances of an actor at once, nothing lost but what was on a node that was lost, no call that waits
-while nothing is faulty; and at the end nothing in use, and nothing left behind.
+`make test-slow` runs a cluster of four hosts (network namespaces) under mixed load for twenty minutes while workers,
+daemons (the head's as well), spawners and Redis, if the head's state is there, are killed and stopped, whole nodes
+crash, links are cut, and drivers come and go: `tests/chaos/test_long_run.py`. What must be true is checked all the
+time: every value exact, every counter within its promise, nothing that may run once run twice, no two instances of an
+actor at once, nothing lost but what was put on a node that was lost, every death told with its cause, no call that
+waits while nothing is faulty; and at the end nothing in use, and nothing left behind.
 
 A run's choices come from its seed, and are repeated with it, though not their timing (where the table names something
 else beside the seed, that has to be given as well). `machine-stall` is no fault of ours: the machine ran nothing for
 over 3 s, which excuses whoever waited.
 
-    NODED_CHAOS_SEED=7 NODED_CHAOS_SECONDS=300 .venv/bin/pytest -m slow tests/chaos/test_long_run.py
+    NODED_CHAOS_SEED=7 NODED_CHAOS_STORAGE=redis .venv/bin/pytest -m slow tests/chaos/test_long_run.py
 
 """
 HEAD = (

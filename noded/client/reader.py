@@ -117,6 +117,7 @@ class Reader:
         """
         role = self.role
         barred = bool(self.reserved_for) and self.reserved_for != threading.get_ident()
+        asked = barred
         while not done():
             pause()
             timeout = None if deadline is None else deadline - time.monotonic()
@@ -150,7 +151,9 @@ class Reader:
                     return True
                 self.wanted += not barred
                 try:
-                    if not barred:
+                    # Once: whoever polls wakes us in turn, and several who wait would keep each other busy.
+                    if not asked:
+                        asked = True
                         self.wake()
                     # Bounded, so that a lost hand-over costs a moment and not for ever.
                     sleeper.acquire(timeout=0.1 if timeout is None else min(0.1, timeout))

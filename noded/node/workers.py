@@ -174,6 +174,8 @@ class WorkerPool:
         self._preparing: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._waiting_for_env: list[tuple[Assignee, str, str]] = []
         """(assignee, job, environment)"""
+        self._waiting_for_job: list[tuple[Assignee, str, str]] = []
+        """Likewise; what their jobs are is being asked."""
         self._on_output_end = on_output_end
         self._idle: deque[Worker] = deque()
         """Attached, unassigned; the most recently used at the right."""
@@ -202,6 +204,10 @@ class WorkerPool:
                 self._environments.acquire(key[1])
                 self._preparing[key] = asyncio.get_running_loop().create_task(self._prepare(key, env), name="prepare")
             return
+        ready = any(self._suits(worker, job, env_id(env), assignee.gpus) for worker in self._idle)
+        if not ready and self._job_config(job) is None:
+            self._waiting_for_job.append((assignee, job, env))
+            return
         worker = self._take_idle(assignee, job, env)
         if worker is None:
             self._waiting.append((assignee, job, env))
@@ -227,8 +233,16 @@ class WorkerPool:
             else:
                 self.assign(assignee, job, env)
 
+    def job_known(self, job: str) -> None:
+        """``job_config`` knows it now."""
+        mine = [w for w in self._waiting_for_job if w[1] == job]
+        self._waiting_for_job = [w for w in self._waiting_for_job if w[1] != job]
+        for waiting in mine:
+            self.assign(*waiting)
+
     def unassign(self, assignee: Any) -> None:
         """It is not wanted any more."""
+        self._waiting_for_job = [w for w in self._waiting_for_job if w[0] is not assignee]
         self._waiting = deque(w for w in self._waiting if w[0] is not assignee)
         self._waiting_for_env = [w for w in self._waiting_for_env if w[0] is not assignee]
 
@@ -424,6 +438,7 @@ class WorkerPool:
                 self.kill(worker, deaths.JOB_ENDED, "its job has ended")
         self._waiting = deque(w for w in self._waiting if w[1] != job)
         self._waiting_for_env = [w for w in self._waiting_for_env if w[1] != job]
+        self._waiting_for_job = [w for w in self._waiting_for_job if w[1] != job]
         for key in [key for key in self._prepared if key[0] == job]:
             del self._prepared[key]
             self._environments.release(key[1])

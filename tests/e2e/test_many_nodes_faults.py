@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -263,3 +264,34 @@ def lost_with_its_node(nodes: Cluster, gate: Gate, tmp_path: Path, *, graceful: 
             for i in range(2)]  # fmt: skip
     assert set(get(refs)) == {node.node_id for node in nodes.list_all_nodes()}
     remove_placement_group(group)
+
+
+def test_a_daemon_that_starts_again_asks_what_the_job_is_before_it_gives_it_a_worker(
+    nodes: Cluster, gate: Gate, tmp_path: Path
+) -> None:
+    """The head does not answer yet, and a task that runs there needs another worker."""
+    node, head, notes = member(nodes, "n1"), nodes.head_node, Notes(tmp_path / "notes")
+    assert head is not None
+
+    @noded.remote
+    def inner() -> str:
+        return noded.get_runtime_context().namespace
+
+    @noded.remote
+    def outer(here: NodeAffinitySchedulingStrategy) -> str:
+        notes.add()
+        gate.wait()
+        return str(noded.get(inner.options(scheduling_strategy=here).remote()))
+
+    ref = outer.options(scheduling_strategy=on(node)).remote(on(node))
+    notes.wait(1)
+    restarting = threading.Thread(target=node._process.restart)
+    os.kill(head.pid, signal.SIGSTOP)
+    try:
+        restarting.start()
+        gate.open()
+        time.sleep(3)  # enough for the task to run there, if it may
+    finally:
+        os.kill(head.pid, signal.SIGCONT)
+    restarting.join()
+    assert get(ref) == "test"

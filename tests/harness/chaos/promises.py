@@ -55,7 +55,7 @@ def verdict(error: dict[str, Any], history: Sequence[Happening]) -> str:
     killed = _killed(error, history)
     if name in _OF_A_JOB.get(op, ()) and happened(history, LOSES_A_NODE, since, seen, [error["home"]]):
         return ""
-    if op == "once" and name == "WorkerCrashedError":
+    if op == "once" and name in ("WorkerCrashedError", "WorkerNodeDiedError"):
         return "" if killed else "no such worker was killed since it was submitted"
     if op == "plain" and name == "ActorDiedError":
         return "" if killed else "no such worker was killed since it was last heard"
