@@ -204,7 +204,7 @@ class WorkerPool:
                 self._environments.acquire(key[1])
                 self._preparing[key] = asyncio.get_running_loop().create_task(self._prepare(key, env), name="prepare")
             return
-        ready = any(self._suits(worker, job, env_id(env), assignee.gpus) for worker in self._idle)
+        ready = any(self._suits(worker, job, env_id(env), assignee) for worker in self._idle)
         if not ready and self._job_config(job) is None:
             self._waiting_for_job.append((assignee, job, env))
             return
