@@ -35,6 +35,23 @@ def put_gigabytes(context: Context) -> Measurement:
     return rate(lambda: put(array), BIG / GIGA, _warmer(context.timing))
 
 
+def put_and_get(context: Context, size: int) -> Measurement:
+    """One array, which is dropped before the next: its pages are warm."""
+    array = np.ones(size, dtype=np.uint8)
+    put, get = context.api.put, context.api.get
+
+    def step() -> None:
+        get(put(array))
+
+    return rate(step, size / GIGA, _warmer(context.timing))
+
+
+def memcpy_of(context: Context, size: int) -> Measurement:
+    array = np.ones(size, dtype=np.uint8)
+    with _shared_mapping(size) as target:
+        return rate(lambda: ctypes.memmove(target, array.ctypes.data, size), size / GIGA, _warmer(context.timing))
+
+
 def multi_client_put_gigabytes(context: Context) -> Measurement:
     api = context.api
     puts, size = PUTS, SMALL

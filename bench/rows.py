@@ -1,8 +1,8 @@
 """The table of rows: name, group, unit, and the code that measures it on each system.
 
 Groups: `call` are the rows of the geometric mean, `placement` is the one of placement groups, `bytes` are held
-against memcpy; those are the rows of Ray's microbenchmark. `scale` is all else. A row whose `cluster` is false brings
-its own head or needs none.
+against memcpy; those are the rows of Ray's microbenchmark. `memory` is about small stores, `scale` is all else. A row
+whose `cluster` is false brings its own head or needs none.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from bench import actors, calls, gigabytes, node, placement, pool, scale
+from bench import actors, calls, gigabytes, memory, node, placement, pool, scale
 from bench.systems import CLUSTERS, Context
 from bench.timing import Measurement
 
-GROUPS = ("call", "placement", "bytes", "scale")
+GROUPS = ("call", "placement", "bytes", "memory", "scale")
 DEFAULT_GROUPS = ("call", "placement", "bytes")
 
 Run = Callable[[Context], Measurement]
@@ -83,6 +83,12 @@ _BYTES = (
     ),
 )
 
+
+def _put_and_get(name: str, size: int) -> Row:
+    run = partial(gigabytes.put_and_get, size=size)
+    return _row(f"put and get of {name}", "memory", "GB/s", run, memcpy=partial(gigabytes.memcpy_of, size=size))
+
+
 _SCALE = (
     _row("60 actors at once", "scale", "actors/s", scale.actors_at_once),
     _row("actor create call kill", "scale", "ms", scale.actors_in_series, lower=True),
@@ -98,4 +104,12 @@ _SCALE = (
     _row("import", "scale", "ms", node.import_time, lower=True, cluster=False, futures=node.import_time),
 )
 
-ROWS = {row.name: row for row in (*_CALLS, *_PLACEMENT, *_BYTES, *_SCALE)}
+_MEMORY = (
+    _put_and_get("1 MB", 10**6),
+    _put_and_get("100 MB", 10**8),
+    _row("4 GB through a store of 512 MB", "memory", "GB/s", memory.through_a_small_store, cluster=False),
+    _row("shuffle of 2 GB, store of 512 MB", "memory", "s", memory.shuffle, lower=True, cluster=False),
+    _row("live small refs: owner's memory", "memory", "bytes/ref", memory.live_refs, lower=True, cluster=False),
+)
+
+ROWS = {row.name: row for row in (*_CALLS, *_PLACEMENT, *_BYTES, *_MEMORY, *_SCALE)}

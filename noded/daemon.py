@@ -18,6 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,15 @@ from noded.node.directory import Directory
 from noded.node.doors import Doors
 from noded.node.gpu_finder import GpuFinder
 from noded.node.head_link import HeadLink, JoinError
+from noded.node.holdings import Holdings
 from noded.node.lease_router import LeaseRouter
 from noded.node.leases import Leases
 from noded.node.ledger import Ledger, LedgerError
 from noded.node.listener import Listener, ListenError
+from noded.node.memory import MemoryMonitor
+from noded.node.memory_usage import room_left
 from noded.node.object_store import ObjectStore
+from noded.node.oom import protect_daemon
 from noded.node.orders import NodeOrders
 from noded.node.output import OutputMonitor
 from noded.node.peer_messages import PeerMessages
@@ -62,13 +67,16 @@ from noded.node.peers import Peers
 from noded.node.runtime_envs import RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
+from noded.node.spilling import Spilling
 from noded.node.timeline import Timeline
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
 from noded.node.workers import Worker, WorkerPool, WorkerRecord
 from noded.packages import Packages
 from noded.policy import labels
+from noded.policy.holdings import MEMORY_SECONDS, merge, wanted_of
 from noded.policy.liveness import FREEZE_AFTER
+from noded.policy.memory_room import store_stops
 from noded.policy.where import refuse
 from noded.resources import UNIT, ResourceSet
 from noded.service import notify_systemd, watchdog_pause
@@ -81,6 +89,8 @@ from noded.startup import (
     new_memory,
     open_sockets,
     open_storage,
+    spill_files,
+    sweep_spill,
 )
 from noded.version import __version__
 from noded.view import Identity, View
@@ -91,6 +101,7 @@ from noded.wire.handshake import HandshakeError
 log = logging.getLogger("noded.daemon")
 
 _HOUSEKEEPING = 1.0
+_SWEEP_SECONDS = 30.0
 _IDLE_WORKER_SECONDS = 2.0
 _BACK_BY = 10.0
 """Seconds in which a process that lives has attached again."""
@@ -142,6 +153,7 @@ class Daemon:
         self.leases: Leases
         self.router: LeaseRouter
         self.pool: WorkerPool
+        self.memory: MemoryMonitor
         self.cluster_view: ClusterView
         self.peers: Peers
         self.directory: Directory
@@ -155,6 +167,7 @@ class Daemon:
         self.view: View
         self.host: NodeActorHost
         self.control: ControlServer
+        self.holdings: Holdings
         self.output: OutputMonitor
         self.environments: RuntimeEnvs
         self.packages: Packages
@@ -208,6 +221,7 @@ class Daemon:
 
     async def start(self) -> None:
         config = self.config
+        protect_daemon()
         self._make_directories()
         self.token = find_token(config)
         self.doors = Doors(self.loop, self.token, config.tls)
@@ -259,6 +273,7 @@ class Daemon:
         if self.link is not None:
             await self.link.join()
         self.pool.prepare()
+        self.memory.start(self.loop)
         self._watch_owner()
         self._started = self.loop.time()
         self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
@@ -455,17 +470,34 @@ class Daemon:
             on_output_end=self._on_output_end,
         )
         self.leases.pool = self.pool
+        self.memory = MemoryMonitor(
+            self.leases,
+            self.pool,
+            tag=self.tag,
+            threshold=config.memory_threshold,
+            memory=config.memory,
+            spawner=lambda: self.spawner.spawner_pid,
+        )
         self.store = ObjectStore(self.arena, self.ledger, self.clients, lambda id_: head.unheld(id_), self.number)
         self.peers = Peers(self.loop, self.cluster_view, self.doors.dial, self._peer_attach)
         self.puller = Puller(self.arena.fd, lambda address: self.doors.dial_now(address, "transfer"))
         self.directory = Directory(self.store, self.peers, self.cluster_view, self.clients, self.puller)
         self.store.elsewhere = self.directory
+        stops = partial(store_stops, threshold=config.memory_threshold)
+        self.store.space.room = lambda: room_left(Path("/"), ["self"], stops)
+        self.memory.give_back = self.store.space.give_back
+        self.store.spilling = self.store.space.relief = self.spilling = Spilling(
+            self.store,
+            self.store.space,
+            spill_files(config, self.node_id),
+            self.clients,
+            self._keep,
+            threads=config.object_spilling_threads,
+        )
         self.transfers = TransferServer(
             self.arena.fd,
             self.directory.open_source,
             self.directory.allocate,
-            self.directory.stored,
-            self.directory.gave_up,
         )
         self.router = LeaseRouter(
             self.leases,
@@ -509,6 +541,7 @@ class Daemon:
             claim_actors=self._claim_actors,
             questions={
                 "explain": self._explain,
+                "memory": self._tell_memory,
                 "status": self._tell_status,
                 "timeline": self._tell_timeline,
                 "actor_payload": self._tell_actor_payload,
@@ -542,6 +575,7 @@ class Daemon:
             cluster=self._cluster_figures,
             nodes=self._nodes,
             request_stop=self.request_stop,
+            memory=self.memory.figures,
         )
         if self.head is not None:
             self.head.nodes.refresh = self._refresh_own
@@ -571,8 +605,10 @@ class Daemon:
                 "await_package": self.packages.ask_await,
                 "timeline": self._ask_timeline,
                 "why": self._ask_why,
+                "memory": self._ask_memory,
             },
         )
+        self.holdings = Holdings(self.store, self.clients, self.pool, self.host, self.control.who_holds)
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
 
     @property
@@ -616,7 +652,7 @@ class Daemon:
                 self.clients[worker.prefix] = Client(
                     worker.prefix, "worker", pid, start_time(pid), worker.record.job, worker.id, told=False
                 )
-        self.store.restore()
+        self.store.restore({name: fd for name, fd in self._kept.items() if name.startswith("spill")})
         for worker in workers:
             if worker.record.actor:
                 self.host.restore(worker)
@@ -739,6 +775,7 @@ class Daemon:
         """End as by SIGKILL, but with what is written: the next daemon finds spawner and workers."""
         notify_systemd("STOPPING=1")
         await self._end_tasks()
+        await self.memory.stop()
         await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()
@@ -750,6 +787,7 @@ class Daemon:
         self._stop_watching_storage()
         await self._stop_exchange()
         self.control.stop()
+        await self.spilling.stop(delete=False)
         await self.output.stop()
         await self.environments.stop()
         self.spawner.close()
@@ -780,6 +818,7 @@ class Daemon:
         notify_systemd("STOPPING=1")
         self.pool.stopping = True
         await self._end_tasks()
+        await self.memory.stop()
         await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()
@@ -799,6 +838,7 @@ class Daemon:
         if self.link is not None:  # now that nothing of it runs any more
             await self.link.stop("" if self.starts_over else self._stop_reason or "it was stopped")
         await self._stop_exchange()
+        await self.spilling.stop(delete=True)
         for worker in list(self.pool.workers):
             self.output.ended(worker)
         self.timeline.stop()
@@ -1108,6 +1148,10 @@ class Daemon:
             told["asked_of"] = self.router.where_sent(ids.prefix_of(id_), told["class"])
         return told
 
+    async def _tell_memory(self, args: dict[str, Any]) -> Any:
+        told = await self.holdings.report(**wanted_of(args))
+        return {"node": self.number, "name": self.config.node_name, "id": self.node_id, **told}
+
     # ------------------------------------------------------------ jobs
 
     async def _admit_driver(self, client: Client) -> None:
@@ -1189,9 +1233,13 @@ class Daemon:
             ("control", self._sockets[1].fileno()),
         ):
             self.spawner.keep(name, fd)
+        self.spilling.keep_locks(again=True)
         self._tell_of_absence()
         self.pool.prepare()
         self.leases.kick()
+
+    def _keep(self, name: str, fd: int) -> None:
+        self.spawner.keep(name, fd)
 
     def _fail(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -1211,6 +1259,17 @@ class Daemon:
 
     async def _ask_why(self, client: Client | None, args: dict[str, Any]) -> Any:
         return await self.head_side.ask("why", args)
+
+    async def _ask_memory(self, client: Client | None, args: dict[str, Any]) -> Any:
+        """Of the cluster; of this node alone while the head is away."""
+        wanted_of(args)
+        if self.link is None or self.link.registered:
+            try:
+                return await asyncio.wait_for(self.head_side.ask("memory", args), MEMORY_SECONDS)
+            except TimeoutError:
+                pass
+        told = merge([await self._tell_memory(args)], **wanted_of(args))
+        return {**told, "problem": "the head does not answer: this is what this node alone has"}
 
     def _who_writes(self, wid: str) -> tuple[str, int] | None:
         worker = self.pool.workers.get(wid)
@@ -1234,23 +1293,33 @@ class Daemon:
     # ------------------------------------------------------------ housekeeping
 
     async def _keep_house(self) -> None:
+        swept = -_SWEEP_SECONDS
         while True:
             await asyncio.sleep(_HOUSEKEEPING)
-            self.pool.oom.look()
-            self.pool.trim(max(1, self.leases.capacity.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
+            try:
+                self._tidy()
+                await self.store.space.trim()
+                if self.loop.time() - swept > _SWEEP_SECONDS:
+                    swept = self.loop.time()
+                    await sweep_spill(self.config)
+            except Exception:
+                log.exception("a round of housekeeping has failed; the next one is in %g s", _HOUSEKEEPING)
+
+    def _tidy(self) -> None:
+        self.pool.oom.look()
+        self.pool.trim(max(1, self.leases.capacity.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
+        if self.head is not None:
+            self._refresh_own()
+            self.head.nodes.flush()
+            self._guard_own(self.head)
+        self.router.forget_guests()
+        if not self.store.recovering:
             if self.head is not None:
-                self._refresh_own()
-                self.head.nodes.flush()
-                self._guard_own(self.head)
-            self.router.forget_guests()
-            if not self.store.recovering:
-                if self.head is not None:
-                    self.host.end_unclaimed(0.0)
-                    self._sweep_head(self.head)
-                elif self.link is not None and self.link.registered:
-                    self.host.end_unclaimed()
-                self._forget_jobs()
-            await self.store.space.trim()
+                self.host.end_unclaimed(0.0)
+                self._sweep_head(self.head)
+            elif self.link is not None and self.link.registered:
+                self.host.end_unclaimed()
+            self._forget_jobs()
 
     async def _show_life(self, pause: float, housekeeper: asyncio.Task[None]) -> None:
         """For as long as the loop turns and the house is kept."""

@@ -5,6 +5,7 @@ Memory and sockets outlive the daemon: its spawner keeps their descriptors, and 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
@@ -29,6 +30,7 @@ from noded.head.storage import Storage
 from noded.node.ledger import Ledger
 from noded.node.listener import bind
 from noded.node.spawner_link import SpawnerLink
+from noded.node.spill_files import SpillFiles, sweep
 from noded.shm import arena as shm
 from noded.wire.dial import split_address
 
@@ -128,6 +130,26 @@ def new_memory(size: int, epoch: int, spawner: SpawnerLink) -> tuple[Ledger, shm
     spawner.keep("ledger", ledger.fd)
     spawner.keep("arena", arena.fd)
     return ledger, arena
+
+
+def spill_files(config: Config, node_id: str) -> SpillFiles:
+    """The directories of this incarnation of the node, of which none is made yet."""
+    name = f"{config.cluster}-{config.node_name}-{node_id[:16]}"
+    return SpillFiles(_spill_parents(config), name, config.object_spilling_limit)
+
+
+async def sweep_spill(config: Config) -> None:
+    """Remove what nodes that have ended have left there."""
+    for parent in _spill_parents(config):
+        await asyncio.to_thread(sweep, parent)
+
+
+def _spill_parents(config: Config) -> list[Path]:
+    default = config.home / "spill"
+    # One that others use as well gets a directory for each user.
+    return [
+        path if path == default else path / f"noded-spill-{os.getuid()}" for path in config.object_spilling_directory
+    ]
 
 
 def open_sockets(config: Config, run_dir: str, kept: dict[str, int], spawner: SpawnerLink) -> list[socket.socket]:

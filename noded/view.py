@@ -57,6 +57,7 @@ class View:
         cluster: Callable[[], dict[str, Any]],
         nodes: Callable[[], list[dict[str, Any]]],
         request_stop: Callable[[], None],
+        memory: Callable[[], dict[str, Any]],
     ):
         self._identity = identity
         self._store = store
@@ -69,6 +70,7 @@ class View:
         self._cluster = cluster
         self._nodes = nodes
         self._request_stop = request_stop
+        self._memory = memory
         self._started = time.time()
 
     def questions(self) -> dict[str, Question]:
@@ -108,6 +110,7 @@ class View:
             "groups": len(self._leases.capacity.groups),
             "spawner_pid": self._spawner.spawner_pid,
             "store": {"used_bytes": figures["used"], "total_bytes": figures["size"], **figures},
+            "memory": self._memory(),
             "loop": {
                 "longest_callback_ms": self._probe.longest_ms,
                 "longest_wait_for_cpu_ms": self._probe.longest_wait_ms,

@@ -162,6 +162,39 @@ def why(id_: str, cluster: str | None, as_json: bool) -> None:
         explain_id(chosen_cluster({"cluster": cluster}, os.environ), os.environ, id_, as_json)
 
 
+@command.command()
+@click.option("--cluster", metavar="NAME", help="The cluster to ask.  [default: NODED_CLUSTER, else default]")
+@click.option("--sort-by", type=click.Choice(["size", "age", "pid"]), default="size", show_default=True)
+@click.option(
+    "--group-by",
+    type=click.Choice(["node", "holder", "site"]),
+    default="holder",
+    show_default=True,
+    help="What the sums are for; a site is the line that created the ref.",
+)
+@click.option("-n", "--limit", type=click.IntRange(0, 2000), default=100, show_default=True, help="So many rows.")
+@click.option("--stats-only", is_flag=True, help="The nodes' stores, and who holds most; no rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def memory(cluster: str | None, sort_by: str, group_by: str, limit: int, stats_only: bool, as_json: bool) -> None:
+    """Say who holds which objects, and how much.
+
+    For a whole cluster: how each object is held, since when, how big it is and where.
+
+    With NODED_RECORD_REF_CREATION_SITES=1 in the environment of a program (or of the nodes), also which line created
+    each ref.
+    """
+    from noded.cli.memory import show_memory
+
+    with wrong_settings_are_usage_errors():
+        show_memory(
+            chosen_cluster({"cluster": cluster}, os.environ),
+            os.environ,
+            {"sort_by": sort_by, "group_by": group_by, "limit": 0 if stats_only else limit},
+            stats_only=stats_only,
+            as_json=as_json,
+        )
+
+
 @command.command(context_settings={"allow_interspersed_args": False}, options_metavar="[--as-ray] [-m]")
 @click.option("--as-ray", is_flag=True, help="In it, and in all it starts, `import ray` means noded.")
 @click.option("-m", "as_module", is_flag=True, help="PROGRAM is the name of a module.")

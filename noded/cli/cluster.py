@@ -34,7 +34,7 @@ def ask_any(nodes: Iterable[NodeInfo], what: str, arguments: dict[str, Any], sec
 
 
 def drain_node(cluster: str, env: Mapping[str, str], word: str, *, on: bool) -> None:
-    told = _ask(cluster, env, "drain", {"node": word, "on": on})
+    told = ask(cluster, env, "drain", {"node": word, "on": on})
     node = f"node {told['node']} ({told['id']}) of cluster {cluster}"
     if not on:
         click.echo(f"{node} takes new work again")
@@ -50,7 +50,7 @@ def explain_id(cluster: str, env: Mapping[str, str], text: str, as_json: bool) -
         raise click.ClickException(
             f"{text!r} is no id: give the 32 hexadecimal digits that a ref, a handle or an error shows"
         )
-    told = _ask(cluster, env, "why", {"id": id_})
+    told = ask(cluster, env, "why", {"id": id_})
     if as_json:
         click.echo(json.dumps(told, indent=2))
         return
@@ -61,14 +61,15 @@ def explain_id(cluster: str, env: Mapping[str, str], text: str, as_json: bool) -
         click.echo(line)
 
 
-def _ask(cluster: str, env: Mapping[str, str], what: str, arguments: dict[str, Any]) -> Any:
+def ask(cluster: str, env: Mapping[str, str], what: str, arguments: dict[str, Any], seconds: float = SECONDS) -> Any:
+    """Of any node of it here. Raises ClickException."""
     nodes = [node for node in find_nodes(env) if node.cluster == cluster and node.alive]
     if not nodes:
         others = sorted({node.cluster for node in find_nodes(env) if node.alive} - {cluster})
         hint = f"; others run: {', '.join(others)} (--cluster NAME)" if others else ""
         raise click.ClickException(f"no node of cluster {cluster} runs here{hint}")
     try:
-        return ask_any(nodes, what, arguments)
+        return ask_any(nodes, what, arguments, seconds)
     except Refusal as refusal:
         raise click.ClickException(refusal.words) from None
     except ControlError as error:

@@ -191,14 +191,37 @@ def _facts(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if (gpus := status.get("gpus")) and gpus.get("unknown"):
         yield "GPUs", f"unknown: {gpus['unknown']}"
     if store := status.get("store"):
-        yield (
-            "object store",
-            f"{size(store.get('used_bytes', 0))} of {size(store.get('total_bytes', 0))} used",
-        )
+        yield "object store", _store_text(store)
+        for disk in store.get("directories") or ():
+            if disk.get("problem"):
+                yield "spilling", f"nothing goes to {disk['path']} now: {disk['problem']}"
+    if memory := status.get("memory"):
+        yield "memory", _memory_text(memory)
     if link := status.get("head_link"):
         yield "head", _link_text(link)
     if storage := status.get("storage"):
         yield "store", _storage_text(storage, time.time())
+
+
+def _memory_text(memory: Mapping[str, Any]) -> str:
+    """Of the machine, or of the container; without page cache."""
+    text = (
+        f"{size(memory.get('used_bytes', 0))} of {size(memory.get('limit_bytes', 0))} of {memory.get('where', '')} used"
+    )
+    if memory.get("pressed"):
+        text += ": too little is left, nothing new begins while something runs"
+    if ended := memory.get("ended"):
+        text += f"; ended for want of memory: {ended}"
+    return text
+
+
+def _store_text(store: Mapping[str, Any]) -> str:
+    parts = [f"{size(store.get('used_bytes', 0))} of {size(store.get('total_bytes', 0))} used"]
+    if store.get("on_disk"):
+        parts.append(f"{size(store['on_disk'])} on disk")
+    if store.get("withheld"):
+        parts.append(f"{size(store['withheld'])} cannot be used: memory is short")
+    return ", ".join(parts)
 
 
 def _storage_text(storage: Mapping[str, Any], now: float) -> str:

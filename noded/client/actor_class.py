@@ -13,7 +13,7 @@ from noded.client.actor_handle import ActorHandle, handle_of, whole
 from noded.client.arity import Arity
 from noded.client.context import where_now
 from noded.client.options import ActorOptions, retry_of, returns_of, window_of
-from noded.client.refs import AWAY, ObjectRef
+from noded.client.refs import ObjectRef
 from noded.client.runtime import Runtime, current, runtime
 from noded.client.submission import pack_arguments
 from noded.wire import messages as m
@@ -116,8 +116,7 @@ class ActorClass:
             if payload.size > _PLACE_AT:
                 ref: ObjectRef[Any] = ObjectRef(rt.next_seq())
                 rt.objects.store(ref, payload)
-                offset, size = ref._value
-                place = ref.binary(), -1 if ref._state == AWAY else offset, size
+                place = ref.binary(), -1, ref._value[1]  # it may have moved by the time that the actor starts
                 keep.append(ref)
                 payload = b""
             else:

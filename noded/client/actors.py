@@ -131,7 +131,8 @@ class Actors:
                 if len(link.inflight) < _INFLIGHT and link.link.unsent_bytes < _UNSENT_LIMIT:
                     size, extra = len(task.payload), extra_of(task)
                     link.link.send(
-                        m.Call(task.seq, task.method, task.returns, size, [], place_of(task, link), extra), task.payload
+                        m.Call(task.seq, task.method, task.returns, size, [], place_of(task, link, self.holds), extra),
+                        task.payload,
                     )
                     self.tasks.sent_locked(link, task)
                     self.control.wake()
@@ -185,7 +186,10 @@ class Actors:
                     deps, payload = filled
                     size, extra = len(task.payload), extra_of(task)
                     link.link.send(
-                        m.Call(task.seq, task.method, task.returns, size, deps, place_of(task, link), extra), payload
+                        m.Call(
+                            task.seq, task.method, task.returns, size, deps, place_of(task, link, self.holds), extra
+                        ),
+                        payload,
                     )
                     self.tasks.sent_locked(link, task)
             queue.popleft()

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from noded import exceptions as ex
+from noded.client import sites
 from noded.client.actor_handle import ActorHandle
 from noded.client.context import RuntimeContext, gpu_ids
 from noded.client.generators import ObjectRefGenerator
@@ -163,7 +164,7 @@ def init(
         config = m.JobConfig(
             sys_path=_driver_path(),
             cwd=os.getcwd(),
-            env=dict(job_env),
+            env={**({sites.VARIABLE: "1"} if sites.wanted(os.environ) else {}), **job_env},
             namespace=namespace or f"anonymous-{os.urandom(8).hex()}",
             log_to_driver=log_to_driver is not False,
             entrypoint=" ".join(sys.argv[:2])[:200],
@@ -181,6 +182,7 @@ def init(
             if isinstance(problem, ex.LocalDaemonDiedError):
                 raise ConnectionError(str(problem)) from problem
             raise
+        sites.record(rt, os.environ)
         set_current(rt)
         rt.interrupts.install()
         if runtime_env:

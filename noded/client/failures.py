@@ -18,9 +18,10 @@ def cancelled(task: Task, how: str = "") -> ex.TaskCancelledError:
 _CRASHES = {
     deaths.OOM: ex.WorkerOutOfMemoryError,
     deaths.MEMORY_LIMIT: ex.WorkerOutOfMemoryError,
+    deaths.NODE_MEMORY: ex.WorkerOutOfMemoryError,
     deaths.NODE_LOST: ex.WorkerNodeDiedError,
 }
-_ACTOR_DEATHS = {deaths.OOM: ex.ActorOutOfMemoryError, deaths.MEMORY_LIMIT: ex.ActorOutOfMemoryError}
+_ACTOR_DEATHS = dict.fromkeys((deaths.OOM, deaths.MEMORY_LIMIT, deaths.NODE_MEMORY), ex.ActorOutOfMemoryError)
 
 
 def crashed(name: str, death: m.Death) -> ex.WorkerCrashedError:

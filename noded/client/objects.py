@@ -8,9 +8,12 @@ section 6 for who holds what.
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -34,6 +37,7 @@ from noded.client.refs import (
     borrowed,
 )
 from noded.client.space import Space
+from noded.shm import record
 from noded.shm.arena import HEADER_SIZE, Arena
 from noded.wire import messages as m
 from noded.wire import value as layout
@@ -41,6 +45,10 @@ from noded.wire import value as layout
 BATCH = 2000
 """Ids in one message to the daemon, whose loop has others to serve."""
 _ASK_AHEAD = 64
+_ROOM_SECONDS = 2.0
+_READERS = 4
+_MEMORY_SECONDS = 30.0
+"""So long memory for an object that is read from disk is waited for."""
 INLINE_LIMIT = 100 << 10
 """Values up to this many bytes travel inside messages."""
 
@@ -67,6 +75,8 @@ class Objects:
         self.control = control
         self.reader = reader
         self.space = space
+        self.node = 0
+        """This node's number; set when it is known."""
         self.arena: Arena = arena  # type: ignore[assignment]  # a driver without shared memory never looks at it
         self.before_block: Callable[[], Callable[[], None] | None] = lambda: None
         """Called before a thread sleeps in get or wait; what it returns is called when it goes on."""
@@ -84,6 +94,9 @@ class Objects:
         """Borrowed refs somebody waits for, with what to call."""
         self._pulled: set[bytes] = set()
         """Those of them whose value is wanted here; of the others it is enough to know where it is."""
+        self._reads: deque[tuple[bytes, str, int, int]] = deque()
+        self._readers = 0
+        """Threads that read files."""
         self.uploads: Uploads | None = None
         """Of a driver without shared memory: in place of the arena."""
 
@@ -119,13 +132,7 @@ class Objects:
         if self.uploads is not None:
             self._upload(ref, packed)
             return
-        with self.guard:
-            held: list[Token] = []
-            place = self.write(ref.binary(), packed, held)
-            with self.lock:
-                (ref._token,) = held
-                ref._token.hold.ref = weakref.ref(ref)
-                ref._value, ref._state = place, STORED
+        self.write(ref.binary(), packed, ref)
 
     def _upload(self, ref: ObjectRef[Any], packed: codec.Packed) -> None:
         """To the node that this driver is connected to, in place of shared memory."""
@@ -145,21 +152,22 @@ class Objects:
             self.control.send(m.SealAt(self.control.next_seq(), id_))
             ref._value, ref._state = (0, packed.size), AWAY
 
-    def write(self, id_: bytes, packed: codec.Packed, held: list[Token] | None = None) -> tuple[int, int]:
-        """Write and seal an object, waiting for room: (offset of the value, size). Raises
-        ObjectStoreFullError. One of our own is held from that moment on, by the token put into ``held``.
+    def write(self, id_: bytes, packed: codec.Packed, ref: ObjectRef[Any] | None = None) -> tuple[int, int]:
+        """Write and seal an object, waiting for room: (offset of the value, size); an offset of -1 when it went to the
+        disk. Raises ObjectStoreFullError, OutOfDiskError. One of our own, ``ref``, is held from that moment on.
         """
         with self.guard:
             place = None
             while place is None:
-                place = self._written(id_, packed, held)
+                place = self._written(id_, packed, ref)
         return place
 
-    def _written(self, id_: bytes, packed: codec.Packed, held: list[Token] | None) -> tuple[int, int] | None:
+    def _written(self, id_: bytes, packed: codec.Packed, ref: ObjectRef[Any] | None) -> tuple[int, int] | None:
         """None when the node started over meanwhile, and the place was in the arena of before."""
         size = packed.size
         got: list[tuple[Arena, int, int]] = []
-        failed: list[str] = []
+        files: list[str] = []
+        failed: list[Exception] = []
         given_up = False
 
         def on_space(offset: int, end: int) -> None:
@@ -171,8 +179,15 @@ class Objects:
             if threading.current_thread() is not thread:
                 self.reader.notify()
 
-        def on_failure(reason: str) -> None:
-            failed.append(reason)
+        def on_file(path: str) -> None:
+            if given_up:
+                self.space.file_written(path, b"")
+                return
+            files.append(path)
+            self.reader.notify()
+
+        def on_failure(error: Exception) -> None:
+            failed.append(error)
             self.reader.notify()
 
         thread = threading.current_thread()
@@ -181,14 +196,16 @@ class Objects:
                 self.publish_locked(entry)
             # What was dropped just now may be the very room that this needs.
             self.flush_refs_locked()
-            self.space.request(size, on_space, on_failure)
+            self.space.request(size, on_space, on_failure, on_file)
+        pieces = packed.plan.pieces if packed.plan is not None else [(0, packed.inline or b"")]
         try:
-            if not got and not failed:
-                self.sleep(lambda: got or failed, None)
+            if not (got or files or failed):
+                self._await_room(lambda: got or files or failed)
             if failed:
-                raise ex.ObjectStoreFullError(failed[0])
+                raise failed[0]
+            if files:
+                return self._written_to_file(files[0], id_, pieces, packed, ref)
             arena, offset, end = got[0]
-            pieces = packed.plan.pieces if packed.plan is not None else [(0, packed.inline or b"")]
             for at, piece in pieces:
                 arena.copy_in(offset + HEADER_SIZE + at, piece)
         except BaseException:  # also an interrupt while it waited
@@ -196,17 +213,44 @@ class Objects:
                 given_up = True
                 if got and self.arena is got[0][0]:
                     self.space.written(got[0][2])
+                if files:
+                    self.space.file_written(files[0], b"")
             raise
         with self.lock:
             if self.arena is not arena:
                 return None
             arena.seal(offset)
-            if held is not None:
+            if ref is not None:
                 # In one step: what is sealed and not held when we re-attach is given up.
-                held.append(self.holds.take(id_, implicit=True))
+                self._hold_own_locked(ref, (offset + HEADER_SIZE, size), STORED)
             self.control.send(m.Sealed(self.control.next_seq(), [(id_, offset)]))
             self.space.written(end)
         return offset + HEADER_SIZE, size
+
+    def _written_to_file(
+        self, path: str, id_: bytes, pieces: Sequence[tuple[int, Any]], packed: codec.Packed, ref: ObjectRef[Any] | None
+    ) -> tuple[int, int]:
+        """There is no room in the arena, or the object is larger than that."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                record.write(fd, 0, id_, pieces, packed.size, refs.own_prefix)
+                with self.lock:
+                    # In one step, as in the arena.
+                    record.seal(fd, 0)
+                    if ref is not None:
+                        self._hold_own_locked(ref, (self.node, packed.size), AWAY)
+                    self.space.file_written(path, id_)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise ex.OutOfDiskError(f"object {id_.hex()} cannot be written to {path}: {error}") from None
+        return -1, packed.size
+
+    def _hold_own_locked(self, ref: ObjectRef[Any], value: tuple[int, int], state: int) -> None:
+        ref._token = self.holds.take(ref.binary(), implicit=True)
+        ref._token.hold.ref = weakref.ref(ref)
+        ref._value, ref._state = value, state
 
     # ------------------------------------------------------------ holds
 
@@ -280,12 +324,27 @@ class Objects:
                 # Dropped while it waited for room (a value may still contain it): the daemon counts us as its holder.
                 self.holds.given.append((id_, 0))
 
-        def on_failure(reason: str) -> None:
-            # Back-pressure is the daemon's; a refusal is for sizes that can never fit, which a small value is
-            # not.
-            self.space.request(len(data), on_space, on_failure)
+        def on_file(path: str) -> None:
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    record.write(fd, 0, id_, [(0, data)], len(data), refs.own_prefix)
+                    record.seal(fd, 0)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                self.space.file_written(path, b"")
+                on_failure(error)
+                return
+            self.space.file_written(path, id_)
+            if id_ not in self.holds.holds:
+                self.holds.given.append((id_, 0))
 
-        self.space.request(len(data), on_space, on_failure)
+        def on_failure(error: Exception) -> None:
+            # Back-pressure is the daemon's: it says so after a while, and may have room by then.
+            self.space.request(len(data), on_space, on_failure, on_file)
+
+        self.space.request(len(data), on_space, on_failure, on_file)
 
     # ------------------------------------------------------------ values
 
@@ -329,8 +388,20 @@ class Objects:
             self.await_all([ref], None)
             return self.load(ref)
         elif state == STORED and self.state_now(ref) == STORED:
-            offset, size = ref._value
-            value, failed = self.load_place(ref._token.hold, offset, size)
+            with self.lock:
+                if ref._state != STORED:  # the node has just asked for its place
+                    pin = None
+                else:
+                    pin = self.holds.pin(ref._token.hold)
+                    offset, size = ref._value
+                    if type(offset) is not int:  # the value has its bytes now, which are not to outlive it
+                        ref._value, ref._state = (self.node, size), AWAY
+            if pin is None:
+                return self.load(ref)
+            if type(offset) is int:
+                value, failed = self.load_place(pin.hold, offset, size)
+            else:
+                value, failed = codec.unpack(memoryview(offset).toreadonly(), self.entries)
         elif isinstance(ref._value, BaseException):
             raise to_raise(ref._value)
         else:
@@ -340,7 +411,7 @@ class Objects:
         return value
 
     def load_place(self, hold: refs.Hold, offset: int, size: int) -> tuple[Any, bool]:
-        """Load from the arena; every buffer of the value pins the hold."""
+        """Load from the arena, while somebody has a pin; every buffer of the value is one as well."""
         view = self.arena.view(offset, size)
 
         def entries(view: memoryview) -> list[Any]:
@@ -351,8 +422,8 @@ class Objects:
 
         def buffer(at: int, n: int) -> memoryview:
             with self.lock:
-                token = self.holds.again(hold)
-            return self.arena.pinned(offset + at, n, token)
+                pin = self.holds.pin(hold)
+            return self.arena.pinned(offset + at, n, pin)
 
         return codec.unpack(view, entries, buffer)
 
@@ -364,6 +435,9 @@ class Objects:
         """
         id_ = ref.binary()
         waiting = self._subscribed.get(id_)
+        if waiting is None or (pull and id_ not in self._pulled):
+            # Who is told where it lies is to be known as a holder by then.
+            self.flush_refs_locked()
         if waiting is None:
             waiting = self._subscribed[id_] = []
             self.control.send(self._subscription(id_, pull, ref))
@@ -403,6 +477,76 @@ class Objects:
             else:
                 self._settle(id_, INLINE, value)
         self.reader.notify()
+
+    def on_disk(self, message: m.OnDisk) -> None:
+        """In place of Ready, where the node finds no room: the value is for this process alone."""
+        # Not in this thread, which has the node to hear.
+        self._reads.extend(message.objects)
+        if self._readers < _READERS:
+            self._readers += 1
+            threading.Thread(target=self._read_files, name="noded-files", daemon=True).start()
+
+    def _read_files(self) -> None:
+        while True:
+            with self.lock:
+                if not self._reads:
+                    self._readers -= 1
+                    return
+                id_, path, offset, size = self._reads.popleft()
+                wanted = id_ in self._pulled
+            if wanted:
+                self._read_file(id_, path, offset, size)
+
+    def _read_file(self, id_: bytes, path: str, offset: int, size: int) -> None:
+        until = time.monotonic() + _MEMORY_SECONDS
+        while True:
+            try:
+                state: int = STORED
+                value: Any = (record.read_value(path, offset, size), size)
+                break
+            except (OSError, MemoryError) as error:
+                if isinstance(error, OSError) and error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                    with self.lock:
+                        if id_ in self._pulled:
+                            self.control.send(m.Unreadable(id_, f"its file {path} cannot be read: {error}"))
+                            self.control.flush()
+                    return
+                if time.monotonic() > until:
+                    text = f"object {id_.hex()} of {size} bytes cannot be read from {path} by this process: {error!r}"
+                    state, value = FAILED, ex.OutOfMemoryError(text)
+                    break
+                time.sleep(0.1)  # others of this process may give theirs back
+        with self.lock:
+            self._settle(id_, state, value)
+        self.reader.notify()
+
+    def vacate_locked(self, message: m.Vacate, under_way: Callable[[int], Any]) -> None:
+        """The node needs the room. ``under_way``: the task of ours with this number, if it is with a worker: its
+        results may be there while we do not know, also when it makes lost ones again.
+        """
+        self.flush_refs_locked()
+        busy: list[bytes] = []
+        after: list[tuple[bytes, int]] = []
+        for id_ in message.ids:
+            hold = self.holds.holds.get(id_)
+            task = under_way(ids.seq_of(id_)) if id_.startswith(refs.own_prefix) else None
+            if task is not None and (hold is None or task.stream is None):
+                busy.append(id_)
+                continue
+            if hold is None:
+                continue
+            ref = hold.ref() if hold.ref is not None else None
+            state = ref._state if type(ref) is ObjectRef else REMOTE
+            if hold.pins or state == PENDING:
+                busy.append(id_)
+                continue
+            if ref is not None and state == STORED:
+                ref._value, ref._state = (self.node, ref._value[1]), AWAY
+            if hold.after is not None:
+                after += hold.after.items()
+        for offset in message.regions:
+            self.space.recall(offset)
+        self.control.send(m.Vacated(message.request, busy, after))
 
     def on_exists(self, message: m.Exists) -> None:
         for id_, size, node in message.objects:
@@ -452,14 +596,29 @@ class Objects:
     def sleep(self, done: Callable[[], Any], deadline: float | None) -> bool:
         resume = self.before_block()
         try:
-            if not self.reader.wait(lambda: done() or self.control.lost, deadline, self._pause):
-                return False
-            if not done():
-                raise ex.LocalDaemonDiedError(self.control.lost)
-            return True
+            return self._sleep(done, deadline)
         finally:
             if resume is not None:
                 resume()
+
+    def _sleep(self, done: Callable[[], Any], deadline: float | None) -> bool:
+        if not self.reader.wait(lambda: done() or self.control.lost, deadline, self._pause):
+            return False
+        if not done():
+            raise ex.LocalDaemonDiedError(self.control.lost)
+        return True
+
+    def _await_room(self, done: Callable[[], Any]) -> None:
+        """For what the node does for us, as making room, or bringing an argument. It is under way, as a rule, and a
+        task that waits for that keeps its CPUs: those which would run in its place would want room as well.
+        """
+        if not self._sleep(done, time.monotonic() + _ROOM_SECONDS):
+            self.sleep(done, None)
+
+    def bring(self, ref: ObjectRef[Any]) -> None:
+        """Wait for a borrowed ref that has a value somewhere."""
+        self.ask_for([ref])
+        self._await_room(lambda: ref._state not in (PENDING, REMOTE, AWAY))
 
     def ask_for(self, wanted: Sequence[ObjectRef[Any]], *, pull: bool = True) -> None:
         """Subscribe to the borrowed ones among these; without ``pull`` it is enough that they are somewhere."""

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 PENDING, INLINE, LOCAL, STORED, FAILED, REMOTE, AWAY = range(7)
 """States of a ref. PENDING: its task has not answered. INLINE: ``_value`` is the serialised value. LOCAL:
-``_value`` is an immutable Python value. STORED: ``_value`` is (offset, size) in the arena. FAILED: ``_value``
-is an exception or a serialised error. REMOTE: the daemon will know. AWAY: it is there, on another node; ``_value`` is
-(that node's number, size), and who wants the value makes it REMOTE.
+``_value`` is an immutable Python value. STORED: ``_value`` is (offset, size) in the arena, or (the bytes, size) read
+from a file; it may become AWAY under the runtime's lock, unless the hold is pinned. FAILED: ``_value`` is an exception
+or a serialised error. REMOTE: the daemon will know. AWAY: it is there, on another node, or on this one in a place that
+we do not know; ``_value`` is (that node's number, size), and who wants the value makes it REMOTE.
 """
 
 T = TypeVar("T")
@@ -137,12 +138,14 @@ After = tuple[bytes, int, list[tuple[bytes, int]]]
 class Hold:
     """What keeps an id alive at the daemon on behalf of this process."""
 
-    __slots__ = ("after", "count", "generation", "id", "maker", "nested", "ref")
+    __slots__ = ("after", "count", "generation", "id", "maker", "nested", "pins", "ref")
 
     def __init__(self, id_: bytes, generation: int):
         self.id = id_
         self.generation = generation
         self.count = 0
+        self.pins = 0
+        """Uses of its place in the arena: views, calls that are under way with it."""
         self.after: dict[bytes, int] | None = None
         """Control positions of other clients that the daemon must have read before it applies our release."""
         self.ref: weakref.ref[Any] | None = None
@@ -175,6 +178,16 @@ class Token:
         self._dead.append(self.hold)
 
 
+class Pin(Token):
+    """A reason to keep also its place in the arena."""
+
+    __slots__ = ()
+
+    def __init__(self, hold: Hold, dead: deque[Hold]):
+        hold.pins += 1
+        super().__init__(hold, dead)
+
+
 class HoldTable:
     """All holds of this process and the changes the daemon has not been told yet. Every method needs the
     runtime's lock.
@@ -182,6 +195,7 @@ class HoldTable:
 
     def __init__(self) -> None:
         self.dead: deque[Hold] = deque()
+        self.unpinned: deque[Hold] = deque()
         self.holds: dict[bytes, Hold] = {}
         self.taken: list[tuple[bytes, int]] = []
         self.given: list[tuple[bytes, int]] = []
@@ -212,9 +226,16 @@ class HoldTable:
     def again(self, hold: Hold) -> Token:
         return Token(hold, self.dead)
 
+    def pin(self, hold: Hold) -> Pin:
+        return Pin(hold, self.unpinned)
+
     def collect(self) -> None:
         """Turn dead tokens into releases."""
-        dead = self.dead
+        dead, unpinned = self.dead, self.unpinned
+        while unpinned:
+            hold = unpinned.popleft()
+            hold.pins -= 1
+            dead.append(hold)
         while dead:
             hold = dead.popleft()
             hold.count -= 1
@@ -227,7 +248,7 @@ class HoldTable:
                     self.given_after.append((hold.id, hold.generation, list(hold.after.items())))
 
     def changed(self) -> bool:
-        return bool(self.dead or self.taken or self.given or self.given_after)
+        return bool(self.dead or self.unpinned or self.taken or self.given or self.given_after)
 
     def drain(self) -> tuple[list[tuple[bytes, int]], list[tuple[bytes, int]], list[After]]:
         """The changes since the last drain: (taken, given, given after)."""

@@ -92,7 +92,7 @@ class RemoteFunction:
                     rt.objects.publish_locked(entry)
         place = running.where
         where, env = options.place(place), rt.environments.resolve(options.runtime_env)
-        self._queue = rt.tasks.queue_for(options.resources(), self._name, env, where)
+        self._queue = rt.tasks.queue_for(options.resources(), self._name, env, where, options.max_retries != 0)
         self._runtime, self._place = rt, place
 
     def _make_function(self, rt: Runtime) -> Function:

@@ -40,6 +40,7 @@ from noded.wire import messages as m
 
 if TYPE_CHECKING:
     from noded.client.remote_driver import Remote
+    from noded.client.sites import Sites
 
 SWEEP_SECONDS = 1.0
 
@@ -165,6 +166,8 @@ class Runtime:
         self.awaiting: Awaiting
         self.cancels: Cancels
         self.environments = Environments(self._send_package)
+        self.sites: Sites | None = None
+        """The lines that have made its refs; where that is recorded."""
         self._pinned: list[Any] = []
         """What left in a pickle of the user's: kept as long as this process is connected."""
         self._handlers: dict[type, Callable[[Any, Any], None]] = {
@@ -172,6 +175,9 @@ class Runtime:
             m.Recall: lambda msg, _: self.tasks.on_recall(msg),
             m.Unschedulable: lambda msg, _: self.tasks.on_unschedulable(msg),
             m.WorkerDied: lambda msg, _: self.tasks.on_worker_died(msg),
+            m.Vacate: lambda msg, _: self.objects.vacate_locked(msg, self.tasks.under_way),
+            m.OnDisk: lambda msg, _: self.objects.on_disk(msg),
+            m.DiskRegion: lambda msg, _: self.space.on_file(msg),
             m.Region: lambda msg, _: self.space.on_region(msg),
             m.RegionFailed: lambda msg, _: self.space.on_failed(msg),
             m.Ready: lambda msg, _: self.objects.on_ready(msg),
@@ -186,6 +192,7 @@ class Runtime:
             m.Dialed: lambda msg, _: self.dialer.on_dialed(msg),
             m.Retell: lambda msg, _: self._retell_head(),
             m.Explain: lambda msg, _: self._explain(msg),
+            m.WhoHolds: lambda msg, _: self._tell_holds(msg),
             m.Rebuild: lambda msg, _: self.lineage.on_rebuild(msg),
         }
 
@@ -301,6 +308,7 @@ class Runtime:
                 self.interrupts,
             )
             self.objects.uploads = self.remote
+            self.objects.node = self.node
             self.streams = Streams(self.lock, self.objects, self.control.send)
             self.tasks = Tasks(
                 self.lock,
@@ -386,6 +394,7 @@ class Runtime:
         pushed, streams = self.tasks.pushed()
         told = m.Told(self.control.seq, self.tasks.leases(), pushed, self.space.in_use(), self.blocked, streams)
         told.top, told.queued = self.next_seq(), self.tasks.unpushed()
+        told.files = self.space.files_in_use()
         send(told)
         # Requests last: only after Told does the daemon know which leases and regions are still in use, and what it
         # grants before that it would take back.
@@ -407,6 +416,12 @@ class Runtime:
 
         answer = explain(self, message.id)
         self.control.send(m.Explained(message.request), json.dumps(answer).encode())
+        self.control.flush()
+
+    def _tell_holds(self, message: m.WhoHolds) -> None:
+        from noded.client.holding import tell
+
+        self.control.send(m.Holds(message.request), json.dumps(tell(self, message.ids, how=message.how)).encode())
         self.control.flush()
 
     def _handle(self, message: Any, payload: Any) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from noded import ids
 from noded.client import codec
 from noded.client.objects import INLINE_LIMIT
-from noded.client.refs import ObjectRef
+from noded.client.refs import STORED, HoldTable, ObjectRef, Pin
 from noded.wire import messages as m
 from noded.wire.link import Link
 from noded.wire.session_link import SessionLink
@@ -65,6 +65,8 @@ class Task(msgspec.Struct, eq=False, weakref=True):
     """The task, on this worker, that submitted it: for recursive cancel."""
     extra: m.Extra | None = None
     stream: Any = None
+    pins: list[Pin] | None = None
+    """Of the places that the worker was told; until it has answered."""
     lost: set[int] | None = None
     """It makes lost results again (``lineage.py``): the indices of those that are lost, the others are as they were."""
 
@@ -72,12 +74,22 @@ class Task(msgspec.Struct, eq=False, weakref=True):
 class TaskQueue:
     """The ready tasks of one scheduling class and the leases to run them."""
 
-    def __init__(self, number: int, resources: dict[str, int], name: str, env: str = "", where: m.Place = m.ANYWHERE):
+    def __init__(
+        self,
+        number: int,
+        resources: dict[str, int],
+        name: str,
+        env: str = "",
+        where: m.Place = m.ANYWHERE,
+        retriable: bool = True,
+    ):
         self.number = number
         self.resources = resources
         self.name = name
         self.env = env
         self.where = where
+        self.retriable = retriable
+        """Its tasks had retries when they were submitted."""
         self.ready: deque[Task] = deque()
         self.leases: list[WorkerLink] = []
         self.declared = 0
@@ -154,8 +166,18 @@ def pack_arguments(
     return packed, deps or None
 
 
-def place_of(task: Task, worker: WorkerLink) -> tuple[bytes, int, int] | None:
-    if task.place is None:
-        return None
-    offset, size = task.place._value
-    return task.place.binary(), -1 if worker.remote else offset, size
+def place_of(task: Task, worker: WorkerLink, holds: HoldTable) -> tuple[bytes, int, int] | None:
+    """Of arguments in the arena: for a worker of this node the place, pinned. Needs the runtime's lock."""
+    ref = task.place
+    return None if ref is None else (ref.binary(), pinned_offset(task, ref, worker, holds), ref._value[1])
+
+
+def pinned_offset(task: Task, ref: ObjectRef[Any], worker: WorkerLink, holds: HoldTable) -> int:
+    """-1: its worker is to ask its node."""
+    offset = ref._value[0]
+    if worker.remote or ref._state != STORED or type(offset) is not int:
+        return -1
+    if task.pins is None:
+        task.pins = []
+    task.pins.append(holds.pin(ref._token.hold))
+    return int(offset)

@@ -27,7 +27,8 @@ from noded.client.objects import INLINE_LIMIT, Objects
 from noded.client.reader import Reader
 from noded.client.refs import AWAY, FAILED, INLINE, PENDING, REMOTE, STORED, HoldTable, ObjectRef
 from noded.client.streams import Streams, extra_of
-from noded.client.submission import Function, Task, TaskQueue, WorkerLink, pack_arguments, place_of
+from noded.client.submission import Function, Task, TaskQueue, WorkerLink, pack_arguments, pinned_offset, place_of
+from noded.policy import deaths
 from noded.wire import messages as m
 from noded.wire.link import FrameError, Link, LinkClosed
 from noded.wire.session_link import SessionLink
@@ -105,6 +106,13 @@ class Tasks:
         self._removed_groups: dict[bytes, None] = {}
         """Placement groups that this process knows to be removed."""
 
+    def under_way(self, seq: int) -> Task | None:
+        """The task or call with this number, if it is with a worker, and not answered."""
+        for link in self.links.values():
+            if (task := link.inflight.get(seq)) is not None:
+                return task
+        return None
+
     @property
     def on_a_node(self) -> bool:
         return self._node != 0
@@ -118,14 +126,16 @@ class Tasks:
         data = packed.as_bytes()
         return Function(name, hashlib.blake2b(data, digest_size=16).digest(), data, packed.refs, num_cpus, max_calls)
 
-    def queue_for(self, resources: dict[str, int], name: str, env: str, where: m.Place) -> TaskQueue:
-        key = tuple(sorted(resources.items())), env, where
+    def queue_for(
+        self, resources: dict[str, int], name: str, env: str, where: m.Place, retriable: bool = True
+    ) -> TaskQueue:
+        key = tuple(sorted(resources.items())), env, where, retriable
         queue = self.queues.get(key)
         if queue is None:
             with self.lock:
                 queue = self.queues.get(key)
                 if queue is None:
-                    queue = TaskQueue(len(self.queues) + 1, resources, name, env, where)
+                    queue = TaskQueue(len(self.queues) + 1, resources, name, env, where, retriable)
                     if where.group in self._removed_groups:
                         queue.closed = _GROUP_REMOVED
                     self._by_number[queue.number] = queue
@@ -134,7 +144,9 @@ class Tasks:
         return queue
 
     def _define_locked(self, queue: TaskQueue) -> None:
-        self.control.send(m.ClassDef(queue.number, queue.resources, queue.name, queue.env, queue.where))
+        self.control.send(
+            m.ClassDef(queue.number, queue.resources, queue.name, queue.env, queue.where, queue.retriable)
+        )
 
     # ------------------------------------------------------------ submit
 
@@ -240,7 +252,7 @@ class Tasks:
         if best == self._node or sizes[best] < INLINE_LIMIT:
             return queue
         near = msgspec.structs.replace(where, near=best)
-        return self.queue_for(queue.resources, queue.name, queue.env, near)
+        return self.queue_for(queue.resources, queue.name, queue.env, near, queue.retriable)
 
     # ------------------------------------------------------------ push
 
@@ -301,7 +313,10 @@ class Tasks:
             deps, payload = filled
             size, extra = len(task.payload), extra_of(task)
             worker.link.send(
-                m.Push(task.seq, worker.lease, number, task.returns, size, deps, place_of(task, worker), extra), payload
+                m.Push(
+                    task.seq, worker.lease, number, task.returns, size, deps, place_of(task, worker, self.holds), extra
+                ),
+                payload,
             )
         self.sent_locked(worker, task)
 
@@ -325,8 +340,7 @@ class Tasks:
                 self.fail_locked(task, ref._value)
                 return None
             if state == STORED:
-                offset, size = ref._value
-                deps.append((slot, size, -1 if worker.remote else offset, ref.binary()))
+                deps.append((slot, ref._value[1], pinned_offset(task, ref, worker, self.holds), ref.binary()))
             elif state == AWAY or state == REMOTE:
                 deps.append((slot, ref._value[1] if ref._value else 0, -1, ref.binary()))
             else:
@@ -543,7 +557,7 @@ class Tasks:
             if message.cancelled:
                 error = cancelled(task)
             elif message.retry and task.retries and not task.cancelled:
-                self._retry(task, worker)
+                self._retry(task, worker, message.hseq)
                 return
             self._fail_refs(task, error)
         else:
@@ -573,10 +587,11 @@ class Tasks:
     @staticmethod
     def place_from(worker: WorkerLink, offset: int, size: int) -> tuple[tuple[int, int], int]:
         """(value, state) of a ref whose value this worker has stored."""
-        return ((worker.node, size), AWAY) if worker.remote else ((offset, size), STORED)
+        return ((worker.node, size), AWAY) if worker.remote or offset < 0 else ((offset, size), STORED)
 
-    def _retry(self, task: Task, worker: WorkerLink) -> None:
+    def _retry(self, task: Task, worker: WorkerLink, hseq: int) -> None:
         """Its code raised what the caller wants to be retried."""
+        self._handed_over(task, worker, hseq)
         task.retries -= 1
         self.again_locked(task)
         if task.queue is not None:
@@ -598,7 +613,7 @@ class Tasks:
     def _requeue(self, worker: WorkerLink, seqs: list[int]) -> None:
         back = [task for seq in seqs if (task := worker.inflight.pop(seq, None)) is not None]
         for task in reversed(back):
-            task.link = None
+            task.link = task.pins = None
             if task.cancelled:
                 self.fail_locked(task, cancelled(task))
             elif task.queue is not None:
@@ -626,14 +641,8 @@ class Tasks:
         if task.stream is not None:
             self.streams.over_locked(task)
         if hseq and worker is not None:
-            kept = [*(task.keep or ()), *(ref for _, ref in task.deps or ())]
-            if task.place is not None:
-                kept.append(task.place)
-            for entry in kept:
-                token = entry._token
-                if token is not None:
-                    token.hold.give_after(worker.prefix, hseq)
-        task.keep = task.deps = task.place = None
+            self._handed_over(task, worker, hseq)
+        task.keep = task.deps = task.place = task.pins = None
         if task.lost is not None:
             self.lineage.over(task)
         for ref in task.refs:
@@ -643,6 +652,17 @@ class Tasks:
         waiters, task.waiters = task.waiters, None
         for call in waiters or ():
             call()
+
+    @staticmethod
+    def _handed_over(task: Task, worker: WorkerLink, hseq: int) -> None:
+        """The worker may have kept what its arguments are, and has told so at ``hseq``."""
+        kept = [*(task.keep or ()), *(ref for _, ref in task.deps or ())]
+        if task.place is not None:
+            kept.append(task.place)
+        for entry in kept:
+            token = entry._token
+            if token is not None and hseq:
+                token.hold.give_after(worker.prefix, hseq)
 
     def fail_locked(self, task: Task, error: Any) -> None:
         """Over with an error: an exception, or a serialised error value."""
@@ -757,11 +777,16 @@ class Tasks:
             queue.leases.remove(worker)
             worker.queue = None
         tasks, worker.inflight = list(worker.inflight.values()), {}
+        # It would be as large again. Of several it is not known which: each is run alone next, and then it is.
+        too_large = message.death.kind == deaths.MEMORY_LIMIT
         for task in reversed(tasks):
             self.streams.worker_lost_locked(task)
             if task.cancelled:
                 self.fail_locked(task, cancelled(task, ", by ending its worker"))
-            elif task.retries != 0 and task.queue is not None:
+            elif message.death.free and task.queue is not None and task.queue.retriable:
+                self.again_locked(task)
+                task.queue.ready.appendleft(task)
+            elif task.retries != 0 and task.queue is not None and not (too_large and len(tasks) == 1):
                 task.retries -= 1
                 task.suspect = True
                 self.again_locked(task)
@@ -776,7 +801,7 @@ class Tasks:
         """It will run once more. The first run may have stored results, for which the daemon counts us as holder:
         with a hold that we know of they go when the refs go, whatever comes of the second run.
         """
-        task.link = None
+        task.link = task.pins = None
         for ref in task.refs:
             self.objects.publish_locked(ref)
 

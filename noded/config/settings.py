@@ -56,6 +56,12 @@ def _path(value: Any) -> Path:
     return path
 
 
+def _paths(value: Any) -> tuple[Path, ...]:
+    if isinstance(value, str):
+        value = () if value.strip() == "none" else value.split(",")
+    return tuple(_path(each.strip()) for each in value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     head: bool = _option(values.flag, "true or false", "Be the head of the cluster.", False)
@@ -105,11 +111,32 @@ class Config:
     memory: int = _option(
         values.size, _A_SIZE, "Memory that tasks may ask for.", Found("90 % of what the object store leaves")
     )
+    memory_threshold: float = _option(
+        values.part,
+        "a number above 0, up to 1",
+        "Part of the node's memory that may be in use before its newest tasks are ended to make room; 1: never.",
+        0.95,
+    )
     object_store_memory: int = _option(
         values.store_size,
         f"{_A_SIZE}, and 1MiB at least",
         "Size of the shared-memory object store.",
         Found("30 % of the memory, 80 MB to 64 GB"),
+    )
+    object_spilling_directory: tuple[Path, ...] = _option(
+        _paths,
+        "one or more absolute paths with commas between, or none",
+        "Where objects go that the object store has no room for; several take turns. none: nowhere.",
+        Found("$NODED_HOME/spill"),
+    )
+    object_spilling_limit: int | None = _option(
+        values.size,
+        _A_SIZE,
+        "Most that lies in one of these directories.",
+        Found("all but a twentieth of its file system, or 1 GiB"),
+    )
+    object_spilling_threads: int = _option(
+        values.integer(1, 64), "a whole number from 1 to 64", "Threads that write and read there.", 4
     )
     resources: Mapping[str, float] = _option(
         values.resources,
@@ -238,6 +265,8 @@ class Config:
                 f"cluster {chosen['cluster']!r} and node_name {chosen['node_name']!r} are together too long "
                 f"for a socket below {base}: give shorter ones"
             )
+        if chosen["object_spilling_directory"] is None:
+            chosen["object_spilling_directory"] = (home(env) / "spill",)
         return cls(**_found_out(chosen), home=home(env), run_base=base)
 
     @property

@@ -49,6 +49,12 @@ def number(value: Any) -> float:
     return float(value)
 
 
+def part(value: Any) -> float:
+    if not 0 < (result := number(value)) <= 1:
+        raise ValueError
+    return result
+
+
 def size(value: Any) -> int:
     """Bytes: decimal units with K, M, G, T, binary ones with Ki, Mi, Gi, Ti."""
     found = _SIZE.fullmatch(str(value).strip())

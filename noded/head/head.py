@@ -28,6 +28,7 @@ from noded.head.placement_groups import GroupTable
 from noded.head.storage import Put, Storage, StorageError
 from noded.lifecycle import no_collections
 from noded.policy import deaths
+from noded.policy.holdings import NODE_SECONDS, merge, wanted_of
 from noded.resources import UNIT
 from noded.version import __version__
 from noded.wire import cluster_messages as c
@@ -114,6 +115,7 @@ class Head:
             "await_placement_group": self._ask_await_group,
             "drain": self._ask_drain,
             "why": self._ask_why,
+            "memory": self._ask_memory,
             "cluster": self._ask_cluster,
             "job_config": self._ask_job_config,
             "job_lives": self._ask_job_lives,
@@ -593,6 +595,25 @@ class Head:
         asked = [node.api.ask("timeline", {}) for node in self.nodes.records.values() if node.api is not None]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         return [event for answer in answers if not isinstance(answer, BaseException) for event in answer]
+
+    async def _ask_memory(self, args: dict[str, Any], number: int) -> Any:
+        """Who holds what, on all nodes that answer."""
+        wanted = wanted_of(args)
+        asked = [record for record in self.nodes.records.values() if record.id and record.state != "DEAD"]
+
+        async def report(record: NodeRecord) -> dict[str, Any]:
+            problem = f"it is away: {record.reason}"
+            if record.api is not None:
+                try:
+                    told: dict[str, Any] = await asyncio.wait_for(record.api.ask("memory", args), NODE_SECONDS)
+                    return told
+                except TimeoutError:
+                    problem = f"it has not answered within {NODE_SECONDS:g} s"
+                except ValueError as refusal:
+                    problem = str(refusal)
+            return {"node": record.number, "name": record.name, "id": record.id, "problem": problem}
+
+        return merge(await asyncio.gather(*map(report, asked)), **wanted)
 
     async def _ask_why(self, args: dict[str, Any], number: int) -> Any:
         """Why something waits, or what became of it: kinds and their meaning are in ``docs/why.md``."""

@@ -89,6 +89,7 @@ class NodeActorHost:
             lambda reason, kind: self._never(hosted, reason, kind),
             spec.where,
             spec.env,
+            retriable=bool(spec.max_restarts),
         )
         if not message.wait:
             lease.until = time.monotonic() + _PATIENCE
@@ -163,6 +164,7 @@ class NodeActorHost:
         where = m.Place(group=record.group) if record.group else m.ANYWHERE
         lease = worker.assigned = ActorLease(record.actor, record.job, {}, {}, "", _nothing, _nothing, where)
         lease.share, lease.worker = Share(record.resources, record.devices, bundle_of(record.resources)), worker
+        lease.retriable = record.retriable
         self._leases.adopt_actor(lease)
         self.hosted[record.actor] = Hosted(record.actor, record.instance, lease, since=time.monotonic())
 

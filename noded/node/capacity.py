@@ -76,6 +76,11 @@ def cpus_of(resources: Mapping[str, int]) -> dict[str, int]:
     return {name: amount for name, amount in resources.items() if base_name(name) == "CPU"}
 
 
+def memory_of(resources: Mapping[str, int]) -> int:
+    """Bytes that whoever has this share may use; 0: as many as there are."""
+    return sum(amount for name, amount in resources.items() if base_name(name) == "memory") // UNIT
+
+
 def _suffix(group: bytes, bundle: int) -> str:
     return f"{BUNDLE_MARK}{group[:12].hex()}:{bundle}"
 

@@ -153,6 +153,9 @@ class ControlServer:
             m.Subscribe: lambda c, msg, _: store.on_subscribe(c, msg),
             m.RegionWant: lambda c, msg, _: store.space.on_want(c, msg),
             m.RegionDone: lambda c, msg, _: store.space.on_done(c, msg),
+            m.Vacated: lambda c, msg, _: store.spilling.on_vacated(c, msg),
+            m.SealedOnDisk: self._on_sealed_on_disk,
+            m.Unreadable: lambda c, msg, _: store.spilling.on_unreadable(c, msg),
             m.CreateActor: self._to_head,
             m.WatchActor: self._to_head,
             m.KillActor: self._to_head,
@@ -170,6 +173,7 @@ class ControlServer:
             m.KillTask: self._on_kill_task,
             m.Dial: lambda c, msg, _: on_dial(c, msg),
             m.Explained: self._on_explained,
+            m.Holds: self._on_explained,
             m.Publish: self._on_publish,
             m.SealAt: self._on_seal_at,
             m.ForkHold: self._on_fork_hold,
@@ -267,6 +271,10 @@ class ControlServer:
 
     def _on_sealed(self, client: Client, message: m.Sealed, payload: Any) -> None:
         self._store.on_sealed(client, message)
+        self._read_up_to(client, message.seq)
+
+    def _on_sealed_on_disk(self, client: Client, message: m.SealedOnDisk, payload: Any) -> None:
+        self._store.spilling.on_sealed(client, message)
         self._read_up_to(client, message.seq)
 
     def _read_up_to(self, client: Client, seq: int) -> None:
@@ -560,22 +568,31 @@ class ControlServer:
             return {"kind": "owner_gone", "reason": "the process that made it has ended"}
         if client.session is None or not client.told:
             return {"kind": "owner_away", "reason": f"the process that made it (pid {client.pid}) is not connected now"}
-        self._explain_number += 1
-        future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        self._explaining[self._explain_number] = future
-        client.send(m.Explain(self._explain_number, id_))
         try:
-            return await asyncio.wait_for(future, EXPLAIN_SECONDS)
+            return await self._ask_client(client, lambda number: m.Explain(number, id_), EXPLAIN_SECONDS)
         except TimeoutError:
             return {
                 "kind": "owner_busy",
                 "reason": f"the process that made it (pid {client.pid}) does not answer within "
                 f"{EXPLAIN_SECONDS * 1000:g} ms: it is busy in code that holds Python's lock, or stopped",
             }
-        finally:
-            del self._explaining[self._explain_number]
 
-    def _on_explained(self, client: Client, message: m.Explained, payload: Any) -> None:
+    async def who_holds(self, client: Client, wanted: list[bytes], seconds: float, *, how: bool) -> dict[str, Any]:
+        """What this client says of its holds. Raises TimeoutError."""
+        return await self._ask_client(client, lambda number: m.WhoHolds(number, wanted, how), seconds)
+
+    async def _ask_client(self, client: Client, question: Callable[[int], Any], seconds: float) -> dict[str, Any]:
+        self._explain_number += 1
+        number, future = self._explain_number, self._loop.create_future()
+        self._explaining[number] = future
+        client.send(question(number))
+        try:
+            found: dict[str, Any] = await asyncio.wait_for(future, seconds)
+            return found
+        finally:
+            del self._explaining[number]
+
+    def _on_explained(self, client: Client, message: m.Explained | m.Holds, payload: Any) -> None:
         future = self._explaining.get(message.request)
         if future is not None and not future.done():
             future.set_result(json.loads(bytes(payload)))

@@ -12,18 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 from noded import ids
 from noded.node.cluster_view import ClusterView
-from noded.node.object_store import Entry, ObjectStore
+from noded.node.entry import Entry
+from noded.node.object_store import ObjectStore
 from noded.node.peers import Peer, Peers
 from noded.node.session import Client
-from noded.node.transfer import NotYet, Source
+from noded.node.spill_files import SpillFile
+from noded.node.transfer import NotYet, Source, Target, WriteFailed, write_all
 from noded.node.transfer_pull import PullCancelled, Puller, PullFailed
 from noded.shm import arena as shm
+from noded.shm import record
 from noded.wire import cluster_messages as c
 from noded.wire import messages as m
 from noded.wire.chunks import Refused
@@ -86,7 +92,7 @@ class Directory:
         self._barriers: list[_Barrier] = []
         self._spreads: dict[bytes, _Spread] = {}
         self._more: dict[bytes, asyncio.Future[list[int] | bytes]] = {}
-        self._places: dict[bytes, int] = {}
+        self._places: dict[bytes, Target] = {}
         """Where what is being brought here is written."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving = 0
@@ -278,7 +284,7 @@ class Directory:
             value = self._store.arena.view(entry.offset + shm.HEADER_SIZE, entry.size)
             self._peers.answer(node, c.Found(entry.id, entry.size, []), bytes(value))
             return
-        size = entry.size if entry.offset >= 0 else entry.away.size if entry.away is not None else 0
+        size = entry.size if entry.here else entry.away.size if entry.away is not None else 0
         sources = self._sources(node, entry)
         if sources:
             self._peers.answer(node, c.Found(entry.id, size, sources))
@@ -292,7 +298,7 @@ class Directory:
         """Where this node is to get it: the idle ones first, so that readers form a chain."""
         spread = self._spreads.setdefault(entry.id, _Spread())
         whole = [n for n in (entry.away.nodes if entry.away is not None else ()) if n != node]
-        if entry.offset >= 0:
+        if entry.here:
             whole.append(self._store.node)
         again = node in spread.drawing
         if again:
@@ -381,14 +387,64 @@ class Directory:
     # ------------------------------------------------------------ bringing objects here
 
     def pull(self, id_: bytes, size: int, nodes: list[int]) -> None:
-        def on_space(offset: int) -> None:
-            task = asyncio.get_running_loop().create_task(
-                self._pull(id_, size, offset, nodes), name=f"pull {id_.hex()}"
-            )
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._find_room(
+            id_,
+            size,
+            lambda target: self._in_task(self._pull(id_, size, target, nodes), f"pull {id_.hex()}"),
+            lambda reason: self._store.pull_failed(id_, "full", reason),
+            self._store.pulled,
+            copy=True,
+        )
 
-        self._store.space.allocate(id_, size, on_space, lambda reason: self._store.pull_failed(id_, "full", reason))
+    def _find_room(
+        self,
+        id_: bytes,
+        size: int,
+        on_room: Callable[[Target], None],
+        on_failure: Callable[[str], None],
+        stored: Callable[[bytes], None],
+        *,
+        copy: bool,
+    ) -> None:
+        """In the arena, else on disk. ``stored(id)`` is called when the value is there, before anybody is told."""
+        store = self._store
+
+        def on_space(offset: int) -> None:
+            def done() -> None:
+                stored(id_)
+                store.seal_own(offset)
+
+            on_room(Target(store.arena.fd, offset + shm.HEADER_SIZE, done, lambda: store.give_up_own(offset)))
+
+        def on_file(file: SpillFile) -> None:
+            def done() -> None:
+                ends.close()
+                stored(id_)
+                if not store.spilling.written(file, copy=copy):
+                    store.pull_failed(id_, "lost", f"it cannot be written to {file.path}")
+
+            def give_up() -> None:
+                ends.close()
+                store.spilling.not_written(file)
+
+            try:
+                fd = os.open(file.path, os.O_RDWR | os.O_CLOEXEC)
+            except OSError as error:
+                store.spilling.not_written(file)
+                on_failure(f"{error}")
+                return
+            ends = ExitStack()  # closed once, whoever comes first
+            ends.callback(os.close, fd)
+            on_room(Target(fd, record.HEADER_SIZE, done, give_up))
+
+        store.space.allocate(
+            id_, size, on_space, lambda reason: store.spilling.take_file(id_, size, on_file, on_failure)
+        )
+
+    def _in_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def unneeded(self, id_: bytes) -> None:
         """What its home forgets, too, is looked for no longer: the answer would never come."""
@@ -396,8 +452,8 @@ class Directory:
         if more is not None and not more.done():
             more.set_result([])
 
-    async def _pull(self, id_: bytes, size: int, offset: int, nodes: list[int]) -> None:
-        self._places[id_] = offset
+    async def _pull(self, id_: bytes, size: int, target: Target, nodes: list[int]) -> None:
+        self._places[id_] = target
         pause = 0.0
 
         async def none() -> list[str]:
@@ -406,13 +462,14 @@ class Directory:
         try:
             while True:
                 try:
-                    await self._puller.pull(id_, size, offset + shm.HEADER_SIZE, self._addresses(nodes), none)
+                    addresses = self._addresses(nodes)
+                    await self._puller.pull(id_, size, target.offset, addresses, none, target.fd)
                     break
                 except PullFailed as failure:
                     # Who has it may be away for a while; only the dead do not come back.
                     more = await self._other_sources(id_)
                     if isinstance(more, bytes):
-                        self._store.arena.copy_in(offset + shm.HEADER_SIZE, more)
+                        write_all(target.fd, memoryview(more), target.offset)
                         break
                     nodes = [n for n in more if not self.is_dead(n)]
                     if not nodes:
@@ -420,16 +477,16 @@ class Directory:
                     log.info("object %s cannot be brought here now: %s", id_.hex(), failure)
                     await asyncio.sleep(pause)
                     pause = min(1.0, pause + 0.1)
-        except (PullFailed, PullCancelled) as failure:
-            self._store.give_up_own(offset)
+        except (PullFailed, PullCancelled, WriteFailed) as failure:
+            target.give_up()
             log.warning("object %s cannot be brought here: %s", id_.hex(), failure)
             self._store.pull_failed(id_, "lost", f"no node that has it can be reached: {failure}")
         except BaseException:
-            self._store.give_up_own(offset)
+            target.give_up()
             self._store.pull_failed(id_, "lost", "this node stopped to bring it here")
             raise
         else:
-            self._store.pulled(id_, offset)
+            target.done()
         finally:
             self._places.pop(id_, None)
 
@@ -460,46 +517,60 @@ class Directory:
         entry = self._store.entries.get(id_)
         if entry is None:
             return None
+        if entry.moving:
+            raise NotYet
         incoming = None
+        fd = -1
         if entry.offset >= 0:
             offset, size = entry.offset + shm.HEADER_SIZE, entry.size
+            self._store.space.touch(entry.offset)
+        elif entry.disk is not None:
+            try:
+                fd = os.open(entry.disk.file.path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                log.error("object %s cannot be read from its file: %s", id_.hex(), error)
+                return None
+            offset, size = entry.disk.value_at, entry.size
         else:
             incoming = self._puller.incoming(id_)
             if incoming is None or id_ not in self._places:
                 if entry.away is not None and (entry.away.pulling or entry.waiting):
                     raise NotYet
                 return None
-            offset, size = self._places[id_] + shm.HEADER_SIZE, incoming.size
+            target = self._places[id_]
+            offset, size = target.offset, incoming.size
+            if target.fd != self._store.arena.fd:
+                fd = os.dup(target.fd)
         self._serving += 1
         token = b"serve" + self._serving.to_bytes(8, "big")
         entry.holders.add(token)
-        return Source(offset, size, lambda: self._store.drop_holder(token, [id_]), incoming)
 
-    async def allocate(self, id_: bytes, size: int) -> int:
+        def close() -> None:
+            if fd >= 0:
+                os.close(fd)
+            self._store.drop_holder(token, [id_])
+
+        return Source(offset, size, close, incoming, fd)
+
+    async def allocate(self, id_: bytes, size: int) -> Target:
         """Room for a value that a driver without shared memory sends. Raises Refused."""
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Target] = asyncio.get_running_loop().create_future()
 
         def on_failure(reason: str) -> None:
             if not future.done():
                 future.set_exception(Refused(reason))
 
-        def on_space(offset: int) -> None:
+        def on_room(target: Target) -> None:
             if future.done():
-                self._store.give_up_own(offset)
+                target.give_up()
             else:
-                future.set_result(offset + shm.HEADER_SIZE)
+                future.set_result(target)
 
         client = self._clients.get(ids.prefix_of(id_))
         if client is None or not client.remote:
             raise Refused("only a driver of this node that has no shared memory may store values this way")
-        self._store.space.allocate(id_, size, on_space, on_failure)
+        self._find_room(id_, size, on_room, on_failure, lambda id_: None, copy=False)
         return await future
-
-    def stored(self, id_: bytes, offset: int) -> None:
-        self._store.seal_own(offset - shm.HEADER_SIZE)
-
-    def gave_up(self, offset: int) -> None:
-        self._store.give_up_own(offset - shm.HEADER_SIZE)
 
     # ------------------------------------------------------------ ends
 

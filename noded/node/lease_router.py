@@ -142,7 +142,7 @@ class LeaseRouter:
         """Decisions see this node as it is now."""
         total, available = self._leases.capacity.own()
         now = self._view.cluster.get(self._node_id)
-        draining = self._leases.draining
+        draining = self._leases.draining or self._leases.room.pressed
         if now is None or now.available != available or now.total != total or now.schedulable == draining:
             self._view.cluster.update(NodeView(self._node_id, available, total, self._labels(), not draining))
 

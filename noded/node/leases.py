@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from noded.node.capacity import Bundles, Capacity, Share, bundle_of
+from noded.node.capacity import Bundles, Capacity, Share, bundle_of, memory_of
 from noded.node.session import Client
 from noded.node.workers import Worker, WorkerPool
 from noded.policy import deaths, fairness
+from noded.policy.memory_room import PRESSURE, MemoryRoom
 from noded.policy.where import refuse
 from noded.resources import UNIT
 from noded.wire import messages as m
@@ -84,11 +85,16 @@ class Lease:
     blocked: bool = False
     ended: bool = False
     """Its client is done with it; what it has is free when its worker has ended."""
+    retriable: bool = True
     over: bool = False
 
     @property
     def gpus(self) -> list[int]:
         return sorted(self.share.devices)
+
+    @property
+    def memory(self) -> int:
+        return memory_of(self.share.resources)
 
 
 @dataclass(eq=False)
@@ -111,8 +117,11 @@ class ActorLease:
     share: Share = _NOTHING
     worker: Worker | None = None
     blocked: bool = False
+    retriable: bool = False
+    """It is started again when it has ended."""
     over: bool = False
     since: float = field(default_factory=time.monotonic)
+    granted: float = 0.0
 
     @property
     def resources(self) -> dict[str, int]:
@@ -121,6 +130,10 @@ class ActorLease:
     @property
     def gpus(self) -> list[int]:
         return sorted(self.share.devices)
+
+    @property
+    def memory(self) -> int:
+        return memory_of(self.share.resources)
 
 
 @dataclass(eq=False)
@@ -209,6 +222,10 @@ class Leases:
         """Placement groups that are removed, until what runs in them has ended."""
         self._gone_groups: dict[bytes, None] = {}
         """The last ones that were removed."""
+        self.room = MemoryRoom()
+        """Whether there is memory to begin something."""
+        self.on_limited: Callable[[], None] = lambda: None
+        """Something with a limit on its memory has begun."""
         self._classes: dict[tuple[bytes, int], m.ClassDef] = {}
         self._next = epoch << 32
         self._worker_path = worker_path
@@ -302,6 +319,8 @@ class Leases:
             everybody = waiting
             if not self.router.alone or self.draining:
                 waiting = [w for w in waiting if self._may_start(w)]
+            if self.room.tight:  # nor is anybody to make way for them
+                waiting = [w for w in waiting if not self._no_memory(w)]
             shares = [self.capacity.fit(w.resources, w.where) for w in waiting]
             requests = [
                 fairness.Request(share.resources, self._turns.get(w.job, 0), w.since, tuple(self._lacking(w, share)))
@@ -330,6 +349,21 @@ class Leases:
         if isinstance(waiting, Demand) and waiting.client.kind != "guest" and self.router.chooses(waiting.where):
             return waiting.permits > 0
         return self.could_run(waiting)
+
+    def _no_memory(self, waiting: Waiting) -> str:
+        """Why the node has not the memory to begin it now."""
+        if isinstance(waiting, GroupLease):
+            return ""
+        # What waits itself makes no room; nor do actors, which do not end, but a task must not wait for them for ever.
+        running = any(not lease.blocked and not lease.ended for lease in self.leases.values())
+        if isinstance(waiting, ActorLease):
+            return self.room.refuse((waiting.id, 0), running or bool(self._placed), time.monotonic())
+        return self.room.refuse((waiting.client.prefix, waiting.cls), running, time.monotonic())
+
+    def running(self) -> list[Lease | ActorLease]:
+        """What has a worker."""
+        everybody: list[Lease | ActorLease] = [*self.leases.values(), *self._placed]
+        return [held for held in everybody if held.worker is not None and not held.over]
 
     def refuse_elsewhere(self, where: m.Place, node_id: str, labels: Mapping[str, str]) -> str:
         """Why it may not run on that other node."""
@@ -380,6 +414,7 @@ class Leases:
             self.router.demand_changed(waiting.client, waiting.cls, waiting.count)
         self._next += 1
         lease = Lease(self._next, waiting.client, waiting.cls, waiting.where)
+        lease.retriable = waiting.definition.retriable
         self.leases[lease.id] = lease
         lease.share = self.capacity.take(share)
         self.pool.assign(lease, waiting.job, waiting.definition.env)
@@ -463,6 +498,8 @@ class Leases:
         }
         if where.group and where.group not in self.capacity.groups and self.router.alone:
             return {**told, "kind": "group_pending", "reason": "its placement group is not created yet"}
+        if reason := self._no_memory(demand):
+            return {**told, "kind": PRESSURE, "reason": reason}
         if demand.why[0]:
             return {**told, "kind": demand.why[0], "reason": demand.why[1]}
         share = self.capacity.fit(demand.resources, where)
@@ -538,7 +575,7 @@ class Leases:
             if assigned.over:
                 self.pool.release(worker)
                 return
-            assigned.worker = worker
+            assigned.worker, assigned.granted = worker, time.monotonic()
             worker.record.actor = assigned.id
             self._record(worker, assigned)
             assigned.on_worker(worker)
@@ -570,7 +607,10 @@ class Leases:
         """Into the ledger, before anybody is told."""
         record = worker.record
         record.resources, record.devices, record.group = held.share.resources, held.share.devices, held.where.group
+        record.retriable = held.retriable
         self.pool.save(worker)
+        if memory_of(record.resources):
+            self.on_limited()
 
     @staticmethod
     def _where(held: Lease | ActorLease) -> m.Place:
@@ -765,6 +805,7 @@ class Leases:
         self.kick()
 
     def client_died(self, client: Client) -> None:
+        self.room.forget(client.prefix)
         for key in [key for key in self.demands if key[0] == client.prefix]:
             del self.demands[key]
         for key in [key for key in self._classes if key[0] == client.prefix]:
@@ -793,6 +834,7 @@ class Leases:
         share = self.capacity.take(Share(record.resources, record.devices, bundle_of(record.resources)))
         lease = Lease(record.lease, client, record.cls, where, share, worker, time.monotonic())
         lease.ended = lease.recalled = ended
+        lease.retriable = record.retriable
         self.leases[lease.id] = lease
         worker.assigned = lease
         self.end_if_homeless(worker)

@@ -11,15 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from noded import ids
+from noded.node.entry import Away, Entry
 from noded.node.ledger import Ledger
 from noded.node.session import Client
-from noded.node.space import Region, Space
+from noded.node.space import Space
+from noded.node.spill_files import Place, SpillFile
+from noded.node.spilling import Spilling
 from noded.shm import arena as shm
+from noded.shm import record
 from noded.wire import messages as m
 from noded.wire import value as layout
 
@@ -28,53 +32,10 @@ log = logging.getLogger("noded.object_store")
 _Receivers = list[tuple[bytes, int]]
 MAKERS_SECONDS = 10.0
 """After the node started over: how long a maker that is not there yet may take to come back."""
+_EVICT_SECONDS = 0.05
+"""Where no copy could go, so long nobody looks again."""
 _INLINE = 100 << 10
 """Values up to this many bytes travel inside messages."""
-
-
-class Away:
-    """What is known of an object that concerns other nodes as well."""
-
-    __slots__ = (
-        "asking",
-        "cached",
-        "final",
-        "held_there",
-        "lost",
-        "nodes",
-        "pinned",
-        "pulling",
-        "rebuilding",
-        "seen_at",
-        "size",
-        "used",
-        "watching",
-    )
-
-    def __init__(self) -> None:
-        self.nodes: dict[int, int] = {}
-        """At its home: the nodes that have a copy, with how many others were sent there for it; see ``partial``."""
-        self.size = 0
-        self.asking: set[int] = set()
-        """At its home: nodes that are to be told when it is there."""
-        self.watching: set[bytes] | None = None
-        """Clients that want to know where it is, and do not want it here."""
-        self.held_there = False
-        """Elsewhere: this node counts as a holder at its home."""
-        self.pinned = False
-        """Elsewhere: it was made here, and its home has not dropped it."""
-        self.cached = False
-        """Elsewhere: a copy that may go when there is no room."""
-        self.used = 0.0
-        self.pulling = False
-        self.seen_at = 0
-        """At its home: the node that has it by the word of its maker alone."""
-        self.lost = ""
-        """At its home: why there is no copy of it any more. Who made it is asked to make it again when it is wanted."""
-        self.rebuilding = False
-        """That was asked for."""
-        self.final = False
-        """It cannot be made again."""
 
 
 class Elsewhere(Protocol):
@@ -114,25 +75,6 @@ class Elsewhere(Protocol):
         """Answered with ``has_read`` when this client of another node was read so far and what it told is known."""
 
 
-class Entry:
-    """What is known of an id: a place when sealed, else who waits for it."""
-
-    __slots__ = ("away", "containers", "copies", "holders", "id", "nested", "offset", "size", "waiting")
-
-    def __init__(self, id_: bytes):
-        self.id = id_
-        self.offset = -1
-        """Of the header; -1 while there is no value."""
-        self.size = 0
-        self.copies: list[int] = []
-        """Offsets of the same result written again by a retried task: some may look at one, some at the other."""
-        self.holders: set[bytes] = set()
-        self.containers = 0
-        self.nested: list[bytes] = []
-        self.waiting: set[bytes] | None = None
-        self.away: Away | None = None
-
-
 class ObjectStore:
     """``on_actor_free(id)`` is told when nobody holds an actor any more. ``node``: this node's number."""
 
@@ -149,10 +91,12 @@ class ObjectStore:
         self._own = ids.node_prefix(node)[: ids.NODE_SIZE]
         self.arena = arena
         self.space = Space(arena, ledger, node, self._evict, self._biggest)
+        self.spilling: Spilling
         self.entries: dict[bytes, Entry] = {}
         self.recovering: set[bytes] = set()
         """Clients that have not re-told their state yet."""
         self.ready_count = 0
+        self._evict_again = 0.0
         self._makers_until = 0.0
         self._clients = clients
         self._on_actor_free = on_actor_free
@@ -160,10 +104,14 @@ class ObjectStore:
         """Releases that wait until their receiver was read up to a seq: (seq, releaser, id, generation, receivers that
         are to be looked at then).
         """
+        self._handed_over: Counter[bytes] = Counter()
+        """Ids in those."""
         self._doubtful: defaultdict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
         """Objects that a worker of another node says it has stored there, of which that node has not told: by worker,
         with its position.
         """
+        self._copies: dict[bytes, None] = {}
+        """Of objects that other nodes have, and that may go when there is no room."""
         self._deferred: set[bytes] = set()
         self._unfreed: list[bytes] = []
         self._freeing = False
@@ -195,12 +143,14 @@ class ObjectStore:
         """Release when all of them have been read so far; of one that has not re-told, that is at its Told."""
         for at, (receiver, seq) in enumerate(receivers):
             if not receiver.startswith(self._own):
+                self._handed_over[id_] += 1
                 self._after[receiver].append((seq, client.prefix, id_, generation, receivers[at + 1 :]))
                 self.elsewhere.hurry(receiver, seq)
                 return
             other = self._clients.get(receiver)
             if other is not None and (not other.told or other.seq < seq):
                 due = seq if other.told else 0
+                self._handed_over[id_] += 1
                 self._after[receiver].append((due, client.prefix, id_, generation, receivers[at + 1 :]))
                 return
         self._release(client, id_, generation)
@@ -244,9 +194,16 @@ class ObjectStore:
 
     def _apply_after(self, due: Iterable[tuple[int, bytes, bytes, int, _Receivers]]) -> None:
         for _, releaser, id_, generation, others in due:
+            self._handed_over[id_] -= 1
+            if not self._handed_over[id_]:
+                del self._handed_over[id_]
             client = self._clients.get(releaser)
             if client is not None:
                 self._release_after(client, id_, generation, others)
+
+    def is_handed_over(self, id_: bytes) -> bool:
+        """A release of it waits for a receiver, which may not have told that it holds it."""
+        return id_ in self._handed_over
 
     def hold_for_fork(self, token: bytes, held: list[bytes]) -> None:
         """A pseudo-client that stands for the forked children of one."""
@@ -264,7 +221,7 @@ class ObjectStore:
                 self._maybe_free(found)
 
     def _maybe_free(self, entry: Entry) -> None:
-        if entry.holders or entry.containers:
+        if entry.holders or entry.containers or entry.moving or entry.coming:
             return
         if self.recovering and not self._is_fresh(entry):
             self._deferred.add(entry.id)
@@ -277,7 +234,7 @@ class ObjectStore:
         try:
             while self._unfreed:
                 found = self.entries.get(self._unfreed.pop())
-                if found is not None and not found.holders and not found.containers:
+                if found is not None and not (found.holders or found.containers or found.moving or found.coming):
                     if found.away is None or self._let_go(found):
                         self._free(found)
         finally:
@@ -302,7 +259,7 @@ class ObjectStore:
         if away.held_there:
             away.held_there = False
             self.elsewhere.hold(entry.id, False)
-        if entry.offset >= 0 and (away.pinned or away.cached):
+        if entry.here and (away.pinned or (away.cached and entry.offset >= 0)):
             away.used = time.monotonic()
             return False
         if away.pulling and not self.is_needed(entry.id):
@@ -311,19 +268,27 @@ class ObjectStore:
 
     def _free(self, entry: Entry) -> None:
         del self.entries[entry.id]
+        self._copies.pop(entry.id, None)
         if ids.is_actor_id(entry.id):
             if entry.id.startswith(self._own):
                 self._on_actor_free(entry.id)
             return
-        if entry.offset < 0:
+        if not entry.here:
             return
-        self.ready_count -= 1
         if not entry.id.startswith(self._own):
             self.elsewhere.uncopy(entry.id)
         for offset in (entry.offset, *entry.copies):
-            self.arena.mark_freed(offset)
-            self.space.let_go(offset)
-        for id_ in entry.nested:
+            if offset >= 0:
+                self.arena.mark_freed(offset)
+                self.space.let_go(offset)
+        self.spilling.forget(entry)
+        self._is_gone(entry)
+
+    def _is_gone(self, entry: Entry) -> None:
+        """Its value is not on this node any more, nor does it contain anything here."""
+        self.ready_count -= 1
+        nested, entry.nested = entry.nested, []
+        for id_ in nested:
             inner = self.entries.get(id_)
             if inner is not None:
                 inner.containers -= 1
@@ -355,50 +320,96 @@ class ObjectStore:
         if entry.offset == header.offset or header.offset in entry.copies:
             return
         region = self.space.take(header.offset)
+        if region is not None:
+            region.used = time.monotonic()
         nested = self._ids_in(header)
+        if entry.here:
+            if entry.offset < 0 and not entry.coming:
+                entry.offset = header.offset
+            else:
+                entry.copies.append(header.offset)
+            self._contains(entry, nested)
+            self._tell_ready(entry)
+            return
+        entry.offset = header.offset
+        self._is_here(entry, header.size, nested, region is None or not ids.is_node_prefix(region.prefix), told=told)
+
+    def adopt_file(self, found: record.Record, nested: list[bytes], place: Place, *, copy: bool = False) -> None:
+        """A sealed object in a file: written there by a client, or before the daemon has started anew. ``copy``: of
+        what another node has.
+        """
+        entry = self.entry(found.id)
+        if entry.disk is not None:  # a retried task has made it again
+            place.file.live -= 1
+            return
+        known, entry.disk = entry.here, place
+        if not known:
+            self._is_here(entry, found.size, nested, not copy)
+        elif entry.away is not None and not found.id.startswith(self._own):
+            entry.away.pinned = True  # else it had not been written there
+            self._keep(entry)
+            self._tell_ready(entry)
+
+    def _contains(self, entry: Entry, nested: list[bytes]) -> None:
         for id_ in nested:
             inner = self.entry(id_)
             inner.containers += 1
             if not id_.startswith(self._own):
                 self._hold_there(inner)
-        if entry.offset >= 0:
-            entry.copies.append(header.offset)
-            entry.nested = entry.nested + nested
-            return
-        entry.offset, entry.size, entry.nested = header.offset, header.size, nested
+        entry.nested = entry.nested + nested
+
+    def _is_here(self, entry: Entry, size: int, nested: list[bytes], original: bool, *, told: bool = False) -> None:
+        """Its value is on this node now. ``original``: it is no copy of what another node has."""
+        entry.size = size
+        self._contains(entry, nested)
         if entry.away is not None:
             entry.away.lost, entry.away.rebuilding, entry.away.final = "", False, False
         self.ready_count += 1
-        if not header.id.startswith(self._own):
-            self._adopted_guest(entry, region)
+        if not entry.id.startswith(self._own):
+            self._adopted_guest(entry, original)
         elif not told and (
             entry.away is None or not entry.away.nodes
         ):  # else its maker has been told, and counted, before
-            owner = self._clients.get(ids.prefix_of(header.id))
+            owner = self._clients.get(ids.prefix_of(entry.id))
             if owner is not None:
-                owner.held.setdefault(header.id, 0)
+                owner.held.setdefault(entry.id, 0)
                 entry.holders.add(owner.prefix)
         self._tell_ready(entry)
         self._maybe_free(entry)
 
+    def arrived(self, entry: Entry) -> None:
+        """It has left the arena, is back there, or stays: go on with what had to wait for that."""
+        if entry.here:
+            self._tell_ready(entry)
+        self._maybe_free(entry)
+
     def _tell_ready(self, entry: Entry) -> None:
         """The value is here: tell who waits for it, here and elsewhere."""
-        waiting, entry.waiting = entry.waiting, None
-        for prefix in waiting or ():
-            if (waiter := self._clients.get(prefix)) is not None:
-                self._send_ready(waiter, [entry])
+        if entry.waiting and not entry.moving:
+            if entry.offset >= 0:
+                waiting, entry.waiting = entry.waiting, None
+                for prefix in waiting:
+                    if (waiter := self._clients.get(prefix)) is not None:
+                        self._send_ready(waiter, [entry])
+            else:
+                self.spilling.restore(entry)
         away = entry.away
         if away is None:
             return
         watching, away.watching = away.watching, None
         for prefix in watching or ():
             if (waiter := self._clients.get(prefix)) is not None:
-                self._send_ready(waiter, [entry])
+                if entry.offset >= 0 and not entry.moving:
+                    self._send_ready(waiter, [entry])
+                else:
+                    waiter.send(m.Exists([(entry.id, entry.size, self.node)]))
         asking, away.asking = away.asking, set()
         for node in asking:
             self.elsewhere.found(node, entry)
 
     def _send_ready(self, client: Client, entries: list[Entry]) -> None:
+        for entry in entries:
+            self.space.touch(entry.offset)
         if not client.remote:
             client.send(m.Ready([(e.id, e.offset + shm.HEADER_SIZE, e.size) for e in entries]))
             return
@@ -422,8 +433,16 @@ class ObjectStore:
         ready: list[Entry] = []
         for id_ in message.ids:
             entry = self.entry(id_)
-            if entry.offset >= 0:
+            if entry.offset >= 0 and not entry.moving:
                 ready.append(entry)
+                continue
+            if entry.here:
+                if message.pull:
+                    entry.waiting = entry.waiting or set()
+                    entry.waiting.add(client.prefix)
+                    self.spilling.restore(entry)
+                else:
+                    client.send(m.Exists([(id_, entry.size, self.node)]))
                 continue
             if id_.startswith(self._own):
                 away = entry.away
@@ -510,24 +529,61 @@ class ObjectStore:
             entry.away.held_there = True
             self.elsewhere.hold(entry.id, True)
 
-    def _adopted_guest(self, entry: Entry, region: Region | None) -> None:
+    def _adopted_guest(self, entry: Entry, original: bool) -> None:
         """The value of an object whose home is elsewhere lies here now: made here, or a copy."""
         away = entry.away
         if away is None:
             away = entry.away = Away()
-        if region is not None and ids.is_node_prefix(region.prefix):
-            away.cached = True
-            away.used = time.monotonic()
-        else:
+        if original:
             away.pinned = True
+        else:
+            away.cached = True
+            self._copies[entry.id] = None
+            away.used = time.monotonic()
         self.elsewhere.copy(entry.id, entry.size)
+
+    def drop_copy(self, entry: Entry) -> None:
+        """It has left the arena; another node has it."""
+        self._keep(entry)
+        if not entry.id.startswith(self._own):
+            self.elsewhere.uncopy(entry.id)
+        self._is_gone(entry)
+        self._want_again(entry)
+
+    def _keep(self, entry: Entry) -> None:
+        """It is no copy that may go any more."""
+        self._copies.pop(entry.id, None)
+        if entry.away is not None:
+            entry.away.cached = False
+
+    def lost_here(self, entry: Entry, reason: str) -> None:
+        """Its file cannot be read. Another node may have a copy; else it may be made again."""
+        if entry.copies:
+            entry.offset = entry.copies.pop()
+            self.arrived(entry)
+            return
+        self._is_gone(entry)
+        away = entry.away = entry.away or Away()
+        if entry.id.startswith(self._own):
+            if away.nodes and entry.waiting:
+                self._pull(entry, list(away.nodes))
+            self._look_whether_lost(entry, reason)
+        else:
+            away.pinned = False
+            self.elsewhere.uncopy(entry.id)
+            self._want_again(entry)
+        self._maybe_free(entry)
+
+    def _want_again(self, entry: Entry) -> None:
+        if entry.waiting:
+            self.elsewhere.want(entry.id)
 
     def guests(self, node: int) -> tuple[list[bytes], list[tuple[bytes, int]]]:
         """For the home with this number, all of its objects: those held here, and those that lie here."""
         home = ids.node_prefix(node)[: ids.NODE_SIZE]
         mine = [e for e in self.entries.values() if e.away is not None and e.id.startswith(home)]
         held = [e.id for e in mine if e.away is not None and e.away.held_there]
-        return held, [(e.id, e.size) for e in mine if e.offset >= 0]
+        return held, [(e.id, e.size) for e in mine if e.here]
 
     def wanted(self, node: int) -> list[bytes]:
         """Those that somebody waits for, of that home."""
@@ -537,7 +593,7 @@ class ObjectStore:
             for e in self.entries.values()
             if e.away is not None
             and e.id.startswith(home)
-            and e.offset < 0
+            and not e.here
             and not e.away.pulling
             and (e.waiting or e.away.watching)
         ]
@@ -545,12 +601,12 @@ class ObjectStore:
     def on_found(self, id_: bytes, size: int, nodes: list[int], value: bytes | memoryview) -> None:
         """Its home says where it is, or what."""
         entry = self.entries.get(id_)
-        if entry is None or entry.away is None or entry.offset >= 0:
+        if entry is None or entry.away is None or entry.here:
             return
         away = entry.away
         if not nodes:
             if entry.waiting or away.watching:
-                self._copy_in(entry, size, value)
+                self._copy_in(entry, value)
             return
         watching, away.watching = away.watching, None
         for prefix in watching or ():
@@ -562,7 +618,7 @@ class ObjectStore:
 
     def on_not_found(self, id_: bytes, kind: str, reason: str) -> None:
         entry = self.entries.get(id_)
-        if entry is not None and entry.offset < 0:
+        if entry is not None and not entry.here:
             self._tell_lost(entry, kind, reason)
 
     def _tell_lost(self, entry: Entry, kind: str, reason: str) -> None:
@@ -584,7 +640,8 @@ class ObjectStore:
             if entry is None:
                 self.elsewhere.uncopy(id_)  # it may have forgotten that we have said so
             elif entry.away is not None:
-                entry.away.pinned = entry.away.cached = False
+                entry.away.pinned = False
+                self._keep(entry)
                 self._maybe_free(entry)
 
     # ------------------------------------------------------------ pulling
@@ -596,30 +653,19 @@ class ObjectStore:
             away.pulling = True
             self.elsewhere.pull(entry.id, away.size, nodes)
 
-    def _copy_in(self, entry: Entry, size: int, value: bytes | memoryview) -> None:
+    def _copy_in(self, entry: Entry, value: bytes | memoryview) -> None:
         """A small value that came in a message."""
-
-        def on_space(offset: int) -> None:
-            self.arena.copy_in(offset + shm.HEADER_SIZE, value)
-            assert entry.away is not None
-            entry.away.pulling = False
-            self.seal_own(offset)
-
-        def on_failure(reason: str) -> None:
-            assert entry.away is not None
-            entry.away.pulling = False
-            self._tell_lost(entry, "full", reason)
 
         assert entry.away is not None
         if not entry.away.pulling:
             entry.away.pulling = True
-            self.space.allocate(entry.id, size, on_space, on_failure)
+            self._write_small(entry.id, value, self.pulled, copy=True)
 
-    def pulled(self, id_: bytes, offset: int) -> None:
+    def pulled(self, id_: bytes) -> None:
+        """Its value is about to be adopted."""
         entry = self.entries.get(id_)
         if entry is not None and entry.away is not None:
             entry.away.pulling = False
-        self.seal_own(offset)
 
     def pull_failed(self, id_: bytes, kind: str, reason: str) -> None:
         entry = self.entries.get(id_)
@@ -634,15 +680,31 @@ class ObjectStore:
     def put_for(self, id_: bytes, value: bytes | memoryview) -> None:
         """A small object of a driver that cannot write here itself."""
 
+        self._write_small(id_, value, lambda id_: None, copy=False)
+
+    def _write_small(
+        self, id_: bytes, value: bytes | memoryview, stored: Callable[[bytes], None], *, copy: bool
+    ) -> None:
+        """Into the arena, else to disk."""
+
         def on_space(offset: int) -> None:
             self.arena.copy_in(offset + shm.HEADER_SIZE, value)
-            self.seal_own(offset, told=True)
+            stored(id_)
+            self.seal_own(offset, told=not copy)
+
+        def on_file(file: SpillFile) -> None:
+            stored(id_)
+            if not self.spilling.write(file, value, copy=copy):
+                self._tell_lost(self.entry(id_), "full", f"it cannot be written to {file.path}")
 
         def on_failure(reason: str) -> None:
-            log.error("object %s of a driver elsewhere cannot be stored: %s", id_.hex(), reason)
+            log.error("object %s cannot be stored: %s", id_.hex(), reason)
+            stored(id_)
             self._tell_lost(self.entry(id_), "full", reason)
 
-        self.space.allocate(id_, len(value), on_space, on_failure)
+        self.space.allocate(
+            id_, len(value), on_space, lambda reason: self.spilling.take_file(id_, len(value), on_file, on_failure)
+        )
 
     def seal_own(self, offset: int, *, told: bool = False) -> None:
         """What was begun at ``offset`` is written."""
@@ -653,15 +715,16 @@ class ObjectStore:
         self.space.let_go(offset)
 
     def give_up_own(self, offset: int) -> None:
-        self.arena.mark_freed(offset)
-        self.space.let_go(offset)
+        self.space.give_up(offset)
 
     def _evict(self, size: int) -> bool:
         """Give up copies that nobody here uses, the longest unused first; True when any were."""
+        now = time.monotonic()
+        if now < self._evict_again:
+            return False
+        found = [self.entries[id_] for id_ in self._copies]
         unused = [
-            e
-            for e in self.entries.values()
-            if e.away is not None and e.away.cached and not e.holders and not e.containers and e.offset >= 0
+            e for e in found if e.offset >= 0 and not (e.holders or e.containers or e.moving or e.coming) and e.away
         ]
         unused.sort(key=lambda e: e.away.used if e.away is not None else 0.0)
         freed = 0
@@ -669,9 +732,10 @@ class ObjectStore:
             if freed >= size:
                 break
             freed += shm.footprint(entry.size)
-            assert entry.away is not None
-            entry.away.cached = False
+            self._keep(entry)
             self._maybe_free(entry)
+        if not freed:
+            self._evict_again = now + _EVICT_SECONDS
         return freed > 0
 
     # ------------------------------------------------------------ objects of this home, at other nodes
@@ -685,7 +749,7 @@ class ObjectStore:
             away = entry.away
             if away is None:
                 away = entry.away = Away()
-            known = bool(away.nodes) or entry.offset >= 0
+            known = bool(away.nodes) or entry.here
             away.nodes.setdefault(node, 0)
             away.size = size
             away.lost, away.rebuilding, away.final = "", False, False
@@ -729,7 +793,7 @@ class ObjectStore:
         for id_ in wanted:
             entry = self.entry(id_)
             away = entry.away
-            if entry.offset >= 0 or (away is not None and away.nodes):
+            if entry.here or (away is not None and away.nodes):
                 self.elsewhere.found(node, entry)
             elif away is not None and away.final:
                 self.elsewhere.not_found(node, id_, "lost", away.lost)
@@ -745,7 +809,7 @@ class ObjectStore:
 
     def _look_whether_lost(self, entry: Entry, reason: str) -> None:
         away = entry.away
-        if away is None or away.nodes or entry.offset >= 0 or away.lost:
+        if away is None or away.nodes or entry.here or away.lost:
             return
         away.lost = reason
         if entry.waiting or away.watching or away.asking:  # else it is made again when somebody wants it
@@ -771,7 +835,7 @@ class ObjectStore:
         """Of an object's maker."""
         for id_ in message.ids:
             entry = self.entries.get(id_)
-            if entry is None or entry.offset >= 0 or ids.prefix_of(id_) != client.prefix:
+            if entry is None or entry.here or ids.prefix_of(id_) != client.prefix:
                 continue
             away = entry.away = entry.away or Away()
             if away.nodes:
@@ -786,6 +850,10 @@ class ObjectStore:
         for receiver in [r for r in self._after if r.startswith(number[: ids.NODE_SIZE])]:
             self.has_read(receiver, 1 << 62)
         home = number[: ids.NODE_SIZE]
+        for id_ in list(self._copies):
+            found = self.entries[id_]
+            if found.holders or found.containers:
+                self._keep(found)  # it may have been the dead node that had the other one
         for entry in list(self.entries.values()):
             away = entry.away
             if away is None:
@@ -793,7 +861,7 @@ class ObjectStore:
             away.asking.discard(node)
             if entry.id.startswith(home):
                 away.held_there = away.pinned = False
-                if entry.offset < 0 and not away.pulling:
+                if not entry.here and not away.pulling:
                     self._tell_lost(entry, "owner", f"the node where it was made is dead: {reason}")
                 self._maybe_free(entry)
             elif away.nodes.pop(node, None) is not None:
@@ -822,6 +890,7 @@ class ObjectStore:
                 if header.state == shm.SEALED:
                     self._adopt(header)
             self.space.retire(region)
+        self.spilling.client_gone(client)
         self.recovering.discard(prefix)
         self.drop_holder(prefix, client.held)
         client.held.clear()
@@ -829,7 +898,7 @@ class ObjectStore:
         self.space.forget_wants(client)
         for entry in list(self.entries.values()):
             if (
-                entry.offset < 0
+                not entry.here
                 and ids.prefix_of(entry.id) == prefix
                 and not ids.is_actor_id(entry.id)
                 and not (entry.away is not None and entry.away.nodes)
@@ -839,9 +908,9 @@ class ObjectStore:
 
     # ------------------------------------------------------------ daemon restart
 
-    def restore(self) -> None:
-        """Read the regions of the previous daemon; nothing is freed before every client has re-told its
-        holds.
+    def restore(self, kept: dict[str, int]) -> None:
+        """Read the regions and the files of the previous daemon; nothing is freed before every client has re-told its
+        holds. ``kept``: the locks of the files' directories.
         """
         # Guests have leases here, and hold nothing: their nodes do.
         self.recovering = {c.prefix for c in self._clients.values() if not c.told and c.kind != "guest"}
@@ -850,6 +919,7 @@ class ObjectStore:
             for header in self.arena.walk(region.offset, region.size):
                 if header.state == shm.SEALED:
                     self._adopt(header)
+        self.spilling.adopt(kept)
         for client in self._clients.values():
             if client.detached:
                 self._hold_all(client)
@@ -860,7 +930,7 @@ class ObjectStore:
     def _hold_all(self, client: Client) -> None:
         """A driver that has left will not tell what it still looks at, so until it ends it holds what there is."""
         for entry in self.entries.values():
-            if entry.offset >= 0:
+            if entry.here:
                 client.held.setdefault(entry.id, 0)
                 entry.holders.add(client.prefix)
                 if not entry.id.startswith(self._own):
@@ -881,6 +951,7 @@ class ObjectStore:
                     self._adopt(header)
             if region.offset not in regions and not region.retired:
                 self.space.retire(region)
+        self.spilling.client_told(client, message.files)
         for id_ in [i for i in client.held if i not in snapshot]:
             seq = ids.seq_of(id_)
             if ids.prefix_of(id_) == own and seq in pending and not ids.is_actor_id(id_):
@@ -916,7 +987,7 @@ class ObjectStore:
                 self._maybe_free(found)
         for entry in list(self.entries.values()):
             away = entry.away
-            if entry.offset >= 0 or not entry.id.startswith(self._own) or (away is not None and away.nodes):
+            if entry.here or not entry.id.startswith(self._own) or (away is not None and away.nodes):
                 continue
             if entry.waiting or (away is not None and (away.watching or away.asking)):
                 if not self._may_come(ids.prefix_of(entry.id)):
@@ -924,10 +995,11 @@ class ObjectStore:
 
     # ------------------------------------------------------------ figures
 
-    def figures(self) -> dict[str, int]:
+    def figures(self) -> dict[str, Any]:
         """For status: bytes unless said otherwise."""
         return {
             **self.space.figures(),
+            **self.spilling.figures(),
             "objects": self.ready_count,
             "ids": len(self.entries),
             "recovering": len(self.recovering),
@@ -935,4 +1007,14 @@ class ObjectStore:
 
     def _biggest(self, count: int = 5) -> str:
         top = sorted((e for e in self.entries.values() if e.offset >= 0), key=lambda e: -e.size)[:count]
-        return ", ".join(f"{e.id.hex()} {e.size} bytes" for e in top) or "none"
+        return ", ".join(f"{e.id.hex()} {e.size} bytes, {self._held_by(e)}" for e in top) or "none"
+
+    def _held_by(self, entry: Entry) -> str:
+        names = []
+        for prefix in sorted(entry.holders)[:3]:
+            client = self._clients.get(prefix)
+            names.append(f"{client.kind} pid {client.pid}" if client is not None and client.pid else "a node")
+        more = f" and {len(entry.holders) - 3} more" if len(entry.holders) > 3 else ""
+        return (
+            f"held by {', '.join(names)}{more}" if names else "held by what contains it" if entry.containers else "free"
+        )

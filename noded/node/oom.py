@@ -7,13 +7,32 @@ or the machine's end of memory was the cause; where there is no such file, as in
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from noded.config.machine import control_groups, read
+from noded.spawner.protocol import memory_tree
+
+log = logging.getLogger("noded.oom")
 
 _UNLIMITED = 1 << 60
 """Version 1 says "no limit" with about 2 ** 63."""
+_NEARLY = 1 << 20
+
+
+_DAEMON_SCORE = -900
+"""As the spawner's (``spawner/kernel.py``)."""
+
+
+def protect_daemon(root: Path = Path("/")) -> None:
+    """Make the kernel's OOM killer prefer others, where that is allowed. What the daemon starts inherits it, and the
+    spawner takes it from its children again.
+    """
+    try:
+        (root / "proc/self/oom_score_adj").write_text(str(_DAEMON_SCORE))
+    except OSError as problem:
+        log.debug("the daemon cannot protect itself from the OOM killer: %s", problem)
 
 
 @dataclass
@@ -27,9 +46,11 @@ class _Count:
 class Kills:
     """The counts before and after a death, None where they cannot be read, and the limit in bytes."""
 
-    before: int | None
-    after: int | None
-    limit: int | None
+    before: int | None = None
+    after: int | None = None
+    limit: int | None = None
+    own_limit: bool = False
+    """The group is one that noded has made for this worker alone (``memory_groups.py``), and it was full."""
 
 
 class OomWatch:
@@ -75,15 +96,15 @@ class OomWatch:
     def died(self, file: Path | None) -> Kills:
         """Of a process whose file this is, or None where nothing is known from before; call once for each SIGKILL."""
         if file is None:
-            return Kills(None, None, None)
+            return Kills()
         known, after = self._counts.get(file), _count(file)
         if known is None or after is None:
-            return Kills(None, None, None)
+            return Kills()
         before = known.older
         if after > before:
             known.older += 1
             known.newer = max(known.newer, known.older)
-        return Kills(before, after, _limit(file))
+        return Kills(before, after, _limit(file), _full(file.parent))
 
 
 def _count(file: Path) -> int | None:
@@ -92,6 +113,16 @@ def _count(file: Path) -> int | None:
         if name == "oom_kill" and value.isdecimal():
             return int(value)
     return None
+
+
+def _full(group: Path) -> bool:
+    """One worker's, that has been at its own limit, and not only below one that was."""
+    if not group.parent.name.startswith(memory_tree("")):
+        return False
+    limit, most = read(group / "memory.limit_in_bytes"), read(group / "memory.max_usage_in_bytes")
+    if limit.isdecimal() and most.isdecimal():
+        return int(most) >= int(limit) - _NEARLY
+    return any(line.startswith("oom ") and line != "oom 0" for line in read(group / "memory.events").splitlines())
 
 
 def _limit(file: Path) -> int | None:

@@ -23,7 +23,11 @@ class Timeline:
 
     def sweep(self, alive: set[str]) -> None:
         """At the daemon's start: those of workers that ended while nobody looked."""
-        for name in os.listdir(self._directory):
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:  # who has started us has removed it
+            return
+        for name in names:
             if name.endswith(_SUFFIX) and self._worker(name) not in alive:
                 self._unlink(self._worker(name))
 

@@ -91,14 +91,27 @@ class NotYet(Exception):
 
 
 @dataclass
+class Target:
+    """Where a value that comes is written, and what is to be called, on the loop, when it is there or will not be."""
+
+    fd: int
+    offset: int
+    done: Callable[[], None]
+    """May raise chunks.Refused."""
+    give_up: Callable[[], None]
+
+
+@dataclass
 class Source:
-    """A value in the arena that stays where it is until ``close``, which is called on the loop."""
+    """A value that stays where it is until ``close``, which is called on the loop."""
 
     offset: int
     size: int
     close: Callable[[], None]
     progress: Incoming | None = None
     """Of a value that is itself still arriving. Its place is kept until ``close`` also when it fails."""
+    fd: int = -1
+    """Of the file that it is in; -1: in the arena."""
 
 
 class IdleChannels:

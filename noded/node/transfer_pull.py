@@ -55,7 +55,7 @@ class Puller:
         threads: int = THREADS,
         patience: float = chunks.PATIENCE,
     ):
-        self.fd = arena_fd
+        self._arena_fd = arena_fd
         self.connect = connect
         self.patience = patience
         self.idle = IdleChannels()
@@ -96,15 +96,16 @@ class Puller:
         offset: int,
         sources: list[str],
         more_sources: Callable[[], Awaitable[list[str]]],
+        fd: int = -1,
     ) -> None:
-        """Write the value to ``offset`` of the arena. However it ends, nobody writes there any more afterwards.
-        Raises PullFailed when no source is left, PullCancelled.
+        """Write the value to ``offset`` of the arena, or of the file ``fd``. However it ends, nobody writes there any
+        more afterwards. Raises PullFailed when no source is left, PullCancelled.
         """
         if self._stopped:
             raise PullCancelled("the node stops")
         if id_ in self._pulls:
             raise ValueError(f"object {id_.hex()} is being pulled already")
-        pull = self._pulls[id_] = Pull(id_, size, offset)
+        pull = self._pulls[id_] = Pull(id_, size, self._arena_fd if fd < 0 else fd, offset)
         running: dict[asyncio.Future[End], Stream] = {}
         try:
             await self._drive(pull, running, sources, more_sources)

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from noded.node.transfer import BUFFER, CHUNK, NotYet, Source, WriteFailed, receive_into
+from noded.node.transfer import BUFFER, CHUNK, NotYet, Source, Target, WriteFailed, receive_into
 from noded.wire import chunks
 from noded.wire.chunks import Channel, Malformed, Refused
 
@@ -40,25 +40,20 @@ T = TypeVar("T")
 
 class TransferServer:
     """On the loop: ``open_source(id)`` may raise NotYet; ``allocate(id, size)`` finds room for a value and may raise
-    Refused; ``stored(id, offset)`` says that the value is there and may raise Refused; ``gave_up(offset)`` that it will
-    not be.
+    Refused.
     """
 
     def __init__(
         self,
         arena_fd: int,
         open_source: Callable[[bytes], Source | None],
-        allocate: Callable[[bytes, int], Awaitable[int]],
-        stored: Callable[[bytes, int], None],
-        gave_up: Callable[[int], None],
+        allocate: Callable[[bytes, int], Awaitable[Target]],
         *,
         threads: int = THREADS,
         patience: float = chunks.PATIENCE,
     ):
         self.fd = arena_fd
         self.open_source = open_source
-        self.stored = stored
-        self.gave_up = gave_up
         self.patience = patience
         self.stopping = False
         self.sent_bytes = 0
@@ -141,8 +136,8 @@ class TransferServer:
         except RuntimeError as error:
             raise ConnectionAbortedError(f"the node has stopped: {error}") from error
 
-    def allocate(self, id_: bytes, size: int) -> int:
-        async def ask() -> int:
+    def allocate(self, id_: bytes, size: int) -> Target:
+        async def ask() -> Target:
             if self.stopping or (task := asyncio.current_task()) is None:
                 raise Refused("the node stops")
             self._asking.add(task)
@@ -278,8 +273,9 @@ class _Connection:
                 step = min(step, _PIECE)
                 if not self._wait_for(source, offset, step, self._server.patience):
                     raise ConnectionAbortedError("the object that was passed on does not arrive any more")
-            if self.channel.send_file(self._server.fd, source.offset + offset, step) < step:
-                raise WriteFailed("the object store ends before the object does")
+            fd = self._server.fd if source.fd < 0 else source.fd
+            if self.channel.send_file(fd, source.offset + offset, step) < step:
+                raise WriteFailed("what it is in ends before the object does")
             with self._server.lock:
                 self._server.sent_bytes += step
             offset += step
@@ -292,16 +288,16 @@ class _Connection:
     def _on_put(self, id_: bytes, size: int) -> None:
         server = self._server
         try:
-            offset = server.allocate(id_, size)
+            target = server.allocate(id_, size)
         except Refused as error:
             self.channel.send(chunks.put_refusal(str(error)))
             self._discard(size)
             return
         try:
-            receive_into(self.channel, server.fd, offset, size, lambda count: None)
-            server.ask(server.stored, id_, offset)
+            receive_into(self.channel, target.fd, target.offset, size, lambda count: None)
+            server.ask(target.done)
         except BaseException as error:
-            server.tell(server.gave_up, offset)
+            server.tell(target.give_up)
             if not isinstance(error, Refused):
                 raise
             return self.channel.send(chunks.put_refusal(str(error)))

@@ -35,7 +35,6 @@ class End(Enum):
 class Turns(Protocol):
     """What streams share: the one who gives them threads."""
 
-    fd: int
     connect: Callable[[str], socket.socket]
     patience: float
     idle: IdleChannels
@@ -45,8 +44,9 @@ class Turns(Protocol):
 class Pull:
     """One value on its way: what is to be done, and who is at it."""
 
-    def __init__(self, id_: bytes, size: int, offset: int):
+    def __init__(self, id_: bytes, size: int, fd: int, offset: int):
         self.id = id_
+        self.fd = fd
         self.offset = offset
         self.incoming = Incoming(size)
         self.streams = STREAMS if size >= SEVERAL_FROM else 1
@@ -178,6 +178,6 @@ class Stream:
             reply = channel.expect(chunks.GET_REPLY.size)
             self._heard = True
             chunks.check_get_reply(reply, count)
-            receive_into(channel, self._turns.fd, pull.offset + at, count, lambda n: incoming.add(index, n))  # noqa: B023
+            receive_into(channel, pull.fd, pull.offset + at, count, lambda n: incoming.add(index, n))  # noqa: B023
             self._asked.popleft()
             request, done = chunks.READ_REQUEST, done + 1

@@ -23,6 +23,7 @@ import msgspec
 
 from noded import ids
 from noded.config import without_secrets
+from noded.node.capacity import memory_of
 from noded.node.ledger import Ledger
 from noded.node.oom import Kills, OomWatch
 from noded.node.session import Client
@@ -44,6 +45,8 @@ _ACK_SECONDS = 5.0
 _TAIL_LINES = 20
 _EXIT_SECONDS = 5.0
 _REASON_KEPT = 300
+_BARE = 32 << 20
+"""Bytes that a worker uses before it has run anything, and a little more."""
 _STARTING = 32
 """So many workers start at once, so that a thousand actors do not stand in each other's way."""
 
@@ -72,6 +75,8 @@ class WorkerRecord(msgspec.Struct, array_like=True, omit_defaults=True):
     """Of the reason, see ``policy/deaths.py``."""
     version: int = 0
     """Of the control messages it speaks; 0: it has not attached yet."""
+    retriable: bool = True
+    """What it is leased for may be run again."""
 
 
 @dataclass(eq=False)
@@ -88,6 +93,12 @@ class Worker:
     counts: Path | None = None
     """The file that counts what the kernel kills where it runs, see ``oom.py``."""
     idle_since: float = field(default_factory=time.monotonic)
+    uses: int = 0
+    """Bytes of its own memory when its last lease was over."""
+    words: str = ""
+    """The reason why the daemon ends it, in full."""
+    free: bool = False
+    """Its end is to cost no retry."""
     dead: bool = False
 
     @property
@@ -101,6 +112,10 @@ class Assignee(Protocol):
     @property
     def gpus(self) -> list[int]:
         """The indices of its GPUs, in order."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it may use; 0: any number."""
 
 
 class Environments(Protocol):
@@ -174,6 +189,8 @@ class WorkerPool:
         self._entries: dict[tuple[str, str], deaths.Starts] = {}
         """Of workers that attached, and died when they were to enter this job and environment."""
         self.oom = OomWatch()
+        self.kept: Callable[[Worker], str] = lambda worker: ""
+        """Asked of a worker whose lease is over: why it had better be replaced."""
         self.stopping = False
 
     # ------------------------------------------------------------ demand
@@ -187,7 +204,7 @@ class WorkerPool:
                 self._environments.acquire(key[1])
                 self._preparing[key] = asyncio.get_running_loop().create_task(self._prepare(key, env), name="prepare")
             return
-        ready = any(self._suits(worker, job, env_id(env), assignee.gpus) for worker in self._idle)
+        ready = any(self._suits(worker, job, env_id(env), assignee) for worker in self._idle)
         if not ready and self._job_config(job) is None:
             self._waiting_for_job.append((assignee, job, env))
             return
@@ -230,16 +247,20 @@ class WorkerPool:
         self._waiting_for_env = [w for w in self._waiting_for_env if w[0] is not assignee]
 
     @staticmethod
-    def _suits(worker: Worker, job: str, env_id: str, gpus: list[int]) -> bool:
-        """CUDA looks at a process's GPUs once: one that has run anything keeps those that it had then, or none."""
-        record = worker.record
-        return record.job == job and record.env == env_id and (record.gpus is None or record.gpus == gpus)
+    def _suits(worker: Worker, job: str, env_id: str, assignee: Assignee) -> bool:
+        """CUDA looks at a process's GPUs once: one that has run anything keeps those that it had then, or none. And
+        what earlier tasks have left in a process must not bring the next one to its limit.
+        """
+        record, limit = worker.record, assignee.memory
+        if record.job != job or record.env != env_id or not (record.gpus is None or record.gpus == assignee.gpus):
+            return False
+        return not limit or worker.uses <= max(_BARE, limit // 2)
 
     def _take_idle(self, assignee: Assignee, job: str, env: str) -> Worker | None:
         generic: Worker | None = None
-        id_, gpus = env_id(env), assignee.gpus
+        id_ = env_id(env)
         for worker in reversed(self._idle):
-            if self._suits(worker, job, id_, gpus):
+            if self._suits(worker, job, id_, assignee):
                 self._idle.remove(worker)
                 return worker
             if not worker.record.job:
@@ -278,6 +299,10 @@ class WorkerPool:
         self.kill(worker, deaths.ENV, f"its runtime environment cannot be entered: {failed}")
         self._on_env_failed(assignee, failed)
 
+    def idle(self) -> list[Worker]:
+        """Those that are lent to nobody."""
+        return list(self._idle)
+
     def on_leaving(self, worker: Worker, reason: str) -> None:
         """From the worker: it takes no more tasks, or, of an actor, is about to exit."""
         kind = deaths.EXIT if worker.record.actor else deaths.RETIRED
@@ -290,15 +315,18 @@ class WorkerPool:
         worker.assigned = None
         record = worker.record
         record.lease, record.client, record.resources, record.cls = 0, b"", {}, 0
-        record.devices, record.group = {}, b""
+        record.devices, record.group, record.retriable = {}, b"", True
         self.save(worker)
         if worker.dead:
+            return
+        if not record.kind and (reason := self.kept(worker)):
+            self.end(worker, deaths.RETIRED, reason)
             return
         if record.kind:
             self.end(worker, record.kind, record.reason)
             return
         for index, (assignee, job, env) in enumerate(self._waiting):
-            if self._suits(worker, job, env_id(env), assignee.gpus):
+            if self._suits(worker, job, env_id(env), assignee):
                 del self._waiting[index]
                 self._enter(worker, assignee, job, env)
                 return
@@ -382,7 +410,7 @@ class WorkerPool:
     def _will_end(self, worker: Worker, kind: str, reason: str) -> None:
         """The first cause counts."""
         if not worker.record.kind:
-            worker.record.kind, worker.record.reason = kind, reason[:_REASON_KEPT]
+            worker.record.kind, worker.record.reason, worker.words = kind, reason[:_REASON_KEPT], reason
             self.save(worker)
 
     def kill(self, worker: Worker, kind: str, reason: str) -> None:
@@ -479,23 +507,24 @@ class WorkerPool:
             return
         record = worker.record
         killed = packet["signal"] == signal.SIGKILL and not record.kind and not packet["asked"]
-        kills = self.oom.died(worker.counts) if killed else Kills(None, None, None)
+        kills = self.oom.died(worker.counts) if killed else Kills()
         kind, reason = deaths.judge(
             deaths.Ending(
                 packet["code"],
                 packet["signal"],
                 record.kind,
-                record.reason,
+                worker.words or record.reason,
                 packet["asked"],
                 worker.client is not None or bool(record.lease or record.actor),
                 kills.before,
                 kills.after,
                 kills.limit,
                 packet["max_rss_kb"] << 10,
+                memory_of(record.resources) if kills.own_limit else 0,
             )
         )
         death = m.Death(wid, packet["pid"], packet["code"], packet["signal"], reason, packet["max_rss_kb"])
-        death.kind = kind
+        death.kind, death.free = kind, worker.free and kind == record.kind
         self._gone(worker, death)
 
     def _pause(self, starts: deaths.Starts, kind: str, reason: str, said: list[str]) -> None:

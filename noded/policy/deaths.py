@@ -18,6 +18,7 @@ START = "start"
 UNSEEN = "unseen"
 # By noded:
 MEMORY_LIMIT = "memory_limit"
+NODE_MEMORY = "node_memory"
 CANCELLED = "cancelled"
 KILLED = "killed"
 OUT_OF_SCOPE = "out_of_scope"
@@ -41,7 +42,8 @@ KINDS = {
     OOM: "the kernel ended it for want of memory",
     START: "it failed before it was ready to run anything",
     UNSEEN: "it ended while nobody watched: its daemon was away",
-    MEMORY_LIMIT: "it used more memory than it may",
+    MEMORY_LIMIT: "it used more memory than its memory= allows",
+    NODE_MEMORY: "its node had too little memory left",
     CANCELLED: "its task was cancelled with force",
     KILLED: "noded.kill()",
     OUT_OF_SCOPE: "all handles to its actor went out of scope",
@@ -59,7 +61,7 @@ KINDS = {
 }
 """The closed list: kind -> what it means; docs/why.md has the same."""
 
-UNINTENDED = frozenset({EXIT, SIGNAL, CRASH, OOM, START, UNSEEN, MEMORY_LIMIT, SPAWNER})
+UNINTENDED = frozenset({EXIT, SIGNAL, CRASH, OOM, START, UNSEEN, MEMORY_LIMIT, NODE_MEMORY, SPAWNER})
 """Kinds for which the last lines of stderr help."""
 
 FORGETTABLE = frozenset({OUT_OF_SCOPE, JOB_ENDED})
@@ -89,6 +91,8 @@ class Ending:
     """Bytes that it and what shares its control group may use; None: there is no limit."""
     max_rss: int = 0
     """Bytes."""
+    own_limit: int = 0
+    """Bytes of ``memory=``, where the count is that of a control group of its own, which has been full; else 0."""
 
 
 def judge(end: Ending) -> tuple[str, str]:
@@ -118,6 +122,11 @@ def _signalled(end: Ending) -> tuple[str, str]:
     if end.asked and end.signal in (signal.SIGKILL, signal.SIGTERM):
         return UNSEEN, f"the node's daemon before this one ended it by {name}; why, it could not say any more"
     if end.signal == signal.SIGKILL and _counted(end):
+        if end.own_limit:
+            return MEMORY_LIMIT, (
+                f"it used more memory than its limit (memory=), {mib(end.own_limit)}, and so fast that the kernel "
+                f"ended it; it had {mib(end.max_rss)} in use at most, with what it shares"
+            )
         return OOM, _out_of_memory(end)
     if end.signal in FAULTS:
         if not end.started:
@@ -142,6 +151,10 @@ def _out_of_memory(end: Ending) -> str:
     if end.limit is None:
         return f"out of memory: the kernel ended it because the machine had none left; {used}"
     return f"out of memory: the kernel ended it; limit {mib(end.limit)} for all of its control group, {used}"
+
+
+def over_limit(used: int, limit: int) -> str:
+    return f"it used {mib(used)} of memory, and its limit (memory=) is {mib(limit)}"
 
 
 def last_words(lines: list[str], most: int) -> list[str]:

@@ -142,7 +142,11 @@ class Children:
     def kill(self, wid: str, number: int) -> None:
         """Signal a worker, now or as soon as it exists. One that has ended is past it."""
         if wid in self.workers:
-            self.workers[wid].signal(number)
+            if number == signal.SIGKILL:  # its group at once, and not when its end is seen: it may be forking
+                self.workers[wid].asked = True
+                self.workers[wid].signal_group(number)
+            else:
+                self.workers[wid].signal(number)
             return
         for template in self.templates.values():
             if wid in template.forks:

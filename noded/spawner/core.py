@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 
-from noded.spawner import kernel, options, protocol, sweep
+from noded.spawner import groups, kernel, options, protocol, sweep
 from noded.spawner.absence import Absence
 from noded.spawner.children import Children
 from noded.spawner.daemons import Daemons
@@ -297,6 +297,7 @@ class Spawner:
         ours = self._run_dir.close_entrance()
         wids = {*self._children.workers, *self._children.exits}
         self._kill_everything()
+        groups.remove(self._tag)
         self._children.close()
         for name in list(self._kept):
             self._drop(name)
@@ -356,6 +357,7 @@ def _sweep_leftovers(tag: str) -> None:
     found = sweep.kill_all(lambda pid: pid not in spared and sweep.wid_of(pid, tag) is not None)
     if found:
         kernel.say(f"killed {found} processes that an earlier spawner of this node left")
+    groups.remove(tag)
 
 
 def run(argv: list[str]) -> int:

@@ -27,13 +27,14 @@ def prctl(option: int, value: int) -> None:
 
 
 def protect_from_oom() -> str | None:
-    """Make the OOM killer prefer others. Returns the score from before, None if it may not be changed."""
+    """Make the OOM killer prefer others. Returns the score for children, None if it may not be changed."""
     try:
         with open("/proc/self/oom_score_adj", "r+") as file:
-            before = file.read().strip()
+            before = int(file.read())
             file.seek(0)
             file.write(str(OOM_SCORE))
-        return before
+        # A daemon that protects itself, too, has started this process: that is not for children.
+        return str(max(before, 0))
     except OSError:
         return None
 

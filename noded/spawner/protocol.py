@@ -66,11 +66,17 @@ MAX_NAME = 128
 # So many of each list, with names of MAX_NAME characters that JSON escapes, stay under MAX_PACKET.
 ITEMS_PER_PART = 60
 MARK = "NODED_MARK"
+REST = "noded-rest"  # the control group of a node's own processes, where it may not be that above the workers'
 TEMPLATE_WID = "template00000000"  # as long as a wid, which is written over it
 
 
 class ProtocolError(ValueError):
     """A packet that cannot be sent or understood."""
+
+
+def memory_tree(tag: str) -> str:
+    """The name of the control group that holds those of the workers of a node."""
+    return f"noded-{tag}"
 
 
 def encode(packet: Packet) -> bytes:

@@ -34,6 +34,8 @@ PR_SET_PDEATHSIG = 1
 THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 UNFIT = 3
 LOOK = 0.0001
+OOM_SCORE = 500
+"""Of workers and all that they start: before a driver of the same size, and long before the node's own processes."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.getenv.restype = ctypes.c_void_p
@@ -78,6 +80,7 @@ class Forker:
         self._signals = [
             number for number in signal.valid_signals() - {signal.SIGPIPE} if signal.getsignal(number) != signal.SIG_DFL
         ]
+        self._oom_score = oom_score()
         self._seeds = [sys.modules[name].seed for name in ("random", "numpy.random") if name in sys.modules]
         self._streams = (
             io.TextIOWrapper(io.FileIO(0, "r", closefd=False), "utf-8"),
@@ -159,6 +162,8 @@ class Forker:
         # The mark comes before the session: at each moment the process is found by one of them.
         self._mark.write(wid)
         os.setsid()
+        if self._oom_score < OOM_SCORE:
+            set_oom_score(OOM_SCORE)
         self._sock.close()
         signal.set_wakeup_fd(-1)
         for number in self._signals:
@@ -179,6 +184,24 @@ class Forker:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
         if os.getppid() != self._spawner:
             os._exit(UNFIT)  # it ended before the kernel was asked to watch it: someone else is the parent
+
+
+def oom_score() -> int:
+    """What the kernel adds to this process's badness when it looks for one to end; 1000 where that is not known."""
+    try:
+        with open("/proc/self/oom_score_adj") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 1000
+
+
+def set_oom_score(score: int) -> None:
+    """More is allowed to everybody, but there may be no such file."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(score))
+    except OSError:
+        return
 
 
 def exit_code(result: object) -> int:

@@ -17,6 +17,12 @@ def explain(id: Any) -> dict[str, Any]:
     return answer
 
 
+def held(sort_by: str = "size", group_by: str = "holder", limit: int = 100) -> dict[str, Any]:
+    """Internal: who holds what in the cluster, as `noded memory --json` shows it; see docs/memory.md."""
+    answer: dict[str, Any] = runtime().ask("memory", sort_by=sort_by, group_by=group_by, limit=limit)
+    return answer
+
+
 def _id_of(thing: Any) -> str:
     for name in ("_actor_id", "id"):
         inner = getattr(thing, name, None)

@@ -15,11 +15,15 @@ PROTOCOL_VERSION = 3
 speaks to them then. Attach and Refused never change, so that any two can tell each other what is wrong.
 """
 OLDEST_PROTOCOL = 2
-KNOWN_TO_OLDEST = {40: 16, 66: 0}
+KNOWN_TO_OLDEST = {40: 16, 47: 2, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0}
 """By tag, of what goes to clients: how many fields OLDEST_PROTOCOL knows, where there are more by now; 0: it does not
 know the message.
 """
 REBUILD_SINCE = 3
+SPILL_SINCE = 3
+"""Clients from this version on give places up, and read and write files."""
+MEMORY_SINCE = 3
+"""Clients from this version on say how they hold objects."""
 _DEATH_AT, _DEATH_KNOWN = {45: 2, 50: 6}, 8
 """Where those messages have a Death, of which OLDEST_PROTOCOL knows so many fields."""
 DATA_VERSION = 2
@@ -64,6 +68,8 @@ class Death(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """The id of its node."""
     kind: str = ""
     """One of ``policy/deaths.py``: the cause, for programs."""
+    free: bool = False
+    """It was not for what it ran: running that again costs no retry."""
 
 
 class Extra(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -216,6 +222,8 @@ class Told(_Message, tag=2):
     """The highest number of a submission so far."""
     queued: list[int] = []
     """Numbers of tasks and calls that were not pushed yet, or are to be pushed again."""
+    files: list[str] = []
+    """Files this client still writes to; its others are sealed or given up."""
 
 
 class ClassDef(_Message, tag=3):
@@ -224,6 +232,8 @@ class ClassDef(_Message, tag=3):
     name: str = ""
     env: str = ""
     where: Place = ANYWHERE
+    retriable: bool = True
+    """Its tasks may be run again when their worker dies."""
 
 
 class Demand(_Message, tag=4):
@@ -450,6 +460,37 @@ class Gone(_Message, tag=36):
     final: bool = False
 
 
+class Vacated(_Message, tag=37):
+    """This client has forgotten where those objects lie, but for the busy ones, and what it tells them by now is on
+    its way: each of ``after`` has got an object's place from it, and has said so at that seq.
+    """
+
+    request: int
+    busy: list[bytes] = []
+    after: list[tuple[bytes, int]] = []
+
+
+class SealedOnDisk(_Message, tag=38):
+    """An object is in the file that came with a DiskRegion; with an empty id it will not be."""
+
+    seq: int
+    id: bytes
+    path: str
+
+
+class Unreadable(_Message, tag=39):
+    """The file that came with an OnDisk cannot be read."""
+
+    id: bytes
+    reason: str
+
+
+class Holds(_Message, tag=80):
+    """What a WhoHolds asked for. Payload: JSON."""
+
+    request: int
+
+
 # ---------------------------------------------------------------- control: daemon -> client
 
 
@@ -529,6 +570,8 @@ class Region(_Message, tag=46):
 class RegionFailed(_Message, tag=47):
     request: int
     reason: str
+    kind: str = ""
+    """``disk``: it is the disk that is full; ``slab``: there is no room for one, ask for each object."""
 
 
 class Ready(_Message, tag=48):
@@ -663,6 +706,38 @@ class Rebuild(_Message, tag=66):
 
     ids: list[bytes]
     reason: str
+
+
+class Vacate(_Message, tag=67):
+    """The node needs the room: forget where these objects lie, unless somebody looks at them, and allocate no more in
+    the regions at these offsets. Answered with Vacated.
+    """
+
+    request: int
+    ids: list[bytes]
+    regions: list[int] = []
+
+
+class OnDisk(_Message, tag=68):
+    """In place of Ready, where there is no room: read it from a file. (id, path, offset of the value, its size)."""
+
+    objects: list[tuple[bytes, str, int, int]]
+
+
+class DiskRegion(_Message, tag=69):
+    """In place of Region for one object: write it to this file, as a record."""
+
+    request: int
+    path: str
+
+
+class WhoHolds(_Message, tag=79):
+    """How does the receiver hold these objects, and which line made its ref? Answered with Holds."""
+
+    request: int
+    ids: list[bytes]
+    how: bool = True
+    """False: it is only asked for the lines."""
 
 
 class Value(_Message, tag=65):
@@ -858,6 +933,10 @@ ToDaemon = (
     | Publish
     | SealAt
     | Gone
+    | Vacated
+    | SealedOnDisk
+    | Unreadable
+    | Holds
 )
 ToClient = (
     Welcome
@@ -887,6 +966,10 @@ ToClient = (
     | Explain
     | Value
     | Rebuild
+    | Vacate
+    | OnDisk
+    | DiskRegion
+    | WhoHolds
 )
 ToWorker = Hello | Func | Push | Call | Cancel | GiveBack | Taken | Lent | GotCalls
 FromWorker = Done | DoneMany | Failed | Returned | Stale | Item | GotAnswers

@@ -101,6 +101,14 @@ def _head(view: memoryview) -> tuple[int, int, int, int]:
     raise ValueError(f"a value of {size} bytes is truncated, or not a value")
 
 
+def ids_end(head: bytes) -> int:
+    """How many bytes of a value ``ids_in`` reads; ``head``: the first HEAD_SIZE of them, or all."""
+    if len(head) < HEAD_SIZE or not head[0] & EXTENDED:
+        return len(head)
+    _, n_ids, n_buffers, _ = _HEAD.unpack(head)
+    return HEAD_SIZE + int(n_ids) * ID_SIZE + int(n_buffers) * 8
+
+
 def ids_in(view: memoryview) -> list[bytes]:
     """Only the ids of the refs inside: all a daemon ever reads of a value. Raises ValueError where they are missing."""
     if not len(view) or not view[0] & EXTENDED:

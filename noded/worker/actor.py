@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from noded import ids
 from noded.client import codec
 from noded.client.context import running
 from noded.client.exits import IntentionalExit
@@ -122,9 +121,8 @@ class ActorSeat:
     def _arguments(self, spec: m.ActorSpec, view: memoryview) -> tuple[Any, dict[str, Any]]:
         runtime = self._executor.runtime
         if spec.args_place is not None:
-            id_, offset, size = spec.args_place
-            here = ids.node_of(spec.id) == runtime.node  # else the place is one in its creator's arena
-            args, kwargs = self._executor.answers.placed(None, id_, offset if here else -1, size)
+            id_, _, size = spec.args_place  # the place is one of when it was asked for
+            args, kwargs = self._executor.answers.placed(None, id_, -1, size)
         elif len(view):
             (args, kwargs), _ = codec.unpack(view, runtime.objects.entries)
         else:

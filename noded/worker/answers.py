@@ -63,11 +63,12 @@ class Answers:
         runtime = self._runtime
         if offset < 0:
             (ref,) = runtime.objects.borrow([id_])
-            runtime.objects.await_all([ref], None)
+            runtime.objects.bring(ref)
             return runtime.objects.load(ref)
         with runtime.lock:
             token = runtime.holds.take(id_)
-        value, failed = runtime.objects.load_place(token.hold, offset, size)
+            pin = runtime.holds.pin(token.hold)
+        value, failed = runtime.objects.load_place(pin.hold, offset, size)
         if failed:
             raise to_raise(value)
         return value

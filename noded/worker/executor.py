@@ -8,6 +8,7 @@ blocked worker gives its CPUs back, finished replies go out. Actors that run sev
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from noded.client import codec
+from noded.client import codec, sites
 from noded.client.context import running
 from noded.client.exits import IntentionalExit
 from noded.client.runtime import Runtime
@@ -378,6 +379,7 @@ class Executor:
         from noded.worker.job import enter_job
 
         failed = enter_job(self.runtime, message, self.lent)
+        sites.record(self.runtime, os.environ)
         with self.runtime.lock:
             self.runtime.control.send(m.JobReady(message.job, failed))
             self.runtime.control.flush()

@@ -12,6 +12,8 @@ from noded.node.directory import Directory
 from noded.node.ledger import Ledger
 from noded.node.object_store import ObjectStore
 from noded.node.session import Client
+from noded.node.spill_files import SpillFiles
+from noded.node.spilling import Spilling
 from noded.node.transfer_pull import PullFailed
 from noded.shm import arena as shm
 from noded.wire import cluster_messages as c
@@ -67,6 +69,9 @@ async def test_what_nobody_needs_any_more_is_not_looked_for_for_ever(end: str) -
     ledger, arena = Ledger.create(incarnation=bytes(16)), shm.Arena(shm.create(1 << 20), 1 << 20)
     clients = {READER: Client(READER, "worker", 1, 1)}
     store, peers = ObjectStore(arena, ledger, clients, lambda id_: None, NODE), Peers()
+    store.spilling = store.space.relief = Spilling(
+        store, store.space, SpillFiles([], "none", None), clients, lambda name, fd: None
+    )
     store.elsewhere = directory = Directory(store, peers, View(), clients, Puller())  # type: ignore[arg-type]
     reader = clients[READER]
     try:

@@ -15,6 +15,8 @@ from noded import ids
 from noded.node.ledger import Ledger
 from noded.node.object_store import ObjectStore
 from noded.node.session import Client
+from noded.node.spill_files import SpillFiles
+from noded.node.spilling import Spilling
 from noded.shm import arena as shm
 from noded.wire import messages as m
 
@@ -37,6 +39,9 @@ class Node:
         self.clients = {p: Client(p, "worker", 1, 1, told=told) for p in (OWNER, ONE, TWO)}
         self.store = ObjectStore(self.arena, self.ledger, self.clients, lambda id_: None, NODE)
         self.store.elsewhere = Nobody()
+        self.store.spilling = self.store.space.relief = Spilling(
+            self.store, self.store.space, SpillFiles([], "none", None), self.clients, lambda name, fd: None
+        )
         if not told:
             self.store.recovering = set(self.clients)
         self.at = 0

@@ -19,7 +19,7 @@ import pytest_asyncio
 from harness.wait import wait_for
 
 from noded.node import transfer_pull, transfer_server
-from noded.node.transfer import CHUNK, IDLE_LIMIT, Incoming, NotYet, Source
+from noded.node.transfer import CHUNK, IDLE_LIMIT, Incoming, NotYet, Source, Target
 from noded.node.transfer_pull import PullCancelled, Puller, PullFailed
 from noded.node.transfer_server import TransferServer
 from noded.shm import arena as shm
@@ -60,13 +60,11 @@ class Node:
         self.open = 0
         self.stored: dict[bytes, int] = {}
         self.given_up: list[int] = []
-        self.room: Callable[[bytes, int], Awaitable[int]] = self.allocate
+        self.room: Callable[[bytes, int], Awaitable[Target]] = self.allocate
         self.server = TransferServer(
             self.arena.fd,
             self.open_source,
             lambda id_, n: self.room(id_, n),
-            self.on_stored,
-            self.given_up.append,
             threads=threads,
             patience=patience,
         )
@@ -96,8 +94,9 @@ class Node:
         assert threading.current_thread() is threading.main_thread()
         self.open -= 1
 
-    async def allocate(self, id_: bytes, size: int) -> int:
-        return self.place(size)
+    async def allocate(self, id_: bytes, size: int) -> Target:
+        offset = self.place(size)
+        return Target(self.arena.fd, offset, lambda: self.on_stored(id_, offset), lambda: self.given_up.append(offset))
 
     def on_stored(self, id_: bytes, offset: int) -> None:
         self.stored[id_] = offset

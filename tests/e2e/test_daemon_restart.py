@@ -12,6 +12,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -479,12 +480,19 @@ def test_template_killed(node: Node, tmp_path: Path) -> None:
     make = functions()
     assert noded.get(make["note"].remote(str(tmp_path / "log"), 1), timeout=30) == 1
     spawner = node.status()["spawner_pid"]
-    templates = [
-        p.pid for p in node.processes() if "noded.template" in p.command and p.parent == spawner and p.state == "S"
-    ]
-    marks = {pid: Path(f"/proc/{pid}/environ").read_bytes() for pid in templates}
-    (template,) = (pid for pid, environ in marks.items() if b":template00000000\0" in environ)
-    kill_and_wait(template)
+    found: list[int] = []
+
+    def template_is_there() -> bool:
+        # Workers are forked of it under its command line, and have marks of their own.
+        for process in node.processes():
+            if "noded.template" in process.command and process.parent == spawner:
+                with suppress(OSError):
+                    if b":template00000000\0" in Path(f"/proc/{process.pid}/environ").read_bytes():
+                        found.append(process.pid)
+        return bool(found)
+
+    wait_for(template_is_there, "the spawner has no template")
+    kill_and_wait(found[0])
     made = [make["Counter"].remote() for _ in range(6)]
     assert noded.get([m.add.remote() for m in made], timeout=60) == [1] * 6
 

@@ -178,7 +178,8 @@ def test_out_of_memory(notes: Notes) -> None:
 
     with (
         memory_group.MemoryGroup(limit) as group,
-        memory_group.LimitedNode(group, num_cpus=2) as node,
+        # The node's own monitor would be before the kernel.
+        memory_group.LimitedNode(group, num_cpus=2, env={"NODED_MEMORY_THRESHOLD": "1"}) as node,
         noded.init(node.address, log_to_driver=False),
     ):
         ref = end.remote(eat)

@@ -407,26 +407,29 @@ def test_babble_on_a_workers_socket(node: Node) -> None:
     runs_a_task(node)
 
 
-def test_an_object_over_the_store(node: Node) -> None:
-    noded.init(address=node.address, log_to_driver=False)
-    try:
+def test_an_object_over_the_store() -> None:
+    """Without a disk: see test_spilling.py for those that have one."""
+    with Node("--object-store-memory", "64MB", "--object-spilling-directory", "none", num_cpus=1) as node:
+        noded.init(address=node.address, log_to_driver=False)
+        try:
 
-        @noded.remote
-        def much() -> Any:
-            return np.zeros(200 * MB, np.uint8)
+            @noded.remote
+            def much() -> Any:
+                return np.zeros(200 * MB, np.uint8)
 
-        big = np.zeros(200 * MB, np.uint8)
-        for attempt in (lambda: noded.put(big), lambda: noded.get(much.remote(), timeout=SECONDS)):
-            with pytest.raises(
-                noded.exceptions.ObjectStoreFullError, match=r"cannot fit into the object store of \d+ bytes"
-            ):
-                attempt()
-        with pytest.raises(noded.exceptions.ObjectStoreFullError, match="--object-store-memory"):
-            noded.get(much.remote(), timeout=SECONDS)
-        assert noded.get(noded.put(np.arange(1000))).sum() == 499500
-    finally:
-        noded.shutdown()
-    runs_a_task(node)
+            big = np.zeros(200 * MB, np.uint8)
+            text = r"fits neither into the object store of \d+ bytes nor on disk: spilling is off"
+            for attempt in (lambda: noded.put(big), lambda: noded.get(much.remote(), timeout=SECONDS)):
+                with pytest.raises(noded.exceptions.ObjectStoreFullError, match=text):
+                    attempt()
+            kept = [noded.put(np.zeros(15 * MB, np.uint8)) for _ in range(4)]
+            with pytest.raises(noded.exceptions.ObjectStoreFullError, match=r"still referenced.*--object-store-memory"):
+                noded.put(np.zeros(15 * MB, np.uint8))
+            del kept
+            assert noded.get(noded.put(np.arange(1000))).sum() == 499500
+        finally:
+            noded.shutdown()
+        runs_a_task(node)
 
 
 def head(*flags: str) -> subprocess.CompletedProcess[str]:

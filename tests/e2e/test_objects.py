@@ -17,7 +17,7 @@ from harness.wait import wait_for
 
 import noded
 from noded.client.runtime import current
-from noded.exceptions import GetTimeoutError, ObjectStoreFullError
+from noded.exceptions import GetTimeoutError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 TIMEOUT = 30
@@ -357,19 +357,6 @@ def test_results_nobody_wants_leave_nothing() -> None:
     for _ in range(40):
         zeros.remote(8 * MB)
     assert get(same.remote("after")) == "after"
-
-
-def test_an_object_larger_than_the_store(node_status: Callable[[], dict[str, Any]]) -> None:
-    text = r"an object of \d+ bytes cannot fit into the object store of 268435456 bytes: .*--object-store-memory"
-
-    with pytest.raises(ObjectStoreFullError, match=text):
-        noded.put(np.zeros(300 * MB, dtype=np.uint8))
-    with pytest.raises(ObjectStoreFullError, match=text):
-        same.remote(np.zeros(300 * MB, dtype=np.uint8))
-    with pytest.raises(ObjectStoreFullError, match=text):
-        get(zeros.remote(300 * MB))
-    assert get(noded.put(1)) == 1
-    assert node_status()["store"]["objects"] == 0
 
 
 def test_a_put_waits_for_room_that_becomes_free() -> None:

@@ -162,7 +162,7 @@ class Node:
                 name: status[name] for name in ("drivers", "actors", "leases", "demands", "objects") if status[name]
             }
             busy |= {name: used for name, used in status["resources"]["used"].items() if used}
-            if status["store"]["used_bytes"] or status["state"] != "READY":
+            if status["store"]["used_bytes"] or status["store"]["on_disk"] or status["state"] != "READY":
                 busy |= {"state": status["state"], "store": status["store"]}
             return str(busy) if busy else ""
 

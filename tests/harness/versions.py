@@ -24,7 +24,11 @@ _NUMBERS = {
 # File, what is there now, what was there before.
 _NEW: tuple[tuple[str, str, str], ...] = (
     ("wire/messages.py", '    noded: str = ""\n    """The daemon\'s version; since protocol 3."""\n', ""),
-    ("wire/messages.py", "KNOWN_TO_OLDEST = {40: 16, 66: 0}", "KNOWN_TO_OLDEST: dict[int, int] = {}"),
+    (
+        "wire/messages.py",
+        "KNOWN_TO_OLDEST = {40: 16, 47: 2, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0}",
+        "KNOWN_TO_OLDEST: dict[int, int] = {}",
+    ),
     (
         "wire/messages.py",
         '    maker: bytes = b""\n    """The worker there that has stored it, and how far in its control stream it has '
@@ -42,14 +46,44 @@ _NEW: tuple[tuple[str, str, str], ...] = (
         "_DEATH_AT, _DEATH_KNOWN = {45: 2, 50: 6}, 8",
         "_DEATH_AT, _DEATH_KNOWN = dict[int, int](), 8",
     ),
-    ("wire/messages.py", "    | SealAt\n    | Gone\n", "    | SealAt\n"),
-    ("wire/messages.py", "    | Value\n    | Rebuild\n", "    | Value\n"),
+    ("wire/messages.py", "    | Gone\n    | Vacated\n    | SealedOnDisk\n    | Unreadable\n    | Holds\n", ""),
+    ("wire/messages.py", "    | Rebuild\n    | Vacate\n    | OnDisk\n    | DiskRegion\n    | WhoHolds\n", ""),
+    (
+        "wire/messages.py",
+        '    files: list[str] = []\n    """Files this client still writes to; its others are sealed or given up."""\n',
+        "",
+    ),
+    ("client/runtime.py", "        told.files = self.space.files_in_use()\n", ""),
+    (
+        "wire/messages.py",
+        '    kind: str = ""\n    """``disk``: it is the disk that is full; ``slab``: there is no room for one, ask for '
+        'each object."""\n',
+        '    kind = ""\n',
+    ),
     ("client/objects.py", "ref._value[0], maker, seq)", "ref._value[0])"),
     ("daemon.py", "            noded=__version__,\n        )\n\n    # ---", "        )\n\n    # ---"),
     ("client/runtime.py", 'welcome.noded not in ("", __version__)', "False"),
     ("spawner/core.py", '            "retire": self._on_retire,\n', ""),
     ("spawner/core.py", '            "absence": self._on_absence,\n', ""),
     ("node/workers.py", "    version: int = 0\n", "    version = 0\n"),
+    ("node/workers.py", '    retriable: bool = True\n    """What it is leased for may be run again."""\n', ""),
+    ("node/workers.py", ', record.retriable = {}, b"", True\n', ' = {}, b""\n'),
+    ("node/leases.py", "        record.retriable = held.retriable\n", ""),
+    ("node/leases.py", "        lease.retriable = record.retriable\n", ""),
+    ("node/actor_host.py", "        lease.retriable = record.retriable\n", ""),
+    ("node/leases.py", "waiting.definition.retriable", "True"),
+    (
+        "wire/messages.py",
+        '    retriable: bool = True\n    """Its tasks may be run again when their worker dies."""\n',
+        "",
+    ),
+    ("client/tasks.py", ", queue.where, queue.retriable)\n        )", ", queue.where)\n        )"),
+    (
+        "wire/messages.py",
+        '    free: bool = False\n    """It was not for what it ran: running that again costs no retry."""\n',
+        "    free = False\n",
+    ),
+    ("node/workers.py", "death.kind, death.free = kind, worker.free and kind == record.kind", "pass"),
     ("node/control.py", "    remote: bool = False\n    version: int = 0\n", "    remote: bool = False\n"),
     ("node/control.py", "client.remote, client.version\n", "client.remote\n"),
     ("node/control.py", "if worker.record.version != message.version:", "if False:"),

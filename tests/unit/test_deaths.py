@@ -40,6 +40,11 @@ KILLED = {"oom_before": 4, "oom_after": 5, "max_rss": 90 * MIB}
         ({"signal": signal.SIGSEGV, "started": False}, "start", "crashed by SIGSEGV before it was ready"),
         ({"signal": signal.SIGKILL, "started": False, **QUIET}, "signal", "SIGKILL, not by noded"),
         ({"signal": signal.SIGKILL, "started": False, **KILLED}, "oom", "out of memory"),
+        (
+            {"signal": signal.SIGKILL, "own_limit": 70 * MIB, **KILLED},
+            "memory_limit",
+            "its limit (memory=), 70 MiB, and so fast that the kernel ended it; it had 90 MiB in use at most",
+        ),
         ({}, "unseen", "while the daemon was away"),
         ({"signal": signal.SIGKILL, "asked": True, **QUIET}, "unseen", "the node's daemon before this one ended it"),
     ],
