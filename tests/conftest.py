@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,11 @@ from hypothesis import settings
 # The machine may be busy, so an example's duration says nothing.
 settings.register_profile("noded", deadline=None)
 settings.load_profile("noded")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a shell's background job; what the tests start would not see their interrupts either.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 _BASE = pytest.StashKey[str]()
 _OUTER = pytest.StashKey[dict[str, str]]()
