@@ -315,11 +315,11 @@ class Spilling:
             self._clients[prefix].send(m.Vacate(number, asked, slabs.get(prefix, [])))
 
     def on_vacated(self, client: Client, message: m.Vacated) -> None:
+        self._silent.pop(client.prefix, None)  # also when it comes too late for this one
         move = self._moves.get(message.request)
         if move is None:
             return
         move.waiting.discard(client.prefix)
-        self._silent.pop(client.prefix, None)
         move.busy.update(message.busy)
         move.after += [(prefix, seq) for prefix, seq in message.after if not self._was_read(prefix, seq)]
         self._look_at(message.request)
