@@ -72,6 +72,7 @@ def init(
     resources: dict[str, float] | None = None,
     labels: dict[str, str] | None = None,
     object_store_memory: int | None = None,
+    object_spilling_directory: str | None = None,
     local_mode: bool = False,
     ignore_reinit_error: bool = False,
     include_dashboard: bool | None = None,
@@ -95,7 +96,8 @@ def init(
     ``address``: ``"local"`` forces a private one; ``"auto"`` a running one of this user; ``host:port`` or the
     name of a cluster that one; None takes ``NODED_ADDRESS``, else a running cluster of this user, else a
     private one. ``num_cpus``, ``num_gpus``, ``resources``, ``object_store_memory`` (bytes) are for a private
-    one, and so are ``_memory`` (bytes) and the node's ``labels``. Raises ConnectionError when the asked-for
+    one, and so are ``_memory`` (bytes), ``object_spilling_directory`` (where objects go that find no room in the store;
+    several with commas) and the node's ``labels``. Raises ConnectionError when the asked-for
     cluster is not there, RuntimeError when called twice (see ``ignore_reinit_error``).
     """
     # What only init needs is imported by it: workers and short scripts start without.
@@ -144,6 +146,14 @@ def init(
 
             check_own(labels)
         sizes["labels"] = labels
+        if object_spilling_directory is not None:
+            if not isinstance(object_spilling_directory, str):
+                raise TypeError(
+                    f"object_spilling_directory must be a string or None, not {object_spilling_directory!r}"
+                )
+            # "none" is a word, and no directory.
+            paths = object_spilling_directory.split(",") if object_spilling_directory != "none" else []
+            sizes["object_spilling_directory"] = ",".join(map(os.path.abspath, paths)) or "none"
         remote = None
         if node is None:
             _local = LocalCluster(sizes)

@@ -30,7 +30,7 @@ _RESERVE_STEP = 64 << 20
 _IDLE_SECONDS = 10.0
 DISK_SECONDS = 1.0
 """Who finds no room, and none is being made, waits so long before the disk is taken instead."""
-FULL_SECONDS = 4.0
+FULL_SECONDS = 3.0
 """And so long before that is an error."""
 _LOOK_SECONDS = 0.25
 _SAY_AGAIN = 600.0

@@ -159,13 +159,14 @@ def test_a_store_full_of_views_takes_more_on_disk(node: Node) -> None:
     assert [zlib.crc32(view) for view in views] == [zlib.crc32(content(k, 4 * MB)) for k in range(7)]
 
 
-def test_scattered_free_room_is_enough(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_scattered_free_room_is_enough(tmp_path: Path, count: int) -> None:
     """At 90 % full of mixed sizes nothing that fits into the free bytes is refused, nor takes long."""
     with connected(disk=tmp_path):
         rng = random.Random(5)
         kept: list[tuple[Any, int, int]] = []
         full = 0
-        for k in range(400):
+        for k in range(count):
             size = rng.choice([60_000, 150_000, 400_000, 1_200_000, 3_000_000])
             while full + size > STORE * 0.9:
                 _, _, gone = kept.pop(rng.randrange(len(kept)))
@@ -176,6 +177,23 @@ def test_scattered_free_room_is_enough(tmp_path: Path) -> None:
             full += size
         assert all(zlib.crc32(get(ref)) == zlib.crc32(content(k, size)) for ref, k, size in kept)
         del kept
+
+
+@pytest.mark.parametrize("module", ["noded", "noded.compat.ray"])
+def test_init_says_where(module: str, tmp_path: Path) -> None:
+    """Ray's argument, for a private cluster."""
+    import importlib
+
+    api = importlib.import_module(module)
+    api.init(num_cpus=1, object_store_memory=STORE, object_spilling_directory=str(tmp_path), log_to_driver=False)
+    try:
+        refs = [api.put(content(k, 4 * MB)) for k in range(16)]
+        assert files(tmp_path)
+        assert all(zlib.crc32(api.get(ref)) == zlib.crc32(content(k, 4 * MB)) for k, ref in enumerate(refs))
+        del refs
+    finally:
+        api.shutdown()
+    wait_for(lambda: not files(tmp_path), lambda: f"files are left: {files(tmp_path)}")
 
 
 # ---------------------------------------------------------------- faults
@@ -203,11 +221,11 @@ def test_a_full_disk_is_an_error_that_says_so_and_passes(small_disk: Path) -> No
             for k in range(40):
                 began = time.monotonic()
                 kept.append(noded.put(content(k, 4 * MB)))
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 5
         text = str(told.value)
         assert str(small_disk) in text and "bytes are free" in text and f"held by driver pid {os.getpid()}" in text
         assert len(node.output().splitlines()) - before < 5, node.output()
-        assert "bytes" in str(store(node)["directories"][0]["path"]) or store(node)["directories"]
+        assert store(node)["directories"][0]["used"] > 20 * MB
         assert [zlib.crc32(get(ref)) for ref in kept] == [zlib.crc32(content(k, 4 * MB)) for k in range(len(kept))]
         with pytest.raises(OutOfDiskError, match="fits neither"):
             noded.put(content(99, 60 * MB))

@@ -14,7 +14,7 @@ from noded.compat.ray.job_config import JobConfig
 
 SCRIPT_MODE, WORKER_MODE, LOCAL_MODE = 0, 1, 2
 
-_IGNORED = ("cgroup_path", "dashboard_agent_listen_port", "object_spilling_directory", "proxy_server_url", "storage")
+_IGNORED = ("cgroup_path", "dashboard_agent_listen_port", "proxy_server_url", "storage")
 """What noded's init does not know. Arguments that begin with an underscore it ignores itself."""
 
 
