@@ -16,7 +16,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "task_ring", "version"}
+LEAVES = {
+    "exceptions",
+    "error_parts",
+    "ids",
+    "resources",
+    "config",
+    "lifecycle",
+    "task_ring",
+    "version",
+    "daemon_log",
+    "log_files",
+    "log_marks",
+}
 CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "shm", "wire"}
 
 # unit (a package or a module directly in noded/) -> what of noded it may import, besides itself.
@@ -36,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "startup",
     },
     "daemon": {"node", "head", "http", "packages", "view", "service", "startup", "shm", "wire", "policy"} | LEAVES,
-    "foreground": {"config", "daemon", "lifecycle", "service"},
+    "foreground": {"config", "daemon", "daemon_log", "lifecycle", "log_files", "service"},
     "startup": {"config", "node", "head", "shm", "wire"},
     "view": {"node", "head", "wire"} | LEAVES,
     "packages": {"node"} | LEAVES,
@@ -48,6 +60,9 @@ ALLOWED: dict[str, set[str]] = {
     "resources": set(),
     "lifecycle": set(),
     "task_ring": set(),
+    "daemon_log": set(),
+    "log_marks": set(),
+    "log_files": {"log_marks"},
     "version": set(),
     "config": {"exceptions"},
     # below the processes
@@ -64,6 +79,9 @@ ALLOWED: dict[str, set[str]] = {
         "resources",
         "config",
         "lifecycle",
+        "daemon_log",
+        "log_files",
+        "log_marks",
         "task_ring",
         "shm",
         "wire",
@@ -76,7 +94,7 @@ ALLOWED: dict[str, set[str]] = {
     "http": {"config", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
     "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
-    "worker": {"client", "runtime_env", "task_ring"} | CLIENT_LEAVES,
+    "worker": {"client", "runtime_env", "task_ring", "log_marks"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},

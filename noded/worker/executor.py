@@ -172,7 +172,7 @@ class Executor:
     def on_control(self, message: Any, payload: Any) -> None:
         kind = type(message)
         if kind is m.SetJob:
-            self.runtime.job = message.job  # from now on told at an attach, entered or not
+            self.runtime.job = NamedStream.job = message.job  # from now on told at an attach, entered or not
         if kind is m.SetJob or kind is m.Instantiate:
             self.queue.appendleft((None, message, payload))
         elif kind is m.Caller:
@@ -236,7 +236,7 @@ class Executor:
         if self.engine is not None:
             self.engine.start(item)
             return
-        execution = self.current = running.call = Execution(self.runtime, inbound, message)
+        execution = self.current = running.call = NamedStream.now = Execution(self.runtime, inbound, message)
         if self.cancels.take(inbound, message.seq):
             execution.cancelled = True
         self._started = started = time.monotonic()
@@ -275,7 +275,7 @@ class Executor:
                     self.lent.set_omp(code.num_cpus)
                 execution.function_name = code.name
                 name = message.extra.name if message.extra is not None and message.extra.name else code.name
-                execution.name = NamedStream.name_now = name
+                execution.name = name
                 call = code.call or self._load(code)
             else:
                 call = self.seat.method(execution)
@@ -300,11 +300,10 @@ class Executor:
         else:
             self.answers.result(execution, result, started)
         self.note(execution, started)
-        if code is not None:
-            if NamedStream.said_error:
-                streams.mark_end()
-            if code.max_calls:
-                self._count_call(code)
+        if NamedStream.said or time.monotonic() - started > streams.LOOK_AFTER:
+            streams.call_over(execution)
+        if code is not None and code.max_calls:
+            self._count_call(code)
 
     def note(self, execution: Execution, started: float) -> None:
         """Into the ring of what ran last."""
@@ -338,7 +337,7 @@ class Executor:
     def flush(self) -> None:
         """All answers out, as far as they go."""
         self._last_flush = time.monotonic()
-        streams.flush_parts()
+        streams.rest()
         with self.runtime.lock:
             for inbound in list(self.inbound):
                 if inbound.link.out:
