@@ -46,6 +46,8 @@ ALLOWED: dict[str, set[str]] = {
         "compat.environment",
         "head.storage",
         "startup",
+        "log_answers",
+        "log_query",
     },
     "daemon": {"node", "head", "http", "packages", "view", "service", "startup", "shm", "wire", "policy"} | LEAVES,
     "foreground": {"config", "daemon", "daemon_log", "lifecycle", "log_files", "service"},
@@ -63,6 +65,8 @@ ALLOWED: dict[str, set[str]] = {
     "daemon_log": set(),
     "log_marks": set(),
     "log_files": {"log_marks"},
+    "log_answers": {"log_files", "log_marks"},
+    "log_query": set(),
     "version": set(),
     "config": {"exceptions"},
     # below the processes
@@ -80,6 +84,7 @@ ALLOWED: dict[str, set[str]] = {
         "config",
         "lifecycle",
         "daemon_log",
+        "log_answers",
         "log_files",
         "log_marks",
         "task_ring",
@@ -96,7 +101,7 @@ ALLOWED: dict[str, set[str]] = {
     "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
     "worker": {"client", "runtime_env", "task_ring", "log_marks"} | CLIENT_LEAVES,
     # public helpers
-    "util": {"client", "exceptions"},
+    "util": {"client", "exceptions", "log_query"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},
     "compat": {"", "client", "exceptions", "util"},
 }

@@ -146,6 +146,9 @@ class Printer:
 
     def _show_repeats(self, now: float) -> None:
         for line, count in self._repeats.over(now) if self._repeats is not None else ():
+            if count == 1:
+                self._print(line, [line.text])
+                continue
             hint = "" if self._hinted else f" ({_HINT})"
             self._hinted = True
             self._print(line, [f"{line.text} [repeated {count}x across cluster]{hint}"])

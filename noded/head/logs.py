@@ -23,7 +23,7 @@ class HeadLogs:
 
     async def ask(self, args: dict[str, Any], number: int) -> Any:
         """List files or read one, see ``node/logs.py``; ``node``: its name, id, number or address."""
-        if args.get("what") != "list":
+        if args.get("do") != "list":
             return await self._of(self._wanted(args)[0], "logs", args)
         wanted = self._wanted(args)
         answers = await asyncio.gather(*(self._of(record, "logs", args) for record in wanted), return_exceptions=True)

@@ -7,15 +7,12 @@ through ``head/logs.py``.
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
-from noded import log_files
 from noded.daemon_log import component_levels, set_level
-from noded.log_marks import Mark
+from noded.log_answers import LogDirectory
 from noded.node.log_caps import Limits, LogCaps
 from noded.node.log_monitor import LogMonitor
 from noded.node.peers import Peers
@@ -31,7 +28,6 @@ ASK_SECONDS = 6.0
 _CATCH_UP_SECONDS = 1.2
 _UNREAD_LIMIT = 4 << 20
 """A driver that leaves so many bytes unread gets no more lines, but a count."""
-_FILES_TOLD = 1000
 _PRIVATE_LIMITS = Limits(64_000_000, 256_000_000, 7.0)
 """Of a cluster that ends with its program; its files often lie in memory."""
 
@@ -55,16 +51,18 @@ class NodeLogs:
         node_id: str,
         ip: str,
     ):
-        self._directory = directory
-        self._private = limits is None
-        self._daemon_dir = run_dir if self._private else directory
-        self._daemon_log = "noded.log" if self._private else log_files.DAEMON_LOG
         self._pool = pool
         self._clients = clients
         self._job_configs = job_configs
         self._peers = peers
         self._ask_head = ask_head
         self._number, self._name, self._node_id = number, name, node_id
+        self._files = LogDirectory(
+            directory,
+            run_dir if limits is None else directory,
+            {"number": number, "name": name, "id": node_id, "ip": ip},
+            alive=lambda worker: worker in pool.workers,
+        )
         caps = LogCaps(directory, limits or _PRIVATE_LIMITS, lambda worker: worker in pool.workers)
         self.monitor = LogMonitor(directory, self._who, self._deliver, caps, living=lambda: list(pool.workers), ip=ip)
         self._sent: dict[str, int] = {}
@@ -167,16 +165,18 @@ class NodeLogs:
         try:
             return await asyncio.wait_for(self._ask_head("logs", args), ASK_SECONDS)
         except TimeoutError:
+            if str(args.get("node") or self._number) not in (str(self._number), self._name, self._node_id):
+                raise ValueError(f"the head does not answer, so node {args['node']} cannot be asked") from None
             told = await self.tell(args)
             return {**told, "problem": "the head does not answer: this is what this node alone has"}
 
     async def tell(self, args: dict[str, Any]) -> Any:
         """Of this node. Raises ValueError."""
-        what = args.get("what")
+        what = args.get("do")
         if what == "list":
-            return await asyncio.to_thread(self._list, args)
+            return await asyncio.to_thread(self._files.list, args)
         if what == "read":
-            return await asyncio.to_thread(self._read, args)
+            return await asyncio.to_thread(self._files.read, args)
         raise ValueError(f"logs are not asked for {what!r}, but to list or read them")
 
     async def ask_level(self, client: Client | None, args: dict[str, Any]) -> Any:
@@ -190,80 +190,3 @@ class NodeLogs:
         if args.get("level"):
             set_level(str(args.get("component") or ""), str(args["level"]))
         return {"node": self._name, "levels": component_levels()}
-
-    def _list(self, args: dict[str, Any]) -> dict[str, Any]:
-        """The files; with ``id`` those that this task or actor has written into, with ``worker`` or ``job`` theirs."""
-        id_, worker, job = (str(args.get(name) or "") for name in ("id", "worker", "job"))
-        found: list[dict[str, Any]] = []
-        left = 0
-        own = [] if self._daemon_dir == self._directory else log_files.list_files(self._daemon_dir)
-        for file in reversed([*own, *log_files.list_files(self._directory)]):
-            if (worker and file.worker != worker) or ((id_ or job) and not file.worker):
-                continue
-            path = self._path(file.name)
-            try:
-                if id_ and not log_files.mentions(path, id_):
-                    continue
-            except OSError:  # removed meanwhile
-                continue
-            mark = log_files.whose(path) if file.worker else Mark()
-            if job and mark.job != job:
-                continue
-            if len(found) >= _FILES_TOLD:
-                left += 1
-                continue
-            alive = file.worker in self._pool.workers if file.worker else file.name == self._daemon_log
-            found.append(
-                {
-                    "name": file.name,
-                    "worker": file.worker,
-                    "size": file.size,
-                    "on_disk": file.on_disk,
-                    "modified": file.modified,
-                    "alive": alive,
-                    "job": mark.job,
-                    "pid": int(mark.pid) if mark.pid.isdecimal() else 0,
-                    "label": mark.label,
-                    "actor": mark.actor,
-                }
-            )
-        node = {"number": self._number, "name": self._name, "id": self._node_id, "ip": self.monitor.ip}
-        return {"nodes": [{**node, "files": found[::-1], "files_left": left}]}
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self._daemon_dir if name.startswith(("daemon", "noded")) else self._directory, name)
-
-    def _read(self, args: dict[str, Any]) -> dict[str, Any]:
-        """The next part of a file, from the cursor that the last answer had."""
-        name = str(args.get("name"))
-        if not log_files.valid(name):
-            raise ValueError(f"there is no log file {name!r}: `noded logs` lists them")
-        path = self._path(name)
-        worker = log_files.worker_of(name)
-        alive = worker is None or worker[0] in self._pool.workers
-        try:
-            cursor = args.get("cursor")
-            if cursor is None:
-                start = args.get("tail")
-                cursor = log_files.tail(path, int(start)) if start is not None else log_files.Cursor()
-            follow = bool(args.get("follow")) and alive
-            chunk = log_files.read(
-                path,
-                log_files.Cursor(*cursor),
-                str(args.get("id") or ""),
-                exact=bool(args.get("exact")),
-                unfinished=not follow,
-            )
-        except FileNotFoundError:
-            raise ValueError(
-                f"there is no log file {name} on node {self._name} (any more): `noded logs` lists them"
-            ) from None
-        except OSError as error:
-            raise ValueError(f"the log file {name} on node {self._name} cannot be read: {error.strerror}") from None
-        return {
-            "data": base64.b64encode(chunk.data).decode(),
-            "cursor": list(chunk.cursor),
-            "at_end": chunk.at_end,
-            "dropped": chunk.dropped,
-            "alive": alive,
-        }
