@@ -67,6 +67,10 @@ def worker_of(name: str) -> tuple[str, bool] | None:
     return (found[1], found[2] == "err") if found else None
 
 
+def files_of(worker: str) -> tuple[str, str]:
+    return f"worker-{worker}.out", f"worker-{worker}.err"
+
+
 def list_files(directory: str) -> list[LogFile]:
     """All of them, the one that was written last at the end. A directory that is not there has none."""
     found = []

@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import select
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from noded.log_files import worker_of
+from noded.log_files import files_of, worker_of
 from noded.log_marks import MARK, pieces
 from noded.node.log_caps import LogCaps
+from noded.node.log_offsets import Offsets
 from noded.node.log_pace import Pace
+from noded.node.log_watch import Watch
 from noded.wire import messages as m
 
 log = logging.getLogger("noded.logs")
@@ -33,14 +32,13 @@ ROUND_SECONDS = 0.02
 """Rounds begin no faster than this, so that many small writes are one read."""
 _IDLE_SECONDS = 60.0
 _BEHIND_SECONDS = 0.05
-_WITHOUT_INOTIFY = 0.5
 _AFTER_FAULT = 1.0
 _LAST_BYTES = 1 << 20
 """Of a file whose worker has ended, or whose driver leaves: so much at most is passed on at once."""
+_AWAY_SECONDS = 10.0
 _TELL_SECONDS = 1.0
 """A driver is told of skipped lines no more often than this, for each file."""
 _LINE_LIMIT = 16 << 10
-_EVENT = struct.Struct("iIII")
 
 
 @dataclass(eq=False)
@@ -68,12 +66,15 @@ class _Order:
     kind: str
     workers: list[tuple[str, str, int]]
     """With their jobs and pids."""
+    until: float = 0.0
+    """So long a driver that is away for a moment is waited for."""
     done: asyncio.Future[None] | None = None
 
 
 class LogMonitor:
-    """``who(worker)``: its (job, pid), or None when it is not known (any more); called in the thread. ``deliver`` is
-    called on the loop with a job and lines, in the order in which they were written.
+    """``who(worker)``: its (job, pid), or None when it is not known (any more); ``ready(job)``: whether lines of this
+    job can be delivered now, else they stay in the files; both are called in the thread. ``deliver`` is called on the
+    loop with a job and lines, in the order in which they were written.
     """
 
     def __init__(
@@ -82,7 +83,9 @@ class LogMonitor:
         who: Callable[[str], tuple[str, int] | None],
         deliver: Callable[[str, m.LogLines], None],
         caps: LogCaps,
+        offsets: Offsets,
         *,
+        ready: Callable[[str], bool],
         living: Callable[[], list[str]],
         ip: str,
     ):
@@ -90,6 +93,8 @@ class LogMonitor:
         self._who = who
         self._deliver = deliver
         self._caps = caps
+        self._offsets = offsets
+        self._ready = ready
         self._living = living
         self.ip = ip
         self._files: dict[str, _Followed] = {}
@@ -97,10 +102,13 @@ class LogMonitor:
         self._behind: set[str] = set()
         """Names of files that have more than was read."""
         self._orders: deque[_Order] = deque()
+        self._later: list[_Order] = []
+        """Of workers that have ended while their driver is away for a moment."""
+        self._passed: set[str] = set()
+        """Names of files that were read since the last hand-over."""
         self._read: list[tuple[str, m.LogLines]] = []
         """Not handed over yet."""
-        self._inotify: Any = None
-        self._wake = -1
+        self._watch: Watch
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -109,10 +117,8 @@ class LogMonitor:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._watch()
-        for worker in self._living():
-            self._behind.update(_names(worker))
+        self._watch = Watch(self._directory, self._living)
+        self._behind = self._watch.living()
         self._thread = threading.Thread(target=self._run, name="log monitor", daemon=True)
         self._thread.start()
 
@@ -122,16 +128,15 @@ class LogMonitor:
             return
         await self._order("ended", ended)
         self._stopping = True
-        os.eventfd_write(self._wake, 1)
+        self._watch.wake()
         await asyncio.to_thread(self._thread.join)
         self._thread = None
-        os.close(self._wake)
-        if self._inotify is not None:
-            self._inotify.close()
+        self._watch.close()
+        self._offsets.close()
 
     def ended(self, worker: str, job: str, pid: int) -> None:
         """It is gone: its last lines, the unfinished one too, then forget it. Empty files are removed."""
-        self._put(_Order("ended", [(worker, job, pid)]))
+        self._put(_Order("ended", [(worker, job, pid)], time.monotonic() + _AWAY_SECONDS))
 
     async def catch_up(self, workers: list[tuple[str, str, int]]) -> None:
         """Returns when everything that they have written so far was delivered, or skipped with a word."""
@@ -141,13 +146,13 @@ class LogMonitor:
         if self._thread is None:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._put(_Order(kind, workers, future))
+        self._put(_Order(kind, workers, done=future))
         await future
 
     def _put(self, order: _Order) -> None:
         if self._thread is not None:
             self._orders.append(order)
-            os.eventfd_write(self._wake, 1)
+            self._watch.wake()
 
     def _arrived(self, read: list[tuple[str, m.LogLines]], done: list[asyncio.Future[None]]) -> None:
         for job, message in read:
@@ -170,8 +175,10 @@ class LogMonitor:
 
     def round(self) -> None:
         """Wait for something to do, do it, hand over what was read. Raises what went wrong with a file, at the end."""
-        self._behind |= self._changed()
-        orders = [self._orders.popleft() for _ in range(len(self._orders))]
+        seconds = _BEHIND_SECONDS if self._behind or self._later else _IDLE_SECONDS
+        self._behind |= self._watch.changed(0.0 if self._orders else seconds)
+        orders = self._later + [self._orders.popleft() for _ in range(len(self._orders))]
+        self._later = []
         done = [order.done for order in orders if order.done is not None]
         faults: list[Exception] = []
         for name in list(self._behind):
@@ -183,6 +190,9 @@ class LogMonitor:
             if not more:
                 self._behind.discard(name)
         for order in orders:
+            if time.monotonic() < order.until and not all(self._ready(job) for _, job, _ in order.workers):
+                self._later.append(order)
+                continue
             for worker, job, pid in order.workers:
                 try:
                     self._finish(worker, (job, pid), ended=order.kind == "ended")
@@ -194,64 +204,13 @@ class LogMonitor:
                 self._loop.call_soon_threadsafe(self._arrived, read, done)
             except RuntimeError:  # the loop is closed: nobody is there to be told
                 pass
+        for name in self._passed:
+            if (file := self._files.get(name)) is not None:
+                self._offsets.put(name, file.offset)
+        self._passed.clear()
         self._caps.look()
         if faults:  # one file's trouble is not that of others
             raise faults[0]
-
-    def _watch(self) -> None:
-        try:
-            from asyncinotify import Inotify, Mask
-
-            self._inotify = Inotify()
-            self._inotify.add_watch(self._directory, Mask.MODIFY)
-            os.set_blocking(self._inotify.fd, False)
-        except OSError as error:
-            log.warning(
-                "inotify cannot be had (%s): the output of workers that live is looked at every %g s instead; see "
-                "/proc/sys/fs/inotify",
-                error,
-                _WITHOUT_INOTIFY,
-            )
-            if self._inotify is not None:
-                self._inotify.close()
-                self._inotify = None
-
-    def _changed(self) -> set[str]:
-        """Wait until files have changed, an order came, or those that are behind may be read on; the names."""
-        poller = select.poll()
-        poller.register(self._wake, select.POLLIN)
-        seconds = _BEHIND_SECONDS if self._behind else _IDLE_SECONDS
-        if self._inotify is not None:
-            poller.register(self._inotify.fd, select.POLLIN)
-        else:
-            seconds = min(seconds, _WITHOUT_INOTIFY)
-        ready = {fd for fd, _ in poller.poll(0 if self._orders else seconds * 1000)}
-        if self._wake in ready:
-            os.eventfd_read(self._wake)
-        if self._inotify is None:
-            return {name for worker in self._living() for name in _names(worker)}
-        return self._events() if self._inotify.fd in ready else set()
-
-    def _events(self) -> set[str]:
-        """Raw, as there may be very many: most are of two sizes of names."""
-        found: set[bytes] = set()
-        lost = False
-        while True:
-            try:
-                data = os.read(self._inotify.fd, 64 << 10)
-            except BlockingIOError:
-                break
-            at = 0
-            while at < len(data):
-                _, mask, _, size = _EVENT.unpack_from(data, at)
-                at += _EVENT.size
-                found.add(data[at : at + size])
-                lost = lost or bool(mask & 0x4000)  # IN_Q_OVERFLOW
-                at += size
-        names = {name.rstrip(b"\0").decode(errors="replace") for name in found}
-        if lost:
-            names |= {name for worker in self._living() for name in _names(worker)}
-        return names
 
     # ------------------------------------------------------------ one file
 
@@ -272,12 +231,16 @@ class LogMonitor:
             who = self._who(worker)
             if who is None or not who[0]:
                 return False
-            file = self._files.get(name)
-            if file is None:
-                file = self._files[name] = _Followed(name, worker, is_error, Pace.of_worker())
-            return self._read_on(file, fd, who)
+            return not self._ready(who[0]) or self._read_on(self._file(name, worker, is_error), fd, who)
         finally:
             os.close(fd)
+
+    def _file(self, name: str, worker: str, is_error: bool) -> _Followed:
+        file = self._files.get(name)
+        if file is None:
+            offset = self._offsets.get(name)
+            file = self._files[name] = _Followed(name, worker, is_error, Pace.of_worker(), offset=offset)
+        return file
 
     def _read_on(self, file: _Followed, fd: int, who: tuple[str, int]) -> bool:
         size = self._where(file, fd)
@@ -310,7 +273,7 @@ class LogMonitor:
 
     def _finish(self, worker: str, who: tuple[str, int], *, ended: bool) -> None:
         """All that it has written by now, at most _LAST_BYTES of a file."""
-        for name in _names(worker):
+        for name in files_of(worker):
             path = os.path.join(self._directory, name)
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -319,15 +282,15 @@ class LogMonitor:
                 continue
             try:
                 self._caps.note(name, fd)
-                file = self._files.get(name) or _Followed(name, worker, name.endswith(".err"), Pace.of_worker())
+                file = self._file(name, worker, name.endswith(".err"))
                 size = self._where(file, fd)
                 if who[0]:
-                    self._files[name] = file
                     self._read_to_end(file, fd, size, who)
             finally:
                 os.close(fd)
             if ended:
                 self._files.pop(name, None)
+                self._offsets.drop(name)
                 self._behind.discard(name)
                 if not size:
                     self._remove(path, name)
@@ -377,6 +340,7 @@ class LogMonitor:
             file.line_bytes = whole / count
             self._read.append((who[0], m.LogLines(batches, self.ip, [file.worker] * len(batches))))
         file.offset += whole
+        self._passed.add(file.name)
         return whole
 
     def _skip(self, file: _Followed, size: int) -> None:
@@ -394,7 +358,3 @@ class LogMonitor:
             one = m.Skipped(file.worker, file.label, who[1], file.skipped, lines)
             file.skipped = 0
             self._read.append((who[0], m.LogLines([], self.ip, [], [one])))
-
-
-def _names(worker: str) -> tuple[str, str]:
-    return f"worker-{worker}.out", f"worker-{worker}.err"

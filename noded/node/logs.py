@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from noded.daemon_log import component_levels, set_level
 from noded.log_answers import LogDirectory
 from noded.node.log_caps import Limits, LogCaps
 from noded.node.log_monitor import LogMonitor
+from noded.node.log_offsets import Offsets
 from noded.node.peers import Peers
 from noded.node.session import Client, Session
 from noded.node.workers import Worker, WorkerPool
@@ -51,6 +53,7 @@ class NodeLogs:
         node_id: str,
         ip: str,
     ):
+        self._loop = asyncio.get_running_loop()
         self._pool = pool
         self._clients = clients
         self._job_configs = job_configs
@@ -64,7 +67,18 @@ class NodeLogs:
             alive=lambda worker: worker in pool.workers,
         )
         caps = LogCaps(directory, limits or _PRIVATE_LIMITS, lambda worker: worker in pool.workers)
-        self.monitor = LogMonitor(directory, self._who, self._deliver, caps, living=lambda: list(pool.workers), ip=ip)
+        self.monitor = LogMonitor(
+            directory,
+            self._who,
+            self._deliver,
+            caps,
+            Offsets(os.path.join(run_dir, "followed")),
+            ready=self._ready,
+            living=lambda: list(pool.workers),
+            ip=ip,
+        )
+        self._drivers: dict[str, Client] = {}
+        """By job, as they were found last."""
         self._sent: dict[str, int] = {}
         """Job -> messages with lines that went to its driver's node."""
         self._got: dict[tuple[str, int], int] = {}
@@ -78,6 +92,25 @@ class NodeLogs:
     def _who(self, wid: str) -> tuple[str, int] | None:
         worker = self._pool.workers.get(wid)
         return None if worker is None else (worker.record.job, worker.record.pid)
+
+    def _ready(self, job: str) -> bool:
+        """Whether the driver is there to be sent lines, or there is none (any more): not while it, or the way to its
+        node, comes back after a restart. In the monitor's thread.
+        """
+        config = self._job_configs.get(job)
+        if config is not None and config.node not in (0, self._number):
+            peer = self._peers.peers.get(config.node)
+            if peer is not None and (peer.attached or peer.dead):
+                return True
+            self._loop.call_soon_threadsafe(self._peers.need, config.node)
+            return not config.log_to_driver
+        driver = self._drivers.get(job)
+        if driver is None or self._clients.get(driver.prefix) is not driver:
+            mine = (one for one in list(self._clients.values()) if one.kind == "driver" and one.job == job)
+            if (driver := next(mine, None)) is None:
+                return True
+            self._drivers[job] = driver
+        return driver.session is not None or driver.detached
 
     def ended(self, worker: Worker) -> None:
         self.monitor.ended(worker.id, worker.record.job, worker.record.pid)
@@ -155,6 +188,7 @@ class NodeLogs:
 
     def forget_job(self, job: str) -> None:
         self._sent.pop(job, None)
+        self._drivers.pop(job, None)
         for key in [key for key in self._got if key[0] == job]:
             del self._got[key]
 
