@@ -100,10 +100,11 @@ class ActorSeat:
         name = f"{spec.class_name}.__init__"
         running.task_name = name
         view = memoryview(payload)
-        began, page = time.monotonic(), self._executor.page
+        page = self._executor.page
         if page is not None:
             page.owner(runtime.job, spec.id)
-            run = page.begin(spec.id, CREATION, name, time.time(), 0)
+            number = page.number(CREATION, name)
+            run = page.begin(spec.id, number, time.time())
         outcome, problem = RETURNED, ""
         try:
             cls, _ = codec.unpack(view[: spec.class_size], runtime.objects.entries)
@@ -120,8 +121,10 @@ class ActorSeat:
             return
         finally:
             running.task_name = ""
-            if page is not None:
-                page.end(run, time.monotonic() - began, time.time(), outcome, problem)
+            if page is not None and outcome == RETURNED:
+                page.end(run, number, time.time())
+            elif page is not None:
+                page.end_badly(run, number, time.time(), outcome, problem)
         self.alive = True
         runtime.flush_refs_numbered()
         with runtime.lock:

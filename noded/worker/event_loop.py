@@ -197,7 +197,7 @@ class EventLoopEngine:
         else:
             answers.result(execution, result, started)
         finally:
-            executor.note_end(execution, started)
+            executor.note_end(execution)
             self._running.pop((execution.inbound, message.seq), None)
             group.running -= 1
             if group.waiting:

@@ -27,6 +27,7 @@ class Execution:
         "inbound",
         "message",
         "name",
+        "number",
         "outcome",
         "run",
         "runtime",
@@ -51,6 +52,8 @@ class Execution:
         """The class of what it raised."""
         self.run = -1
         """Where it is on the page, while it runs."""
+        self.number = 0
+        """Of its name, there."""
         self.user_code = False
         """The user's code runs right now: the only place where a soft cancel may raise."""
         self.task: Any = None
