@@ -23,13 +23,14 @@ LEAVES = {
     "resources",
     "config",
     "lifecycle",
-    "task_ring",
+    "telemetry",
     "version",
     "daemon_log",
+    "log_answers",
     "log_files",
     "log_marks",
 }
-CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "shm", "wire"}
+CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "shm", "telemetry", "wire"}
 
 # unit (a package or a module directly in noded/) -> what of noded it may import, besides itself.
 # "spawner.protocol" means that module alone. "" is `noded` itself, the public API.
@@ -61,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "ids": set(),
     "resources": set(),
     "lifecycle": set(),
-    "task_ring": set(),
+    "telemetry": set(),
     "daemon_log": set(),
     "log_marks": set(),
     "log_files": {"log_marks"},
@@ -87,7 +88,7 @@ ALLOWED: dict[str, set[str]] = {
         "log_answers",
         "log_files",
         "log_marks",
-        "task_ring",
+        "telemetry",
         "shm",
         "wire",
         "policy",
@@ -99,7 +100,7 @@ ALLOWED: dict[str, set[str]] = {
     "http": {"config", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
     "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
-    "worker": {"client", "runtime_env", "task_ring", "log_marks"} | CLIENT_LEAVES,
+    "worker": {"client", "runtime_env", "log_marks"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions", "log_query"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},

@@ -137,6 +137,7 @@ def test_every_option_by_flag_variable_and_file(env: dict[str, str], toml: Path)
         "log_node_max_bytes": ("1GiB", 1 << 30),
         "log_retention_days": ("0.5", 0.5),
         "log_format": ("json", "json"),
+        "no_telemetry": ("1", True),
     }
     assert set(examples) == {option.name for option in OPTIONS if not option.hidden}
     for option in OPTIONS:
