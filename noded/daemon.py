@@ -273,7 +273,7 @@ class Daemon:
         await self.environments.start()
         await asyncio.to_thread(self.pages.start)
         self.gpus.start(self.loop, self.leases)
-        self.logs.monitor.start(self.loop)
+        self.logs.monitor.start(self.collectors)
         self.control.start(self._control_socket)
         self.listener.start(self.loop)
         self.probe.start(self.loop, self.listener.beat)
@@ -817,7 +817,7 @@ class Daemon:
         await self._stop_exchange()
         self.control.stop()
         await self.spilling.stop(delete=False)
-        await self.logs.stop()
+        await self.logs.stop(ended=False)
         await self.environments.stop()
         self.spawner.close()
         if self.storage is not None:
@@ -858,7 +858,7 @@ class Daemon:
         elif self.head is not None:
             await self.head.stop("the head was stopped")
         self._stop_watching_storage()
-        await self.logs.last_words(None)
+        await self.logs.last_words_of_all()
         self.control.stop()
         await self.environments.stop()
         await self.spawner.stop()

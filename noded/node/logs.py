@@ -115,9 +115,10 @@ class NodeLogs:
     def ended(self, worker: Worker) -> None:
         self.monitor.ended(worker.id, worker.record.job, worker.record.pid)
 
-    async def stop(self, *, ended: bool = False) -> None:
-        """``ended``: so have all workers."""
-        await self.monitor.stop(self._workers_of(None) if ended else [])
+    async def stop(self, *, ended: bool) -> None:
+        """Collectors have stopped by now. ``ended``: so have all workers."""
+        await self.monitor.last_round(self._workers_of(None) if ended else [], ended=ended)
+        self.monitor.close()
 
     def told(self) -> dict[str, Callable[[dict[str, Any]], Any]]:
         """What the head may ask a node."""
@@ -165,12 +166,12 @@ class NodeLogs:
 
     # ------------------------------------------------------------ a driver leaves
 
-    async def last_words(self, job: str | None) -> None:
-        """All that workers of this job (of all, for None) have written by now goes to the drivers first."""
+    async def last_words(self, job: str) -> None:
+        """All that workers of this job have written by now goes to its driver first."""
         try:
             async with asyncio.timeout(_CATCH_UP_SECONDS):
                 await self.monitor.catch_up(self._workers_of(job))
-                if job is not None and self._peers.peers:
+                if self._peers.peers:
                     await self._await_others(job, await self._ask_head("last_words", {"job": job}))
         except (TimeoutError, ValueError) as problem:
             log.info("what job %s has written may not all be shown to its driver: %s", job, problem or "it takes long")
@@ -185,6 +186,10 @@ class NodeLogs:
         while any(self._got.get((job, one["node"]), 0) < one["sent"] for one in told):
             self._came.clear()
             await self._came.wait()
+
+    async def last_words_of_all(self) -> None:
+        """Of this node, before drivers lose their connection; collectors have stopped."""
+        await self.monitor.last_round(self._workers_of(None), ended=False)
 
     def forget_job(self, job: str) -> None:
         self._sent.pop(job, None)
