@@ -495,6 +495,7 @@ class Daemon:
             self.job_configs,
             self.peers,
             head.ask,
+            head_is_there=lambda: self.link is None or self.link.registered,
             limits=None
             if config.private
             else Limits(config.log_worker_max_bytes, config.log_node_max_bytes, config.log_retention_days),

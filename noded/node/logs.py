@@ -27,6 +27,8 @@ log = logging.getLogger("noded.logs")
 
 ASK_SECONDS = 6.0
 """So long a client's question waits for the head, before this node answers for itself."""
+_AWAY_SECONDS = 1.0
+"""So long while it is known to be away: it may just be started again."""
 _CATCH_UP_SECONDS = 1.2
 _UNREAD_LIMIT = 4 << 20
 """A driver that leaves so many bytes unread gets no more lines, but a count."""
@@ -47,6 +49,7 @@ class NodeLogs:
         peers: Peers,
         ask_head: Callable[[str, dict[str, Any]], Any],
         *,
+        head_is_there: Callable[[], bool],
         limits: Limits | None,
         number: int,
         name: str,
@@ -59,6 +62,7 @@ class NodeLogs:
         self._job_configs = job_configs
         self._peers = peers
         self._ask_head = ask_head
+        self._head_is_there = head_is_there
         self._number, self._name, self._node_id = number, name, node_id
         self._files = LogDirectory(
             directory,
@@ -202,7 +206,8 @@ class NodeLogs:
     async def ask(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of the cluster; of this node alone while the head is away."""
         try:
-            return await asyncio.wait_for(self._ask_head("logs", args), ASK_SECONDS)
+            seconds = ASK_SECONDS if self._head_is_there() else _AWAY_SECONDS
+            return await asyncio.wait_for(self._ask_head("logs", args), seconds)
         except TimeoutError:
             if str(args.get("node") or self._number) not in (str(self._number), self._name, self._node_id):
                 raise ValueError(f"the head does not answer, so node {args['node']} cannot be asked") from None
