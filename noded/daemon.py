@@ -47,6 +47,7 @@ from noded.node.actor_host import NodeActorHost
 from noded.node.capacity import Capacity
 from noded.node.cluster_view import ClusterView
 from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, start_time, unusable
+from noded.node.death_book import DeathBook
 from noded.node.directory import Directory
 from noded.node.doors import Doors
 from noded.node.gpu_finder import GpuFinder
@@ -68,9 +69,11 @@ from noded.node.runtime_envs import RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.spilling import Spilling
+from noded.node.stacks import Stacks
 from noded.node.timeline import Timeline
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
+from noded.node.why import NodeWhy
 from noded.node.workers import Worker, WorkerPool, WorkerRecord
 from noded.packages import Packages
 from noded.policy import labels
@@ -168,6 +171,9 @@ class Daemon:
         self.host: NodeActorHost
         self.control: ControlServer
         self.holdings: Holdings
+        self.why: NodeWhy
+        self.stacks: Stacks
+        self.book: DeathBook
         self.output: OutputMonitor
         self.environments: RuntimeEnvs
         self.packages: Packages
@@ -263,8 +269,10 @@ class Daemon:
             self.head.start(self._register(), self.orders, self.host.told(), self.orders.held_groups(), self._jobs())
         if self._recovered:
             self._restored(welcome)
+        await self.book.start()
         await self.environments.start()
         self.timeline.sweep(set(self.pool.workers))
+        self.stacks.start()
         self.gpus.start(self.loop, self.leases)
         self.output.start()
         self.control.start(self._control_socket)
@@ -434,6 +442,7 @@ class Daemon:
         self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
         base = Path(self.run_dir) if config.private else cluster_dir(config)
         self.timeline = Timeline(self.log_dir, self.node_ip)
+        self.book = DeathBook(self.log_dir, self.node_id, self._running)
         self.environments = RuntimeEnvs(
             (base if config.head or config.private else node_home(config)) / "runtime_envs",
             lambda uri: self.head_side.load_package(uri),
@@ -540,7 +549,9 @@ class Daemon:
             request_stop=self._stop_for,
             claim_actors=self._claim_actors,
             questions={
-                "explain": self._explain,
+                "explain": lambda args: self.why.explain(args),
+                "stack": lambda args: self.stacks.tell(args),
+                "explain_at": lambda args: self.why.explain_at(args),
                 "memory": self._tell_memory,
                 "status": self._tell_status,
                 "timeline": self._tell_timeline,
@@ -579,6 +590,18 @@ class Daemon:
         )
         if self.head is not None:
             self.head.nodes.refresh = self._refresh_own
+        self.stacks = Stacks(
+            self.pool,
+            log_dir=self.log_dir,
+            run_dir=self.run_dir,
+            tag=self.tag,
+            node_id=self.node_id,
+            node_name=config.node_name,
+            number=self.number,
+            running=self._running,
+            ask_head=head.ask,
+            head_problem=self._head_problem,
+        )
         self.control = ControlServer(
             self.loop,
             self.ledger,
@@ -604,12 +627,32 @@ class Daemon:
                 **self.view.questions(),
                 "await_package": self.packages.ask_await,
                 "timeline": self._ask_timeline,
-                "why": self._ask_why,
+                "stack": self.stacks.ask,
+                "why": lambda client, args: self.why.ask(client, args),
                 "memory": self._ask_memory,
             },
         )
+        self.why = NodeWhy(
+            self.clients,
+            self.control,
+            self.leases,
+            self.router,
+            self.pool,
+            self.store,
+            self.host,
+            self.cluster_view,
+            self.book,
+            node_id=self.node_id,
+            running=self._running,
+            ask_head=head.ask,
+            head_problem=self._head_problem,
+        )
         self.holdings = Holdings(self.store, self.clients, self.pool, self.host, self.control.who_holds)
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
+
+    def _head_problem(self) -> str:
+        """Why the head cannot be asked now; "" when it can."""
+        return "" if self.link is None or self.link.registered else self.link.problem or "it is not there"
 
     @property
     def head_side(self) -> Any:
@@ -790,6 +833,8 @@ class Daemon:
         await self.spilling.stop(delete=False)
         await self.output.stop()
         await self.environments.stop()
+        await self.stacks.stop(ended=False)
+        await self.book.stop()
         self.spawner.close()
         if self.storage is not None:
             await self.storage.close()
@@ -841,6 +886,8 @@ class Daemon:
         await self.spilling.stop(delete=True)
         for worker in list(self.pool.workers):
             self.output.ended(worker)
+        await self.book.stop()
+        await self.stacks.stop(ended=True)
         self.timeline.stop()
         if self.storage is not None:
             await self.storage.close()
@@ -1140,14 +1187,6 @@ class Daemon:
         config = self.job_configs.get(str(args["job"]))
         return c.as_text(config) if config is not None else ""
 
-    async def _explain(self, args: dict[str, Any]) -> Any:
-        id_ = bytes.fromhex(args["id"])
-        told = await self.control.explain(id_)
-        if told["kind"] == "lease_pending":
-            told |= self.leases.explain(ids.prefix_of(id_), told["class"])
-            told["asked_of"] = self.router.where_sent(ids.prefix_of(id_), told["class"])
-        return told
-
     async def _tell_memory(self, args: dict[str, Any]) -> Any:
         told = await self.holdings.report(**wanted_of(args))
         return {"node": self.number, "name": self.config.node_name, "id": self.node_id, **told}
@@ -1185,6 +1224,7 @@ class Daemon:
             self._take_job(job, config)
 
     def _on_job_over(self, client: Client) -> None:
+        self.book.driver_ended(client)
         self.head_side.job_gone(client.job)
 
     def _on_detach(self, client: Client) -> None:
@@ -1199,8 +1239,12 @@ class Daemon:
         if client is not None:
             self.control.client_died(client)
         self.output.died(worker.id, worker.record.job, worker.record.pid)
+        self.book.worker_died(worker, death)
         self.leases.worker_exited(worker, death)
         self.host.worker_exited(worker, death)
+
+    def _running(self, wid: str) -> list[dict[str, Any]]:
+        return []
 
     def _on_spawner_lost(self) -> None:
         """Its workers died with it. Start another and give it everything to keep."""
@@ -1252,13 +1296,11 @@ class Daemon:
     def _on_output_end(self, wid: str) -> None:
         self.output.ended(wid)
         self.timeline.ended(wid)
+        self.stacks.worker_ended(wid)
 
     async def _ask_timeline(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of all nodes, as far as they answer."""
         return await self.head_side.ask("timeline", {})
-
-    async def _ask_why(self, client: Client | None, args: dict[str, Any]) -> Any:
-        return await self.head_side.ask("why", args)
 
     async def _ask_memory(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of the cluster; of this node alone while the head is away."""

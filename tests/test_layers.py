@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "task_ring", "version"}
+LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "stack_dump", "task_ring", "version"}
 CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "shm", "wire"}
 
 # unit (a package or a module directly in noded/) -> what of noded it may import, besides itself.
@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         "version",
         "compat.environment",
         "head.storage",
+        "stack_dump",
         "startup",
     },
     "daemon": {"node", "head", "http", "packages", "view", "service", "startup", "shm", "wire", "policy"} | LEAVES,
@@ -47,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "ids": set(),
     "resources": set(),
     "lifecycle": set(),
+    "stack_dump": set(),
     "task_ring": set(),
     "version": set(),
     "config": {"exceptions"},
@@ -64,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
         "resources",
         "config",
         "lifecycle",
+        "stack_dump",
         "task_ring",
         "shm",
         "wire",
@@ -75,8 +78,9 @@ ALLOWED: dict[str, set[str]] = {
     "head": {"exceptions", "ids", "resources", "config", "lifecycle", "version", "wire", "policy"},
     "http": {"config", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
-    "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
-    "worker": {"client", "runtime_env", "task_ring"} | CLIENT_LEAVES,
+    "client": {"runtime_env", "policy.labels", "policy.deaths", "policy.reasons", "spawner.protocol", "version"}
+    | CLIENT_LEAVES,
+    "worker": {"client", "runtime_env", "stack_dump", "task_ring"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},

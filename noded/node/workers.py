@@ -29,6 +29,7 @@ from noded.node.oom import Kills, OomWatch
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.policy import deaths
+from noded.policy.reasons import ENV_BUILDING, HEAD_AWAY, WORKER_STARTING
 from noded.runtime_env.prepared import Prepared, env_id
 from noded.version import __version__
 from noded.wire import messages as m
@@ -92,6 +93,8 @@ class Worker:
     blocked: bool = False
     counts: Path | None = None
     """The file that counts what the kernel kills where it runs, see ``oom.py``."""
+    entered: float = 0.0
+    """When it was told to enter its job."""
     idle_since: float = field(default_factory=time.monotonic)
     uses: int = 0
     """Bytes of its own memory when its last lease was over."""
@@ -172,6 +175,7 @@ class WorkerPool:
         self._prepared: dict[tuple[str, str], bytes] = {}
         """Runtime environments that are ready on this node, by job and id."""
         self._preparing: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._preparing_since: dict[tuple[str, str], float] = {}
         self._waiting_for_env: list[tuple[Assignee, str, str]] = []
         """(assignee, job, environment)"""
         self._waiting_for_job: list[tuple[Assignee, str, str]] = []
@@ -202,6 +206,7 @@ class WorkerPool:
             if key not in self._preparing:
                 # Before it is prepared, so that it is not evicted in between; until the job ends.
                 self._environments.acquire(key[1])
+                self._preparing_since[key] = time.monotonic()
                 self._preparing[key] = asyncio.get_running_loop().create_task(self._prepare(key, env), name="prepare")
             return
         ready = any(self._suits(worker, job, env_id(env), assignee) for worker in self._idle)
@@ -224,7 +229,7 @@ class WorkerPool:
             failed = str(problem) or type(problem).__name__
             self._environments.release(key[1])
         finally:
-            del self._preparing[key]
+            del self._preparing[key], self._preparing_since[key]
         mine = [w for w in self._waiting_for_env if w[1:] == (key[0], env)]
         self._waiting_for_env = [w for w in self._waiting_for_env if w[1:] != (key[0], env)]
         for assignee, job, _ in mine:
@@ -232,6 +237,28 @@ class WorkerPool:
                 self._on_env_failed(assignee, failed)
             else:
                 self.assign(assignee, job, env)
+
+    def explain(self, assignee: Any) -> tuple[str, str]:
+        """Why what has its resources has no worker yet: a kind of ``policy/reasons.py``, and the words."""
+        for waiting, job, env in self._waiting_for_env:
+            if waiting is assignee:
+                seconds = time.monotonic() - self._preparing_since.get((job, env_id(env)), time.monotonic())
+                return ENV_BUILDING, f"its runtime environment is being made ready on this node, since {seconds:.1f} s"
+        for waiting, job, _ in self._waiting_for_job:
+            if waiting is assignee:
+                return HEAD_AWAY, f"its node has asked the head about its job {job}, and waits for the answer"
+        worker = next((w for w in self.workers.values() if w.assigned is assignee), None)
+        if worker is not None and worker.record.env:
+            seconds = time.monotonic() - worker.entered
+            words = f"its worker (pid {worker.record.pid}) enters its runtime environment, since {seconds:.1f} s"
+            return ENV_BUILDING, words
+        if worker is not None:
+            return WORKER_STARTING, f"its worker (pid {worker.record.pid}) enters its job"
+        reason = f"{self._starting} workers are starting on this node, and {len(self._waiting)} wait for one"
+        failures = self._templates.failures + self._starts.failures
+        if failures:
+            reason += f"; {failures} starts in a row have failed, so the next one comes after a pause"
+        return WORKER_STARTING, reason
 
     def job_known(self, job: str) -> None:
         """``job_config`` knows it now."""
@@ -285,6 +312,7 @@ class WorkerPool:
             self._environments.acquire(id_)
         self.save(worker)
         worker.job_sent = m.SetJob(job, config or m.JobConfig(), 1, env, self._prepared.get((job, id_), b""))
+        worker.entered = time.monotonic()
         worker.client.send(worker.job_sent)
 
     def on_job_ready(self, worker: Worker, job: str, failed: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import cloudpickle as cloudpickle  # warm in the template, so that workers need not import it
 
+from noded import stack_dump
 from noded.client import remote as remote  # likewise
 from noded.client.runtime import Runtime, set_current
 from noded.task_ring import TaskRing
@@ -31,6 +32,7 @@ def run(args: dict[str, Any]) -> int:
     listener.bind(path)
     listener.listen(1024)
     listener.setblocking(False)
+    _install_stack_dump(args["stdout"].removesuffix(".out") + stack_dump.SUFFIX)
     executor = Executor()
     executor.ring = _open_ring(args["stdout"].removesuffix(".out") + ".tasks")
     lost: list[str] = []
@@ -100,6 +102,13 @@ def run(args: dict[str, Any]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     return 0
+
+
+def _install_stack_dump(path: str) -> None:
+    try:
+        stack_dump.install(path)
+    except OSError as error:
+        print(f"noded: the stack of this worker cannot be asked for: {error}", file=sys.stderr)
 
 
 def _open_ring(path: str) -> TaskRing | None:
