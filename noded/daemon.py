@@ -43,9 +43,11 @@ from noded.head.head import Head
 from noded.head.storage import Health, Storage, StorageError, Superseded
 from noded.http.gateway import Gateway
 from noded.lifecycle import LoopProbe
+from noded.node import timeline
 from noded.node.actor_host import NodeActorHost
 from noded.node.capacity import Capacity
 from noded.node.cluster_view import ClusterView
+from noded.node.collectors import Collectors
 from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, start_time, unusable
 from noded.node.death_book import DeathBook
 from noded.node.directory import Directory
@@ -63,14 +65,16 @@ from noded.node.object_store import ObjectStore
 from noded.node.oom import protect_daemon
 from noded.node.orders import NodeOrders
 from noded.node.output import OutputMonitor
+from noded.node.pages import Pages
 from noded.node.peer_messages import PeerMessages
 from noded.node.peers import Peers
+from noded.node.running import running_in
 from noded.node.runtime_envs import RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.spilling import Spilling
 from noded.node.stacks import Stacks
-from noded.node.timeline import Timeline
+from noded.node.task_table import TaskTable
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
 from noded.node.why import NodeWhy
@@ -95,6 +99,7 @@ from noded.startup import (
     spill_files,
     sweep_spill,
 )
+from noded.telemetry import driver_page, worker_page
 from noded.version import __version__
 from noded.view import Identity, View
 from noded.wire import cluster_messages as c
@@ -177,10 +182,12 @@ class Daemon:
         self.output: OutputMonitor
         self.environments: RuntimeEnvs
         self.packages: Packages
-        self.timeline: Timeline
+        self.pages: Pages
+        self.tasks: TaskTable
         self.listener: Listener
         self.gateway: Gateway
         self.probe = LoopProbe()
+        self.collectors = Collectors()
         self._stop = asyncio.Event()
         self._stop_reason = ""
         self._exit_code = 0
@@ -271,8 +278,8 @@ class Daemon:
             self._restored(welcome)
         await self.book.start()
         await self.environments.start()
-        self.timeline.sweep(set(self.pool.workers))
         self.stacks.start()
+        await asyncio.to_thread(self.pages.start)
         self.gpus.start(self.loop, self.leases)
         self.output.start()
         self.control.start(self._control_socket)
@@ -441,8 +448,8 @@ class Daemon:
         self.cluster_view.on_change = lambda: self.leases.kick()
         self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
         base = Path(self.run_dir) if config.private else cluster_dir(config)
-        self.timeline = Timeline(self.log_dir, self.node_ip)
         self.book = DeathBook(self.log_dir, self.node_id, self._running)
+        self.pages = Pages(self.log_dir, self.node_id, self._live_pages)
         self.environments = RuntimeEnvs(
             (base if config.head or config.private else node_home(config)) / "runtime_envs",
             lambda uri: self.head_side.load_package(uri),
@@ -469,6 +476,7 @@ class Daemon:
             self.log_dir,
             node=self.number,
             node_id=self.node_id,
+            pages="" if config.no_telemetry else self.pages.directory,
             keep_warm=1,
             job_config=self._config_of,
             on_ready=lambda worker: self.leases.on_ready(worker),
@@ -587,6 +595,7 @@ class Daemon:
             nodes=self._nodes,
             request_stop=self.request_stop,
             memory=self.memory.figures,
+            collectors=self.collectors.figures,
         )
         if self.head is not None:
             self.head.nodes.refresh = self._refresh_own
@@ -647,6 +656,7 @@ class Daemon:
             ask_head=head.ask,
             head_problem=self._head_problem,
         )
+        self.tasks = TaskTable(self.pages, self.clients, self.node_id, self.control.ask_client)
         self.holdings = Holdings(self.store, self.clients, self.pool, self.host, self.control.who_holds)
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
 
@@ -819,6 +829,7 @@ class Daemon:
         notify_systemd("STOPPING=1")
         await self._end_tasks()
         await self.memory.stop()
+        self.collectors.stop()
         await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()
@@ -864,6 +875,7 @@ class Daemon:
         self.pool.stopping = True
         await self._end_tasks()
         await self.memory.stop()
+        self.collectors.stop()
         await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()
@@ -888,7 +900,6 @@ class Daemon:
             self.output.ended(worker)
         await self.book.stop()
         await self.stacks.stop(ended=True)
-        self.timeline.stop()
         if self.storage is not None:
             await self.storage.close()
         for sock in self._sockets:
@@ -980,6 +991,7 @@ class Daemon:
             self.config.head,
             tls=self.doors.server_tls is not None,
             noded=__version__,
+            pages="" if client.remote or self.config.no_telemetry else self.pages.directory,
         )
 
     # ------------------------------------------------------------ resources
@@ -1176,7 +1188,7 @@ class Daemon:
         return self.view.status()
 
     async def _tell_timeline(self, args: dict[str, Any]) -> Any:
-        return await asyncio.to_thread(self.timeline.events)
+        return await asyncio.to_thread(lambda: timeline.events(self.pages.read(), self.node_ip))
 
     async def _tell_actor_payload(self, args: dict[str, Any]) -> Any:
         """Class and arguments of an actor here, as base64; empty where they are not kept any more."""
@@ -1223,8 +1235,14 @@ class Daemon:
         if job not in self.job_configs:
             self._take_job(job, config)
 
+    def _live_pages(self) -> set[str]:
+        """From any thread."""
+        drivers = [c for c in list(self.clients.values()) if c.kind == "driver" and not c.detached]
+        return {*map(worker_page, list(self.pool.workers)), *(driver_page(c.prefix) for c in drivers)}
+
     def _on_job_over(self, client: Client) -> None:
         self.book.driver_ended(client)
+        self.pages.ended(driver_page(client.prefix))
         self.head_side.job_gone(client.job)
 
     def _on_detach(self, client: Client) -> None:
@@ -1244,7 +1262,8 @@ class Daemon:
         self.host.worker_exited(worker, death)
 
     def _running(self, wid: str) -> list[dict[str, Any]]:
-        return []
+        """What this worker runs, or ran when it died; from any thread."""
+        return running_in(os.path.join(self.pages.directory, worker_page(wid)))
 
     def _on_spawner_lost(self) -> None:
         """Its workers died with it. Start another and give it everything to keep."""
@@ -1295,8 +1314,8 @@ class Daemon:
 
     def _on_output_end(self, wid: str) -> None:
         self.output.ended(wid)
-        self.timeline.ended(wid)
         self.stacks.worker_ended(wid)
+        self.pages.ended(worker_page(wid))
 
     async def _ask_timeline(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of all nodes, as far as they answer."""
@@ -1340,6 +1359,7 @@ class Daemon:
             await asyncio.sleep(_HOUSEKEEPING)
             try:
                 self._tidy()
+                await asyncio.to_thread(self.pages.fold)
                 await self.store.space.trim()
                 if self.loop.time() - swept > _SWEEP_SECONDS:
                     swept = self.loop.time()

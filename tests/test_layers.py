@@ -16,8 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "stack_dump", "task_ring", "version"}
-CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "shm", "wire"}
+LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "stack_dump", "telemetry", "version"}
+CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "shm", "telemetry", "wire"}
 
 # unit (a package or a module directly in noded/) -> what of noded it may import, besides itself.
 # "spawner.protocol" means that module alone. "" is `noded` itself, the public API.
@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "resources": set(),
     "lifecycle": set(),
     "stack_dump": set(),
-    "task_ring": set(),
+    "telemetry": set(),
     "version": set(),
     "config": {"exceptions"},
     # below the processes
@@ -67,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
         "config",
         "lifecycle",
         "stack_dump",
-        "task_ring",
+        "telemetry",
         "shm",
         "wire",
         "policy",
@@ -80,7 +80,7 @@ ALLOWED: dict[str, set[str]] = {
     # It ends the spawner of its private node.
     "client": {"runtime_env", "policy.labels", "policy.deaths", "policy.reasons", "spawner.protocol", "version"}
     | CLIENT_LEAVES,
-    "worker": {"client", "runtime_env", "stack_dump", "task_ring"} | CLIENT_LEAVES,
+    "worker": {"client", "runtime_env", "stack_dump"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},

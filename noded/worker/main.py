@@ -13,7 +13,7 @@ import cloudpickle as cloudpickle  # warm in the template, so that workers need 
 from noded import stack_dump
 from noded.client import remote as remote  # likewise
 from noded.client.runtime import Runtime, set_current
-from noded.task_ring import TaskRing
+from noded.telemetry import Page, worker_page
 from noded.wire import messages as m
 from noded.worker import streams
 from noded.worker.executor import Executor
@@ -34,7 +34,8 @@ def run(args: dict[str, Any]) -> int:
     listener.setblocking(False)
     _install_stack_dump(args["stdout"].removesuffix(".out") + stack_dump.SUFFIX)
     executor = Executor()
-    executor.ring = _open_ring(args["stdout"].removesuffix(".out") + ".tasks")
+    page = _open_page(args["pages"] and os.path.join(args["pages"], worker_page(wid)))
+    executor.page = page
     lost: list[str] = []
 
     def attach(message: m.Attach) -> None:
@@ -59,6 +60,7 @@ def run(args: dict[str, Any]) -> int:
         on_lost=on_lost,
         retell_extra=executor.retell_locked,
         tick=executor.tick,
+        page=page,
     )
     executor.bind(runtime)
     runtime.start(_GRACE)
@@ -111,9 +113,10 @@ def _install_stack_dump(path: str) -> None:
         print(f"noded: the stack of this worker cannot be asked for: {error}", file=sys.stderr)
 
 
-def _open_ring(path: str) -> TaskRing | None:
+def _open_page(path: str) -> Page | None:
+    """None: telemetry is off, or has no place."""
     try:
-        return TaskRing(path)
+        return Page(path) if path else None
     except OSError as error:  # a full disk must not keep it from working
         print(f"noded: what runs here is not written down: {error}", file=sys.stderr)
         return None
