@@ -1,9 +1,9 @@
 """The Python stacks of a process, written by itself into a file when it gets a signal: by ``faulthandler``, in the
 signal's handler, so also while the process is in C code or waits, and without any right to trace it.
 
-The signal is a real-time one, which nobody uses by accident: SIGUSR1 and SIGUSR2 are the user's. Its handler has
-SA_RESTART; still, as with any signal, the few system calls that are never restarted (``nanosleep``, ``poll``) end early
-in C code that does not look whether they were interrupted. Python's own calls do look.
+The signal is a real-time one, which nobody uses by accident: SIGUSR1 and SIGUSR2 are the user's. It goes to the thread
+that runs, if one does, whose frames stand still in the handler; else to a thread of noded's own (``call_helper``). So
+no system call of the user's code is interrupted, as some are never restarted, whatever the handler's flags say.
 
 Who takes a stack must know whose pid it is (``is_it``): it is asked while a pidfd keeps the process from being another.
 """
@@ -14,12 +14,15 @@ import contextlib
 import faulthandler
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 SIGNAL = signal.SIGRTMIN + 12
 SUFFIX = ".stack"
+HELPER = "noded-helper"
+"""The name of a thread that may be interrupted, for the kernel."""
 SECONDS = 1.0
 """So long a process may take."""
 _BIT = 1 << (SIGNAL - 1)
@@ -65,7 +68,21 @@ def _in_child() -> None:
         os.close(_fd)
 
 
+def call_helper(thread: threading.Thread) -> None:
+    """This thread of the process is noded's own, and may be interrupted. Raises OSError."""
+    with open(f"/proc/self/task/{thread.native_id}/comm", "w") as file:
+        file.write(HELPER)
+
+
 # ---------------------------------------------------------------- who asks, in a thread
+
+
+@dataclass(frozen=True)
+class _Thread:
+    state: str
+    name: str
+    blocks: bool
+    pending: bool
 
 
 def take(pid: int, path: str, is_it: Callable[[], bool], seconds: float = SECONDS) -> Dump:
@@ -75,38 +92,56 @@ def take(pid: int, path: str, is_it: Callable[[], bool], seconds: float = SECOND
     except OSError:
         return Dump("", f"pid {pid} has ended")
     try:
-        if not is_it():
-            return Dump("", f"pid {pid} has ended, and is another process now")
-        before = _masks(pid)
-        if problem := _unable(pid, before):
+        threads = _threads(pid)
+        if problem := _unable(pid, threads):
             return Dump("", problem)
         try:
             os.truncate(path, 0)  # what came too late for who asked before
-            signal.pidfd_send_signal(pidfd, SIGNAL)
+            if not is_it():
+                return Dump("", f"pid {pid} has ended, and is another process now")
+            _send(pid, pidfd, threads)
         except OSError as error:
             return Dump("", f"pid {pid} cannot be asked for its stack: {error.strerror}")
-        return _await(pid, path, before, seconds)
+        return _await(pid, path, {tid for tid, thread in threads.items() if thread.blocks}, seconds)
     finally:
         os.close(pidfd)
 
 
-def _unable(pid: int, masks: dict[int, int]) -> str:
-    state, _, caught = _status(f"/proc/{pid}/status")
+def _unable(pid: int, threads: dict[int, _Thread]) -> str:
+    fields = _fields(f"/proc/{pid}/status")
+    state = fields.get("State", "Z")[0]
     if state in "Tt":
         return f"pid {pid} is stopped by a signal (state {state}): `kill -CONT {pid}` lets it go on, then ask again"
-    if state in ("Z", ""):
+    if state == "Z":
         return f"pid {pid} has ended"
-    if not caught & _BIT:
+    if not int(fields.get("SigCgt", "0"), 16) & _BIT:
         return f"pid {pid} cannot tell its stack: it is just starting, or its code has taken signal {SIGNAL} for itself"
-    if masks and all(blocked & _BIT for blocked in masks.values()):
+    if all(thread.blocks for thread in threads.values()):
         return (
-            f"pid {pid} cannot tell its stack: code that it runs blocks signal {SIGNAL}, in all of its {len(masks)} "
+            f"pid {pid} cannot tell its stack: code that it runs blocks signal {SIGNAL}, in all of its {len(threads)} "
             f"threads (state {state})"
         )
     return ""
 
 
-def _await(pid: int, path: str, before: dict[int, int], seconds: float) -> Dump:
+def _send(pid: int, pidfd: int, threads: dict[int, _Thread]) -> None:
+    may = {tid: thread for tid, thread in threads.items() if not thread.blocks}
+    running = [tid for tid, thread in may.items() if thread.state == "R"]
+    helpers = [tid for tid, thread in may.items() if thread.name == HELPER]
+    tid = pid if pid in running else next(iter(running or helpers), pid)
+    if tid == pid or not _to_thread(pid, tid):
+        signal.pidfd_send_signal(pidfd, SIGNAL)  # the kernel prefers the main thread
+
+
+def _to_thread(pid: int, tid: int) -> bool:
+    """False: it is gone, or this C library has no such call."""
+    import ctypes
+
+    tgkill = getattr(ctypes.CDLL(None), "tgkill", None)
+    return tgkill is not None and tgkill(pid, tid, int(SIGNAL)) == 0
+
+
+def _await(pid: int, path: str, blocked: set[int], seconds: float) -> Dump:
     """The handler has run when the signal is pending nowhere, and no thread blocks it that has not done so before: the
     kernel lets a thread block a signal while it handles it.
     """
@@ -114,40 +149,42 @@ def _await(pid: int, path: str, before: dict[int, int], seconds: float) -> Dump:
     while True:
         time.sleep(pause)
         pause = min(2 * pause, _LOOK_MOST)
-        state, pending, _ = _status(f"/proc/{pid}/status")
-        handling = any(blocked & _BIT and not before.get(tid, 0) & _BIT for tid, blocked in _masks(pid).items())
-        text = _read(path)
-        if text and not pending & _BIT and not handling:
+        fields, threads, text = _fields(f"/proc/{pid}/status"), _threads(pid), _read(path)
+        pending = int(fields.get("ShdPnd", "0"), 16) & _BIT or any(thread.pending for thread in threads.values())
+        handling = any(thread.blocks for tid, thread in threads.items() if tid not in blocked)
+        if text and not pending and not handling:
             _clear(path)
             return Dump(text)
         if time.monotonic() > deadline:
             _clear(path)
-            if state in ("Z", ""):
-                return Dump("", f"pid {pid} has ended meanwhile")
-            if text:
-                return Dump(text + "\n(it had not written all of it in time)\n")
-            where = "in the kernel, in a call that cannot be interrupted" if state == "D" else "without having been run"
-            return Dump("", f"pid {pid} has not written its stack within {seconds:g} s (state {state}: {where})")
+            return _late(pid, fields.get("State", "Z")[0], text, seconds)
 
 
-def _status(path: str) -> tuple[str, int, int]:
-    """State, and the signals that are pending for the process, and caught; an empty state: it is gone."""
-    fields = _fields(path)
-    pending = int(fields.get("ShdPnd", "0"), 16) | int(fields.get("SigPnd", "0"), 16)
-    return fields.get("State", "")[:1], pending, int(fields.get("SigCgt", "0"), 16)
+def _late(pid: int, state: str, text: str, seconds: float) -> Dump:
+    if state == "Z":
+        return Dump(text, "" if text else f"pid {pid} has ended meanwhile")
+    if text:
+        return Dump(f"{text}\n(it had not written all of it in time)")
+    where = "in a system call that cannot be interrupted" if state == "D" else "it has not come to handle the signal"
+    return Dump("", f"pid {pid} has not written its stack within {seconds:g} s (state {state}: {where})")
 
 
-def _masks(pid: int) -> dict[int, int]:
-    """The signals that each thread blocks."""
+def _threads(pid: int) -> dict[int, _Thread]:
+    found: dict[int, _Thread] = {}
     try:
-        threads = os.listdir(f"/proc/{pid}/task")
+        tids = os.listdir(f"/proc/{pid}/task")
     except OSError:
-        return {}
-    found = {int(tid): _fields(f"/proc/{pid}/task/{tid}/status").get("SigBlk") for tid in threads}
-    return {tid: int(mask, 16) for tid, mask in found.items() if mask}
+        return found
+    for tid in tids:
+        fields = _fields(f"/proc/{pid}/task/{tid}/status")
+        if fields:
+            blocks, pending = (bool(int(fields.get(name, "0"), 16) & _BIT) for name in ("SigBlk", "SigPnd"))
+            found[int(tid)] = _Thread(fields["State"][0], fields["Name"], blocks, pending)
+    return found
 
 
 def _fields(path: str) -> dict[str, str]:
+    """Of a process or thread; empty when it is gone."""
     try:
         with open(path) as file:
             lines = file.read().splitlines()

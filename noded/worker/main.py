@@ -6,6 +6,7 @@ import atexit
 import os
 import socket
 import sys
+import threading
 from typing import Any
 
 import cloudpickle as cloudpickle  # warm in the template, so that workers need not import it
@@ -32,7 +33,6 @@ def run(args: dict[str, Any]) -> int:
     listener.bind(path)
     listener.listen(1024)
     listener.setblocking(False)
-    _install_stack_dump(args["stdout"].removesuffix(".out") + stack_dump.SUFFIX)
     executor = Executor()
     page = _open_page(args["pages"] and os.path.join(args["pages"], worker_page(wid)))
     executor.page = page
@@ -64,6 +64,7 @@ def run(args: dict[str, Any]) -> int:
     )
     executor.bind(runtime)
     runtime.start(_GRACE)
+    _install_stack_dump(args["stdout"].removesuffix(".out") + stack_dump.SUFFIX, runtime.control.helper)
     executor.after_attach()
     set_current(runtime)
     reader = runtime.reader
@@ -106,8 +107,10 @@ def run(args: dict[str, Any]) -> int:
     return 0
 
 
-def _install_stack_dump(path: str) -> None:
+def _install_stack_dump(path: str, helper: threading.Thread | None) -> None:
     try:
+        if helper is not None:
+            stack_dump.call_helper(helper)
         stack_dump.install(path)
     except OSError as error:
         print(f"noded: the stack of this worker cannot be asked for: {error}", file=sys.stderr)
