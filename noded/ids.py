@@ -122,5 +122,5 @@ def parse(text: str) -> bytes | None:
 
 
 def is_worker_or_job(text: str) -> bool:
-    """It has the form of a worker's or a job's id."""
-    return len(text) in (8, 16) and all(digit in "0123456789abcdef" for digit in text)
+    """It has the form of a worker's id, of what a worker or driver calls itself (its prefix), or of a job's id."""
+    return len(text) in (2 * PREFIX_SIZE, 8, 16) and all(digit in "0123456789abcdef" for digit in text)

@@ -130,7 +130,9 @@ class Stacks:
             return [worker for worker in workers if worker.record.pid == int(word)]
         id_ = ids.parse(word)
         if id_ is None:
-            return [worker for worker in workers if word in (worker.id, worker.record.job)]
+            # Of a worker also what it calls itself, the beginning of its id.
+            called = [worker for worker in workers if word in (worker.id, worker.id[: 2 * ids.PREFIX_SIZE])]
+            return called or [worker for worker in workers if worker.record.job == word]
         if ids.is_actor_id(id_):
             return [worker for worker in workers if worker.record.actor == id_]
         task = ids.task_id(ids.prefix_of(id_), ids.seq_of(id_)).hex()

@@ -228,9 +228,16 @@ class NodeWhy:
     # ------------------------------------------------------------ workers
 
     async def _worker(self, wid: str) -> Answer:
+        """By its id, or by what it calls itself, which a driver does too."""
         worker = self._pool.workers.get(wid)
+        if worker is None and len(wid) == 2 * ids.PREFIX_SIZE:
+            prefix = bytes.fromhex(wid)
+            worker, client = self._pool.by_prefix.get(prefix), self._clients.get(prefix)
+            if client is not None and client.kind == "driver":
+                return self._driver(client)
         if worker is None:
             return self._book.find(wid) or {}
+        wid = worker.id
         record = worker.record
         told: Answer = {"state": "alive", "kind": reasons.RUNNING, "worker": wid, "pid": record.pid}
         told |= {"node": self._node_id, "job": record.job, "actor": record.actor.hex()}
@@ -238,17 +245,25 @@ class NodeWhy:
             told["running"] = running[:_SHOWN]
         if worker.blocked:
             told["blocked"] = True
-        waits = self._store.space.waits_of(worker.prefix)
-        if waits:
-            size, since = waits[0]
-            figures = self._store.figures()
-            reason = (
-                f"a value of {size} bytes that its worker (pid {record.pid}) has made waits "
-                f"{time.monotonic() - since:.1f} s for room in the object store, where {figures['used']} of "
-                f"{figures['size']} bytes are in use"
-            )
-            return {**told, "kind": reasons.STORE_FULL, "reason": reason}
-        return {**told, **self._phase(worker)}
+        return {**told, **(self._store_full(worker.prefix, record.pid) or self._phase(worker))}
+
+    def _driver(self, client: Client) -> Answer:
+        told: Answer = {"state": "alive", "kind": reasons.RUNNING, "pid": client.pid, "node": self._node_id}
+        told |= {"job": client.job, "reason": f"it is the driver of job {client.job}, pid {client.pid}"}
+        return {**told, **self._store_full(client.prefix, client.pid)}
+
+    def _store_full(self, prefix: bytes, pid: int) -> Answer:
+        """Empty unless a value of this process waits for room."""
+        waits = self._store.space.waits_of(prefix)
+        if not waits:
+            return {}
+        size, since = waits[0]
+        figures = self._store.figures()
+        reason = (
+            f"a value that pid {pid} has made waits {time.monotonic() - since:.1f} s for {size} bytes of the object "
+            f"store, where {figures['used']} of {figures['size']} are in use"
+        )
+        return {"kind": reasons.STORE_FULL, "reason": reason}
 
     def _phase(self, worker: Worker) -> Answer:
         record = worker.record

@@ -109,6 +109,6 @@ RAISED = "raised"
 def no_id(text: str) -> str:
     """What is said of something that is no id at all."""
     return (
-        f"{text!r} is no id: give the 32 hexadecimal digits that a ref, a handle or an error shows, the 16 of a "
-        "worker, the 8 of a job, or a node's id, name or number"
+        f"{text!r} is no id: give the 32 hexadecimal digits that a ref, a handle or an error shows, the 14 or "
+        "16 of a worker, the 8 of a job, or a node's id, name or number"
     )
