@@ -268,6 +268,7 @@ class Daemon:
             self.cluster_id = self.head.cluster_id
         self._write_standing()
         self._build_node(welcome.guard_until)
+        await self.book.start()
         if self._recovered:
             self.leases.capacity.restore_groups()  # before the leases, which may be in them
             self._restore(welcome)
@@ -276,7 +277,6 @@ class Daemon:
             self.head.start(self._register(), self.orders, self.host.told(), self.orders.held_groups(), self._jobs())
         if self._recovered:
             self._restored(welcome)
-        await self.book.start()
         await self.environments.start()
         self.stacks.start()
         await asyncio.to_thread(self.pages.start)
@@ -530,7 +530,7 @@ class Daemon:
             forget=lambda client: self.control.forget(client),
             labels=lambda: self.labels,
         )
-        self.leases.router = self.router
+        self.leases.router, self.leases.death_of = self.router, self.book.death_of
         self.leases.group_gone = self.router.group_gone
         self.peers.handlers = PeerMessages(
             self.cluster_view,
@@ -1044,6 +1044,7 @@ class Daemon:
         self.orders.forget_waiting()
         message = self._register()
         message.actors, message.groups, message.jobs = self.host.told(), self.orders.held_groups(), self._jobs()
+        message.deaths = self.book.of_actors()
         return message
 
     def _claim_actors(self, made_here: list[bytes]) -> None:

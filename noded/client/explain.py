@@ -31,9 +31,7 @@ def explain(runtime: Runtime, id_: bytes) -> dict[str, Any]:
         error = ref._value  # type: ignore[union-attr]
         if isinstance(error, BaseException):
             return failures.told(error)
-        # The user's own, which is not unpickled here.
-        reason = "it has ended with an error of its own code, which get() raises"
-        return {"state": "failed", "kind": reasons.FAILED, "cause": reasons.RAISED, "reason": reason}
+        return failures.raised(failures.RAISED)
     if state == AWAY:
         node, size = ref._value  # type: ignore[union-attr]
         return {"state": "ready", "kind": reasons.READY, "reason": f"its value of {size} bytes lies on node {node}"}

@@ -20,7 +20,7 @@ import msgspec
 from noded import ids
 from noded.client import codec
 from noded.client.control import Control
-from noded.client.failures import cancelled, crashed, told, unschedulable
+from noded.client.failures import RAISED, cancelled, crashed, raised, told, unschedulable
 from noded.client.generators import Stream
 from noded.client.lineage import Lineage
 from noded.client.objects import INLINE_LIMIT, Objects
@@ -105,7 +105,7 @@ class Tasks:
         self.waiting: set[Task] = set()
         """Tasks with unresolved arguments: kept alive here."""
         self.failures: dict[int, dict[str, Any]] = {}
-        """What the last errors of noded's own told, by the number of the task, for who asks why."""
+        """What the last errors told, by the number of the task, for who asks why."""
         self.attempts: dict[int, dict[str, Any]] = {}
         """Likewise of those that run, or will run, once more: how the last attempt ended."""
         self.lineage: Lineage
@@ -570,6 +570,7 @@ class Tasks:
                 self._retry(task, worker, message.hseq)
                 return
             self._fail_refs(task, error)
+            self._note_failure(task, error)
         else:
             at = 0
             stored = False
@@ -678,16 +679,20 @@ class Tasks:
             if token is not None and hseq:
                 token.hold.give_after(worker.prefix, hseq)
 
+    def _note_failure(self, task: Task, error: Any, reason: str = RAISED) -> None:
+        """An exception, or a serialised error value, of which ``reason`` says whose it is."""
+        known = told(error) if isinstance(error, BaseException) else raised(reason)
+        self.failures[task.seq] = {**known, "name": task.name}
+        if len(self.failures) > _FAILURES_KEPT:
+            del self.failures[next(iter(self.failures))]
+
     def fail_locked(self, task: Task, error: Any) -> None:
         """Over with an error: an exception, or a serialised error value."""
         if task.over:
             return
         self.waiting.discard(task)
         self._fail_refs(task, error)
-        if isinstance(error, BaseException):
-            self.failures[task.seq] = {**told(error), "name": task.name}
-            if len(self.failures) > _FAILURES_KEPT:
-                del self.failures[next(iter(self.failures))]
+        self._note_failure(task, error, "an argument of it has ended with an error, which get() raises")
         for ref in task.refs:
             if worker := task.link:
                 # Had the worker stored a result before it died, the daemon counts us as its holder: give that up. Not

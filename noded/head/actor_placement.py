@@ -354,8 +354,9 @@ class ActorPlacement:
         if parked is not None and not adopted.payload:
             adopted.payload = parked.payload
 
-    def registered(self, node: NodeRecord, actors: list[c.HostedActor]) -> None:
-        """A node is there (again), and has these."""
+    def registered(self, node: NodeRecord, actors: list[c.HostedActor], ended: Sequence[c.DeadActor] = ()) -> None:
+        """A node is there (again), and has these; those have ended there lately."""
+        causes = {dead.death.worker: dead.death for dead in ended}
         stops = self._stops.pop(node.number, [])
         for stop in stops:
             assert node.api is not None
@@ -369,12 +370,16 @@ class ActorPlacement:
                 continue
             if record.worker:
                 reason = "its worker ended while its node or the head was away"
-                self._lose(record, m.Death(record.worker, reason=reason, kind=deaths.UNSEEN))
+                unseen = m.Death(record.worker, reason=reason, kind=deaths.UNSEEN)
+                self._lose(record, causes.get(record.worker, unseen))
             elif record.no_restart or (record.spec.id, record.instance) in killed:
                 self._lose(record, None)
             elif record.spec.id not in self.pending:
                 # It was on its way there.
                 self._host(node, record, wait=True)
+        for dead in ended:
+            if dead.id not in there and dead.death.kind not in deaths.FORGETTABLE:
+                self.table.gone(dead.id, dead.death)  # one that nobody has told of since the head's start
         self.settle()
 
     def settle(self) -> None:

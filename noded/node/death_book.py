@@ -21,6 +21,7 @@ from noded import ids
 from noded.node.session import Client
 from noded.node.workers import Worker
 from noded.policy import deaths
+from noded.wire import cluster_messages as c
 from noded.wire import messages as m
 
 log = logging.getLogger("noded.death_book")
@@ -29,6 +30,7 @@ KEPT = 1000
 """Of each sort."""
 _LINES = 4 * KEPT
 """Lines of the file, after which it is written anew."""
+_TOLD = 100
 FILE = "deaths.jsonl"
 Record = dict[str, Any]
 
@@ -72,6 +74,10 @@ class DeathBook:
             "actor": worker.record.actor.hex(),
             "ended_at": time.time(),
         }
+        if death.signal is not None:
+            record["signal_number"] = death.signal
+        if death.free:
+            record["free"] = True
         self._enter(record)
         loop = asyncio.get_running_loop()
 
@@ -123,6 +129,23 @@ class DeathBook:
         """
         found = self._by_id.get(self._index.get(text, text))
         return None if found is None else {**found, "ended_s_ago": round(time.time() - found["ended_at"], 1)}
+
+    def death_of(self, wid: str) -> m.Death | None:
+        """As it was told when it was seen: who was away then is to hear the same."""
+        found = self._by_id.get(wid)
+        if found is None or found.get("driver"):
+            return None
+        number = found.get("signal_number")
+        death = m.Death(wid, found.get("pid", 0), found.get("exit_code"), number, found["reason"])
+        death.max_rss_kb, death.stderr = found.get("max_rss", 0) >> 10, found.get("stderr_tail", [])
+        death.node, death.kind, death.free = found.get("node", ""), found["kind"], bool(found.get("free"))
+        return death
+
+    def of_actors(self) -> list[c.DeadActor]:
+        """The last deaths of workers that had an actor."""
+        found = [(id_, record["actor"]) for id_, record in reversed(self._by_id.items()) if record.get("actor")]
+        deaths_ = [(bytes.fromhex(actor), self.death_of(wid)) for wid, actor in found[:_TOLD]]
+        return [c.DeadActor(actor, death) for actor, death in deaths_ if death is not None]
 
     def _enter(self, record: Record) -> None:
         id_ = record["id"]

@@ -229,6 +229,8 @@ class Leases:
         """Whether there is memory to begin something."""
         self.on_limited: Callable[[], None] = lambda: None
         """Something with a limit on its memory has begun."""
+        self.death_of: Callable[[str], m.Death | None] = lambda wid: None
+        """How a worker has ended that is not here any more, where that is known."""
         self._classes: dict[tuple[bytes, int], m.ClassDef] = {}
         self._next = epoch << 32
         self._worker_path = worker_path
@@ -910,6 +912,6 @@ class Leases:
                     known.wanted = known.recalled = False  # it may not have heard of that
             else:
                 ended = m.Death(wid, reason="it ended while the daemon was away", kind=deaths.UNSEEN)
-                client.send(m.WorkerDied(lease_id, ended))
+                client.send(m.WorkerDied(lease_id, self.death_of(wid) or ended))
         for key in [key for key in self.demands if key[0] == client.prefix]:
             del self.demands[key]
