@@ -46,6 +46,7 @@ from noded.lifecycle import LoopProbe
 from noded.node.actor_host import NodeActorHost
 from noded.node.capacity import Capacity
 from noded.node.cluster_view import ClusterView
+from noded.node.collectors import Collectors
 from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, start_time, unusable
 from noded.node.directory import Directory
 from noded.node.doors import Doors
@@ -175,6 +176,7 @@ class Daemon:
         self.listener: Listener
         self.gateway: Gateway
         self.probe = LoopProbe()
+        self.collectors = Collectors()
         self._stop = asyncio.Event()
         self._stop_reason = ""
         self._exit_code = 0
@@ -576,6 +578,7 @@ class Daemon:
             nodes=self._nodes,
             request_stop=self.request_stop,
             memory=self.memory.figures,
+            collectors=self.collectors.figures,
         )
         if self.head is not None:
             self.head.nodes.refresh = self._refresh_own
@@ -776,6 +779,7 @@ class Daemon:
         notify_systemd("STOPPING=1")
         await self._end_tasks()
         await self.memory.stop()
+        self.collectors.stop()
         await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()
@@ -819,6 +823,7 @@ class Daemon:
         self.pool.stopping = True
         await self._end_tasks()
         await self.memory.stop()
+        self.collectors.stop()
         await self.gpus.stop()
         self.probe.stop()
         self.listener.stop()

@@ -58,6 +58,7 @@ class View:
         nodes: Callable[[], list[dict[str, Any]]],
         request_stop: Callable[[], None],
         memory: Callable[[], dict[str, Any]],
+        collectors: Callable[[], list[dict[str, Any]]],
     ):
         self._identity = identity
         self._store = store
@@ -71,6 +72,7 @@ class View:
         self._nodes = nodes
         self._request_stop = request_stop
         self._memory = memory
+        self._collectors = collectors
         self._started = time.time()
 
     def questions(self) -> dict[str, Question]:
@@ -111,6 +113,7 @@ class View:
             "spawner_pid": self._spawner.spawner_pid,
             "store": {"used_bytes": figures["used"], "total_bytes": figures["size"], **figures},
             "memory": self._memory(),
+            "collectors": self._collectors(),
             "loop": {
                 "longest_callback_ms": self._probe.longest_ms,
                 "longest_wait_for_cpu_ms": self._probe.longest_wait_ms,

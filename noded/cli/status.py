@@ -201,6 +201,9 @@ def _facts(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "head", _link_text(link)
     if storage := status.get("storage"):
         yield "store", _storage_text(storage, time.time())
+    for collector in status.get("collectors") or ():
+        if collector.get("state") != "OK":
+            yield "collector", _collector_text(collector, time.time())
 
 
 def _memory_text(memory: Mapping[str, Any]) -> str:
@@ -236,6 +239,19 @@ def _storage_text(storage: Mapping[str, Any], now: float) -> str:
         counts.append(f"{storage['waiting']} wait")
     text = f"degraded ({kind}) since {clock} ({duration(max(0.0, now - since))}): {storage.get('why', '')}"
     return ", ".join([text, *counts])
+
+
+def _collector_text(collector: Mapping[str, Any], now: float) -> str:
+    """Of one that is not well; the others need no line."""
+    since = float(collector.get("since", now))
+    text = f"{collector.get('name', '')}: {collector.get('state', '')} for {duration(max(0.0, now - since))}"
+    if collector.get("problem"):
+        text += f": {collector['problem']}"
+    if collector.get("lost_threads"):
+        text += f"; threads that do not come back: {collector['lost_threads']}"
+    if (age := collector.get("age_s")) is not None:
+        text += f"; its last values are {duration(age)} old"
+    return text
 
 
 def _link_text(link: Mapping[str, Any]) -> str:
