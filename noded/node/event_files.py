@@ -1,4 +1,4 @@
-"""The files that hold what happened on a node: JSON lines in ``events-<number>.jsonl``, the oldest in the lowest number.
+"""The files of what happened on a node: JSON lines in ``events-<number>.jsonl``, the oldest in the lowest number.
 
 One process appends (``events.py``), anybody reads, also when the node is gone. A line that is not whole (its writer was
 killed, or the disk was full) is left out. An event's id grows with time, so it is the order of events too, over the

@@ -22,7 +22,7 @@ import msgspec
 
 from noded.node import event_files
 from noded.node.event_files import Event
-from noded.policy.query import Collector, Page, Query
+from noded.policy.query import Collector, Page, Query, shown
 
 log = logging.getLogger("noded.events")
 
@@ -107,18 +107,19 @@ class EventLog:
 
     def _page(self, query: Query) -> Page:
         self._await_written()
-        collector = Collector(query)
+        collector = Collector(query, keep=lambda row: row["custom_fields"])
         sources, severities = query.wanted("source_type"), query.wanted("severity")
         for event in event_files.read(self._directory):
             if (sources and event.source.casefold() not in sources) or (
                 severities and event.severity.casefold() not in severities
             ):
                 collector.skip(1)
-                continue
-            collector.add({**event.row(), "custom_fields": event} if query.detail else event.row())
+            else:
+                collector.add({**event.row(), "custom_fields": event})
         page = collector.page()
-        for row in page.rows if query.detail else ():
-            row["custom_fields"] = {"node_id": row["custom_fields"].node, **row["custom_fields"].known()}
+        for at, event in enumerate(page.rows):
+            known = {"node_id": event.node, **event.known()}
+            page.rows[at] = shown(query, {**event.row(), "custom_fields": known})
         return page
 
     def _last(self, source: str, count: int) -> list[Event]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -89,7 +89,7 @@ class Page:
     all that the filters let through; ``problems``: whose rows are missing, and why.
     """
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     total: int = 0
     matched: int = 0
@@ -187,17 +187,25 @@ def key_of(kind: str, row: Row) -> str:
     return f"{id_}.{row['attempt_number']:08d}" if kind == "tasks" else id_
 
 
-class Collector:
-    """Takes rows one by one and keeps those of one page."""
+def shown(query: Query, row: Row) -> dict[str, Any]:
+    """Its columns as far as they were asked for."""
+    return {name: row.get(name) for name in RECORDS[query.kind].list_columns(query.detail)}
 
-    def __init__(self, query: Query):
+
+class Collector:
+    """Takes rows one by one and keeps those of one page. ``keep(row)``: what is kept of one instead of what is shown,
+    where that is dear to make.
+    """
+
+    def __init__(self, query: Query, keep: Callable[[Row], Any] | None = None):
         self.query = query
         self.total = 0
         self.matched = 0
         self._beyond = 0
-        self._columns = RECORDS[query.kind].list_columns(query.detail)
+        columns = RECORDS[query.kind].list_columns(query.detail)
+        self._keep = keep or (lambda row: {name: row.get(name) for name in columns})
         self._newest = query.kind in _NEWEST_FIRST
-        self._kept: list[tuple[str, dict[str, Any]]] = []
+        self._kept: list[tuple[str, Any]] = []
         self._room = 2 * query.limit + 16
         self._last: str | None = None
         """What comes behind this key is not on the page."""
@@ -222,7 +230,7 @@ class Collector:
         self._beyond += 1
         if self._last is not None and (key < self._last if self._newest else key > self._last):
             return
-        self._kept.append((key, {name: row.get(name) for name in self._columns}))
+        self._kept.append((key, self._keep(row)))
         if len(self._kept) >= self._room:
             self._prune()
 
