@@ -16,8 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "task_ring", "version"}
-CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "shm", "wire"}
+LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "telemetry", "version"}
+CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "shm", "telemetry", "wire"}
 
 # unit (a package or a module directly in noded/) -> what of noded it may import, besides itself.
 # "spawner.protocol" means that module alone. "" is `noded` itself, the public API.
@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "ids": set(),
     "resources": set(),
     "lifecycle": set(),
-    "task_ring": set(),
+    "telemetry": set(),
     "version": set(),
     "config": {"exceptions"},
     # below the processes
@@ -64,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         "resources",
         "config",
         "lifecycle",
-        "task_ring",
+        "telemetry",
         "shm",
         "wire",
         "policy",
@@ -76,7 +76,7 @@ ALLOWED: dict[str, set[str]] = {
     "http": {"config", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
     "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
-    "worker": {"client", "runtime_env", "task_ring"} | CLIENT_LEAVES,
+    "worker": {"client", "runtime_env"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},

@@ -20,7 +20,7 @@ from noded.client import codec, sites
 from noded.client.context import running
 from noded.client.exits import IntentionalExit
 from noded.client.runtime import Runtime
-from noded.task_ring import TaskRing
+from noded.telemetry import CALL, TASK, Page
 from noded.wire import messages as m
 from noded.worker import streams
 from noded.worker.actor import ActorSeat, Engine
@@ -72,8 +72,8 @@ class Executor:
         self.retiring = ""
         """Why this worker takes no more tasks."""
         self.lent = LentNow()
-        self.ring: TaskRing | None = None
-        """Where it is written down what ran; None where that cannot be."""
+        self.page: Page | None = None
+        """Where it is written down what runs; None where that cannot be."""
         self._clock = time.time() - time.monotonic()
         self.seat = ActorSeat(self)
         self.engine: Engine | None = None
@@ -249,6 +249,8 @@ class Executor:
             self.answers.cancelled(execution, started)
         finally:
             execution.user_code = False
+            if execution.run >= 0:
+                self.note_end(execution, started)
             self.current = running.call = None
             self._started = 0.0
         link = inbound.link
@@ -276,9 +278,13 @@ class Executor:
                 execution.function_name = code.name
                 name = message.extra.name if message.extra is not None and message.extra.name else code.name
                 execution.name = NamedStream.name_now = name
+                if self.page is not None:
+                    self.note_begin(execution, TASK, started)
                 call = code.call or self._load(code)
             else:
                 call = self.seat.method(execution)
+                if self.page is not None:
+                    self.note_begin(execution, CALL, started)
             if payload or message.deps or message.place is not None:
                 args, kwargs = self.answers.arguments(execution, payload)
                 execution.user_code = True
@@ -299,20 +305,25 @@ class Executor:
             self.answer_error(execution, error, started)
         else:
             self.answers.result(execution, result, started)
-        self.note(execution, started)
+        if execution.run >= 0:
+            self.note_end(execution, started)
         if code is not None:
             if NamedStream.said_error:
                 streams.mark_end()
             if code.max_calls:
                 self._count_call(code)
 
-    def note(self, execution: Execution, started: float) -> None:
-        """Into the ring of what ran last."""
-        if self.ring is not None:
-            start = started + self._clock
-            end = time.monotonic() + self._clock
+    def note_begin(self, execution: Execution, kind: str, started: float) -> None:
+        """Onto the page."""
+        if self.page is not None:
             thread = 0 if threading.get_ident() == self._main else threading.get_native_id()
-            self.ring.add(execution.task_id, execution.name, start, end, thread, execution.failed)
+            execution.run = self.page.begin(execution.task_id, kind, execution.name, started + self._clock, thread)
+
+    def note_end(self, execution: Execution, started: float) -> None:
+        run, execution.run = execution.run, -1
+        if self.page is not None and run >= 0:
+            now = time.monotonic()
+            self.page.end(run, now - started, now + self._clock, execution.outcome, execution.error)
 
     def _generated(self, execution: Execution, result: Any) -> Any:
         if execution.message.returns == m.STREAMING:
@@ -322,7 +333,6 @@ class Executor:
         return result
 
     def answer_error(self, execution: Execution, error: BaseException, started: float) -> None:
-        execution.failed = True
         if execution.cancelled and isinstance(error, KeyboardInterrupt):
             self.answers.cancelled(execution, started)
             return
@@ -379,6 +389,8 @@ class Executor:
         from noded.worker.job import enter_job
 
         failed = enter_job(self.runtime, message, self.lent)
+        if self.page is not None:
+            self.page.owner(message.job, b"")
         sites.record(self.runtime, os.environ)
         with self.runtime.lock:
             self.runtime.control.send(m.JobReady(message.job, failed))
