@@ -78,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
     "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
     "worker": {"client", "runtime_env"} | CLIENT_LEAVES,
     # public helpers
-    "util": {"client", "exceptions"},
+    "util": {"client", "exceptions", "policy.query", "policy.state_records"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},
     "compat": {"", "client", "exceptions", "util"},
 }

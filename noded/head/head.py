@@ -92,7 +92,9 @@ class Head:
             may_create=self._may_make_group,
             outlives=lambda id_: self.is_detached(id_) and self.actors.records[id_].state != "dead",
         )
-        self.state = HeadState(self.nodes, self.actors, self.groups, self.jobs, emit)
+        self.state = HeadState(
+            self.nodes, self.actors, self.actor_places, self.groups, self.group_places, self.jobs, emit
+        )
         self.server = NodeServer(loop, self.nodes, self.actor_places, self.group_places, self)
         self.own: NodeRecord
         self._driver_jobs: dict[int, set[str]] = {}

@@ -7,17 +7,19 @@ at once, filter for themselves, and answer with one page each. See ``policy/quer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from noded.head import state_rows as rows
+from noded.head.actor_placement import ActorPlacement
 from noded.head.actors import ActorRecord, ActorTable
+from noded.head.group_placement import GroupPlacement
 from noded.head.group_records import GroupRecord
 from noded.head.jobs import JobRecord, JobTable
 from noded.head.nodes import NodeRecord, NodeTable
 from noded.head.placement_groups import GroupTable
 from noded.lifecycle import pieces
-from noded.policy import deaths, summary
+from noded.policy import deaths, summary, task_pages
 from noded.policy.query import NODE_SECONDS, Collector, Page, Query, merge, part_of, query_of
 
 
@@ -28,8 +30,19 @@ class Emit(Protocol):
 
 
 class HeadState:
-    def __init__(self, nodes: NodeTable, actors: ActorTable, groups: GroupTable, jobs: JobTable, emit: Emit):
+    def __init__(
+        self,
+        nodes: NodeTable,
+        actors: ActorTable,
+        actor_places: ActorPlacement,
+        groups: GroupTable,
+        group_places: GroupPlacement,
+        jobs: JobTable,
+        emit: Emit,
+    ):
         self._nodes = nodes
+        self._actor_places = actor_places
+        self._group_places = group_places
         self._actors = actors
         self._groups = groups
         self._jobs = jobs
@@ -55,8 +68,10 @@ class HeadState:
             page = await self._list_jobs(query)
         else:
             told, problems = await self._ask_nodes("state", query.arguments())
-            page = merge(query, [part_of(part) for part in told])
-            page.problems = problems + page.problems
+            parts = [part_of(part) for part in told]
+            put_together = task_pages.merge if query.kind == "tasks" else merge
+            page = await asyncio.to_thread(put_together, query, parts)
+            page.problems = problems
         return page.answer()
 
     async def ask_summary(self, args: dict[str, Any], number: int) -> Any:
@@ -64,9 +79,10 @@ class HeadState:
         kind = summary.checked(args)
         if kind == "actors":
             actors = (self._actor_row(record) for record in self._actors.records.values())
-            return {**summary.of_actors(actors), "problems": []}
+            return {**summary.of_actors(actors), "problems": [], "notes": []}
         told, problems = await self._ask_nodes("state_summary", {"kind": kind})
-        return {**summary.merge(kind, told), "problems": problems + [p for part in told for p in part["problems"]]}
+        notes = [note for part in told for note in part["notes"]]
+        return {**summary.merge(kind, told), "problems": problems, "notes": notes}
 
     async def _list(self, query: Query, records: list[Any], row: Callable[[Any], rows.Row]) -> Page:
         collector = Collector(query)
@@ -111,6 +127,18 @@ class HeadState:
 
     def _group_row(self, record: GroupRecord) -> rows.Row:
         return rows.group_row(record, self._nodes)
+
+    def waiting(self) -> Iterator[tuple[str, Mapping[str, int], str, str]]:
+        """Actors and groups that wait here: (what, asks, kind, reason)."""
+        for id_, pending in list(self._actor_places.pending.items()):
+            spec = pending.record.spec
+            yield f"actor {spec.class_name}", spec.placement, *(self._actor_places.why(id_) or ("", ""))
+        for id_, plan in list(self._group_places.waiting.items()):
+            asks: dict[str, int] = {}
+            for bundle in plan.spec.bundles:
+                for name, amount in bundle.items():
+                    asks[name] = asks.get(name, 0) + amount
+            yield f"placement group {plan.spec.strategy}", asks, *(self._group_places.why(id_) or ("", ""))
 
     # ------------------------------------------------------------ what changes
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from noded import ids
 from noded.lifecycle import pieces
-from noded.node.entry import Entry
 from noded.node import holdings
+from noded.node.entry import Entry
 from noded.node.holdings import NODED, OTHER_OBJECTS, Holder, Holdings, Row
 from noded.node.object_store import ObjectStore
 from noded.policy.query import Collector, Page, Query, shown
@@ -65,7 +65,7 @@ class ObjectRows:
         page = collector.page()
         page.total = total
         if left_out > 0:
-            page.problems.append(f"{left_out} objects were not looked at: filter by something else as well")
+            page.notes.append(f"{left_out} objects were not looked at: filter by something else as well")
         return page
 
     async def summary(self) -> dict[str, Any]:
@@ -76,8 +76,8 @@ class ObjectRows:
             for row in part:
                 found.add(self._told(row))
         more = len(rows) - _MOST_ASKED
-        problems = [f"{more} objects are counted without asking who holds them how"] if more > 0 else []
-        return {**found.told(), "problems": problems}
+        notes = [f"{more} objects are counted without asking who holds them how"] if more > 0 else []
+        return {**found.told(), "notes": notes}
 
     async def _all(self) -> AsyncIterator[Row]:
         holders: dict[bytes, Holder] = {}

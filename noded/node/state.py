@@ -7,30 +7,21 @@ theirs (``tell``). While the head is away a node answers with what it has itself
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 from noded.lifecycle import pieces
-from noded.node.control import Question
 from noded.node.events import EventLog
 from noded.node.object_rows import ObjectRows
 from noded.node.own_rows import OwnRows
+from noded.node.task_table import TaskTable
 from noded.node.worker_book import WorkerBook
-from noded.policy import summary
+from noded.policy import summary, task_pages
 from noded.policy.query import NODE_SECONDS, Collector, Page, Query, query_of
 
 _HEAD_SECONDS = NODE_SECONDS + 1.5
 _AWAY = "the head does not answer: this is what this node alone has"
 Row = dict[str, Any]
-
-
-class Tasks(Protocol):
-    """What is known of the tasks that this node's processes submit and run."""
-
-    async def page(self, query: Query) -> Page: ...
-
-    async def counts(self) -> list[tuple[str, str, str, int]]:
-        """(type, name, state, how many): exact."""
 
 
 class NodeState:
@@ -42,7 +33,7 @@ class NodeState:
         book: WorkerBook,
         objects: ObjectRows,
         events: EventLog,
-        tasks: Tasks,
+        tasks: TaskTable,
         *,
         ask_head: Callable[[str, dict[str, Any]], Awaitable[Any]],
         connected: Callable[[], bool],
@@ -55,7 +46,7 @@ class NodeState:
         self._connected = connected
         self._pages: dict[str, Callable[[Query], Awaitable[Page]]] = {
             "objects": objects.page,
-            "tasks": tasks.page,
+            "tasks": self._task_page,
             "cluster_events": events.page,
         }
         self._rows: dict[str, Callable[[], Iterator[Row]]] = {
@@ -69,16 +60,15 @@ class NodeState:
 
     # ------------------------------------------------------------ of clients and commands
 
-    def questions(self) -> dict[str, Question]:
-        async def ask(client: object, args: dict[str, Any]) -> Any:
-            query = query_of(args)
-            return await self._of_head("state", args) or self._alone((await self._page(query)).answer())
+    async def ask(self, args: dict[str, Any]) -> Any:
+        """One page of the cluster's. Raises ValueError."""
+        query = query_of(args)
+        return await self._of_head("state", args) or self._alone((await self._own_page(query)).answer())
 
-        async def ask_summary(client: object, args: dict[str, Any]) -> Any:
-            kind = summary.checked(args)
-            return await self._of_head("state_summary", args) or self._alone(await self._own_summary(kind))
-
-        return {"state": ask, "state_summary": ask_summary}
+    async def ask_summary(self, args: dict[str, Any]) -> Any:
+        """Raises ValueError."""
+        kind = summary.checked(args)
+        return await self._of_head("state_summary", args) or self._alone(await self._own_summary(kind))
 
     async def _of_head(self, what: str, args: dict[str, Any]) -> Any:
         """None: it does not answer."""
@@ -91,21 +81,19 @@ class NodeState:
 
     @staticmethod
     def _alone(answer: dict[str, Any]) -> dict[str, Any]:
-        return {**answer, "problems": [_AWAY, *answer["problems"]]}
+        return {**answer, "problems": [_AWAY]}
 
     # ------------------------------------------------------------ of the head
 
-    def tells(self) -> dict[str, Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]]:
-        async def page(args: dict[str, Any]) -> Any:
-            return (await self._page(query_of(args))).as_part()
+    async def tell(self, args: dict[str, Any]) -> Any:
+        """This node's part of a page."""
+        return (await self._page(query_of(args))).as_part()
 
-        async def part(args: dict[str, Any]) -> Any:
-            return await self._part(summary.checked(args))
+    async def tell_summary(self, args: dict[str, Any]) -> Any:
+        return await self._part(summary.checked(args))
 
-        async def drivers(args: dict[str, Any]) -> Any:
-            return list(self._book.drivers())
-
-        return {"state": page, "state_summary": part, "drivers": drivers}
+    async def tell_drivers(self, args: dict[str, Any]) -> Any:
+        return list(self._book.drivers())
 
     async def _page(self, query: Query) -> Page:
         if query.kind in self._pages:
@@ -116,14 +104,24 @@ class NodeState:
                 collector.add(row, row.get("_key", ""))
         return collector.page()
 
+    async def _task_page(self, query: Query) -> Page:
+        found = await self._tasks.rows(running=task_pages.wants_running(query))
+        page = await asyncio.to_thread(task_pages.part_of_node, query, found["rows"])
+        page.notes = found["problems"]
+        return page
+
+    async def _own_page(self, query: Query) -> Page:
+        page = await self._page(query)
+        return task_pages.merge(query, [page]) if query.kind == "tasks" else page
+
     async def _part(self, kind: str) -> dict[str, Any]:
         """This node's part of a summary."""
         if kind == "objects":
             return await self._objects.summary()
-        return {"counts": await self._tasks.counts(), "problems": []}
+        return {"counts": await self._tasks.states(), "notes": []}
 
     async def _own_summary(self, kind: str) -> dict[str, Any]:
         if kind == "actors":
-            return {**summary.of_actors(self._own.actors()), "problems": []}
+            return {**summary.of_actors(self._own.actors()), "notes": []}
         part = await self._part(kind)
-        return {**summary.merge(kind, [part]), "problems": part["problems"]}
+        return {**summary.merge(kind, [part]), "notes": part["notes"]}

@@ -145,5 +145,3 @@ def _exit_type(death: m.Death) -> str:
     if death.kind in _EXIT_TYPES:
         return _EXIT_TYPES[death.kind]
     return "SYSTEM_ERROR" if death.kind in deaths.UNINTENDED else "INTENDED_SYSTEM_EXIT"
-
-

@@ -83,10 +83,14 @@ class Query:
         }
 
 
+_PARTS = ("rows", "keys", "total", "matched", "more", "notes")
+
+
 @dataclass
 class Page:
     """``keys``: those of the rows; ``more``: there are rows behind them; ``total`` and ``matched``: all there are, and
-    all that the filters let through; ``problems``: whose rows are missing, and why.
+    all that the filters let through; ``problems``: whose rows are missing, and why; ``notes``: what else there is to
+    say of them.
     """
 
     rows: list[Any] = field(default_factory=list)
@@ -95,20 +99,24 @@ class Page:
     matched: int = 0
     more: bool = False
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    cursor: str = ""
+    """Where the next page begins, if not behind the last row."""
 
     def as_part(self) -> dict[str, Any]:
         """For the one who merges."""
-        return {name: getattr(self, name) for name in ("rows", "keys", "total", "matched", "more", "problems")}
+        return {name: getattr(self, name) for name in _PARTS}
 
     def answer(self) -> dict[str, Any]:
         """For the one who has asked."""
-        cursor = self.keys[-1] if self.more and self.keys else ""
+        cursor = self.cursor or (self.keys[-1] if self.more and self.keys else "")
         return {
             "rows": self.rows,
             "total": self.total,
             "matched": self.matched,
             "cursor": cursor,
             "problems": self.problems,
+            "notes": self.notes,
         }
 
 
@@ -270,7 +278,7 @@ def merge(query: Query, parts: Iterable[Page]) -> Page:
         sum(part.total for part in parts),
         sum(part.matched for part in parts),
         len(merged) > len(kept) or any(part.more for part in parts),
-        [problem for part in parts for problem in part.problems],
+        notes=[note for part in parts for note in part.notes],
     )
 
 

@@ -101,8 +101,8 @@ class ActorState(StateSchema):
 
 @dataclass
 class TaskState(StateSchema):
-    """An attempt of a task or of an actor call. ``state``: PENDING_ARGS_AVAIL, PENDING_NODE_ASSIGNMENT, RUNNING,
-    FINISHED or FAILED.
+    """An attempt of a task or of an actor call. ``state``: PENDING_ARGS_AVAIL, PENDING_NODE_ASSIGNMENT,
+    SUBMITTED_TO_WORKER, RUNNING, FINISHED or FAILED.
     """
 
     UNFILTERED = (
