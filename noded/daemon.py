@@ -1204,7 +1204,10 @@ class Daemon:
         config = client.config or m.JobConfig()
         if client.job:  # it is back
             self._take_job(client.job, config)
+        new = not client.job
         client.job = await self.head_side.admit_job(client.job, config)
+        if new:
+            self.records.book.driver_came(client)
         config.node = self.number
         self._take_job(client.job, config)
 
@@ -1253,6 +1256,7 @@ class Daemon:
 
     def _on_job_over(self, client: Client) -> None:
         self.pages.ended(driver_page(client.prefix))
+        self.records.book.driver_left(client)
         self.head_side.job_gone(client.job, "" if client.detached else f"its process (pid {client.pid}) has ended")
 
     def _on_detach(self, client: Client) -> None:

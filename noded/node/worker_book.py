@@ -54,7 +54,7 @@ class WorkerBook:
         """After a restart of the daemon."""
         for event in await self._events.last("WORKER", 2 * _REMEMBERED):
             row = event.known().get("row")
-            if row is not None and not row.get("is_alive"):
+            if row is not None and row["worker_type"] == "WORKER" and not row.get("is_alive"):
                 self._remember(row)
 
     # ------------------------------------------------------------ what happens
@@ -78,6 +78,22 @@ class WorkerBook:
         text = f"worker {worker.id} (pid {death.pid}) has ended: {death.reason}"
         self._events.emit("WORKER", text, "ERROR" if bad else "INFO", row=row, death=msgspec.structs.asdict(death))
 
+    def driver_came(self, client: Client) -> None:
+        text = f"the driver of job {client.job} (pid {client.pid}) has connected"
+        self._events.emit("WORKER", text, row=self._driver(client), start_ticks=client.start_time)
+
+    def driver_left(self, client: Client) -> None:
+        """Or has ended."""
+        how = "left" if client.detached else "ended without leaving"
+        row = {
+            **self._driver(client),
+            "is_alive": False,
+            "exit_type": "INTENDED_USER_EXIT" if client.detached else "SYSTEM_ERROR",
+            "exit_detail": f"it has {how}",
+            "end_time_ms": int(time.time() * 1000),
+        }
+        self._events.emit("WORKER", f"the driver of job {client.job} (pid {client.pid}) has {how}", row=row)
+
     def _remember(self, row: Row) -> None:
         self._ended[row["worker_id"]] = row
         if row["death_kind"] in deaths.UNINTENDED:
@@ -97,17 +113,20 @@ class WorkerBook:
         """Those that are there."""
         for client in list(self._clients.values()):
             if client.kind == "driver" and not client.detached:
-                yield {
-                    "worker_id": client.prefix.hex(),
-                    "is_alive": True,
-                    "worker_type": "DRIVER",
-                    "exit_type": None,
-                    "node_id": self._node_id,
-                    "ip": self._ip,
-                    "pid": client.pid,
-                    "start_time_ms": self._milliseconds(client.start_time),
-                    "job_id": client.job,
-                }
+                yield self._driver(client)
+
+    def _driver(self, client: Client) -> Row:
+        return {
+            "worker_id": client.prefix.hex(),
+            "is_alive": True,
+            "worker_type": "DRIVER",
+            "exit_type": None,
+            "node_id": self._node_id,
+            "ip": self._ip,
+            "pid": client.pid,
+            "start_time_ms": self._milliseconds(client.start_time),
+            "job_id": client.job,
+        }
 
     def _row(self, worker: Worker) -> Row:
         record = worker.record
