@@ -17,7 +17,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ from noded.node.collectors import Collectors
 from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, start_time, unusable
 from noded.node.directory import Directory
 from noded.node.doors import Doors
+from noded.node.events import EventLog
 from noded.node.gpu_finder import GpuFinder
 from noded.node.head_link import HeadLink, JoinError
 from noded.node.holdings import Holdings
@@ -67,6 +68,7 @@ from noded.node.output import OutputMonitor
 from noded.node.pages import Pages
 from noded.node.peer_messages import PeerMessages
 from noded.node.peers import Peers
+from noded.node.records import NodeRecords, Problem
 from noded.node.runtime_envs import RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
@@ -95,7 +97,7 @@ from noded.startup import (
     spill_files,
     sweep_spill,
 )
-from noded.telemetry import driver_page, worker_page
+from noded.telemetry import Record, driver_page, worker_page
 from noded.version import __version__
 from noded.view import Identity, View
 from noded.wire import cluster_messages as c
@@ -176,6 +178,8 @@ class Daemon:
         self.environments: RuntimeEnvs
         self.packages: Packages
         self.pages: Pages
+        self.events: EventLog
+        self.records: NodeRecords
         self.tasks: TaskTable
         self.listener: Listener
         self.gateway: Gateway
@@ -280,6 +284,7 @@ class Daemon:
             await self.link.join()
         self.pool.prepare()
         self.memory.start(self.loop)
+        await self.records.start(self._register(), recovered=self._recovered)
         self._watch_owner()
         self._started = self.loop.time()
         self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
@@ -410,6 +415,7 @@ class Daemon:
                 local_clients=lambda prefix: prefix in self.clients or bool(self.store.recovering),
                 store_package=lambda uri, data: self.packages.keep(uri, data),
                 read_package=lambda uri: self.environments.read(uri),
+                emit=lambda *args, **fields: self.events.emit(*args, **fields),
             )
 
     def _build_node(self, guard_until: float | None) -> None:
@@ -439,7 +445,8 @@ class Daemon:
         self.cluster_view.on_change = lambda: self.leases.kick()
         self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
         base = Path(self.run_dir) if config.private else cluster_dir(config)
-        self.pages = Pages(self.log_dir, self.node_id, self._live_pages)
+        self.events = EventLog(self.log_dir, node=self.number, node_id=self.node_id)
+        self.pages = Pages(self.log_dir, self.node_id, self._live_pages, self._on_buried)
         self.environments = RuntimeEnvs(
             (base if config.head or config.private else node_home(config)) / "runtime_envs",
             lambda uri: self.head_side.load_package(uri),
@@ -548,6 +555,9 @@ class Daemon:
             claim_actors=self._claim_actors,
             questions={
                 "explain": self._explain,
+                "state": lambda args: self.records.state.tell(args),
+                "state_summary": lambda args: self.records.state.tell_summary(args),
+                "drivers": lambda args: self.records.state.tell_drivers(args),
                 "memory": self._tell_memory,
                 "status": self._tell_status,
                 "timeline": self._tell_timeline,
@@ -584,6 +594,7 @@ class Daemon:
             request_stop=self.request_stop,
             memory=self.memory.figures,
             collectors=self.collectors.figures,
+            records=lambda: self.records.figures(),
         )
         if self.head is not None:
             self.head.nodes.refresh = self._refresh_own
@@ -614,10 +625,32 @@ class Daemon:
                 "timeline": self._ask_timeline,
                 "why": self._ask_why,
                 "memory": self._ask_memory,
+                "state": lambda client, args: self.records.state.ask(args),
+                "state_summary": lambda client, args: self.records.state.ask_summary(args),
             },
         )
         self.tasks = TaskTable(self.pages, self.clients, self.node_id, self.control.ask_client)
         self.holdings = Holdings(self.store, self.clients, self.pool, self.host, self.control.who_holds)
+        self.records = NodeRecords(
+            self.events,
+            self.pool,
+            self.store,
+            self.leases,
+            self.host,
+            self.cluster_view,
+            self.control,
+            self.holdings,
+            self.tasks,
+            self.job_configs,
+            node_id=self.node_id,
+            ip=self.node_ip,
+            is_head=config.head,
+            head=lambda: self.head_side,
+            connected=lambda: self.link is None or self.link.registered,
+            at_head=lambda: self.head.state.waiting() if self.head is not None else iter(()),
+            problems=self._problems,
+        )
+        self.memory.on_end = self.records.ended_for_memory
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
 
     @property
@@ -800,6 +833,7 @@ class Daemon:
         await self.spilling.stop(delete=False)
         await self.output.stop()
         await self.environments.stop()
+        await self.records.stop("")
         self.spawner.close()
         if self.storage is not None:
             await self.storage.close()
@@ -859,6 +893,7 @@ class Daemon:
         if self._owner_fd >= 0:
             self.loop.remove_reader(self._owner_fd)
             os.close(self._owner_fd)
+        await self.records.stop(self._stop_reason or "it was stopped")
         self.arena.close(unmap=True)
         self.ledger.close()
         remove_node_dir(Path(self.run_dir))
@@ -1169,7 +1204,10 @@ class Daemon:
         config = client.config or m.JobConfig()
         if client.job:  # it is back
             self._take_job(client.job, config)
+        new = not client.job
         client.job = await self.head_side.admit_job(client.job, config)
+        if new:
+            self.records.book.driver_came(client)
         config.node = self.number
         self._take_job(client.job, config)
 
@@ -1195,6 +1233,22 @@ class Daemon:
         if job not in self.job_configs:
             self._take_job(job, config)
 
+    def _on_buried(self, page: str, records: list[Record]) -> None:
+        """From any thread."""
+        self.loop.call_soon_threadsafe(self.records.died_running, page, records)
+
+    def _problems(self) -> Iterator[Problem]:
+        """What may go wrong for a while, and how it is now."""
+        for directory in self.spilling.files.directories:
+            yield "SPILLING", f"spilling to {directory.path}", directory.failed
+        for each in self.collectors.figures():
+            yield "COLLECTOR", f"the collector {each['name']}", "" if each["state"] == "OK" else each["problem"]
+        if self.head is not None:
+            health = self.head.storage.health
+            yield "HEAD", f"the head's storage ({health.kind})", health.why if health.degraded_since is not None else ""
+        elif self.link is not None:
+            yield "NODE", "the connection with the head", "" if self.link.registered else self.link.problem or "away"
+
     def _live_pages(self) -> set[str]:
         """From any thread."""
         drivers = [c for c in list(self.clients.values()) if c.kind == "driver" and not c.detached]
@@ -1202,7 +1256,8 @@ class Daemon:
 
     def _on_job_over(self, client: Client) -> None:
         self.pages.ended(driver_page(client.prefix))
-        self.head_side.job_gone(client.job)
+        self.records.book.driver_left(client)
+        self.head_side.job_gone(client.job, "" if client.detached else f"its process (pid {client.pid}) has ended")
 
     def _on_detach(self, client: Client) -> None:
         for worker in list(self.pool.workers.values()):
@@ -1212,6 +1267,7 @@ class Daemon:
     # ------------------------------------------------------------ workers and actors
 
     def _on_worker_exit(self, worker: Worker, death: m.Death) -> None:
+        self.records.book.ended(worker, death)
         client = self.clients.get(worker.prefix)
         if client is not None:
             self.control.client_died(client)
@@ -1324,6 +1380,7 @@ class Daemon:
                 log.exception("a round of housekeeping has failed; the next one is in %g s", _HOUSEKEEPING)
 
     def _tidy(self) -> None:
+        self.records.look()
         self.pool.oom.look()
         self.pool.trim(max(1, self.leases.capacity.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
         if self.head is not None:

@@ -7,11 +7,15 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 _PROBE_SECONDS = 0.25
+_PIECE_SECONDS = 0.005
+_PIECE = 256
 SLOW_SECONDS = 0.05
 """In debug mode a callback that takes longer is told."""
 
@@ -73,6 +77,16 @@ def no_collections() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+async def pieces(things: list[T]) -> AsyncIterator[list[T]]:
+    """The same in small lists; the loop serves others between them, as often as it takes."""
+    began = time.monotonic()
+    for at in range(0, len(things), _PIECE):
+        yield things[at : at + _PIECE]
+        if time.monotonic() - began > _PIECE_SECONDS:
+            await asyncio.sleep(0)
+            began = time.monotonic()
 
 
 class RunQueue:

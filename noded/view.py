@@ -59,6 +59,7 @@ class View:
         request_stop: Callable[[], None],
         memory: Callable[[], dict[str, Any]],
         collectors: Callable[[], list[dict[str, Any]]],
+        records: Callable[[], dict[str, Any]],
     ):
         self._identity = identity
         self._store = store
@@ -73,6 +74,7 @@ class View:
         self._request_stop = request_stop
         self._memory = memory
         self._collectors = collectors
+        self._records = records
         self._started = time.time()
 
     def questions(self) -> dict[str, Question]:
@@ -118,6 +120,7 @@ class View:
                 "longest_callback_ms": self._probe.longest_ms,
                 "longest_wait_for_cpu_ms": self._probe.longest_wait_ms,
             },
+            **self._records(),
             **self._router.figures(),
             **self._cluster(),
         }

@@ -34,7 +34,11 @@ ALLOWED: dict[str, set[str]] = {
         "compat.environment",
         "head.storage",
         "startup",
+        "history",
+        "policy.query",
+        "policy.state_records",
     },
+    "history": {"node", "policy", "telemetry"},
     "daemon": {"node", "head", "http", "packages", "view", "service", "startup", "shm", "wire", "policy"} | LEAVES,
     "foreground": {"config", "daemon", "lifecycle", "service"},
     "startup": {"config", "node", "head", "shm", "wire"},
@@ -78,7 +82,7 @@ ALLOWED: dict[str, set[str]] = {
     "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
     "worker": {"client", "runtime_env"} | CLIENT_LEAVES,
     # public helpers
-    "util": {"client", "exceptions"},
+    "util": {"client", "exceptions", "policy.query", "policy.state_records"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},
     "compat": {"", "client", "exceptions", "util"},
 }

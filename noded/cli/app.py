@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from noded.cli import state_commands
 from noded.cli.options import SETTINGS_HELP, given, node_options, some_options, wrong_settings_are_usage_errors
 from noded.config import OPTIONS, Config, chosen_cluster
 
@@ -208,3 +209,7 @@ def run(as_ray: bool, as_module: bool, program: str, arguments: tuple[str, ...])
     from noded.cli.run import run_program
 
     run_program([program, *arguments], as_module=as_module, as_ray=as_ray)
+
+
+for each in state_commands.COMMANDS:
+    command.add_command(each)

@@ -47,6 +47,7 @@ _EXIT_SECONDS = 5.0
 _REASON_KEPT = 300
 _BARE = 32 << 20
 """Bytes that a worker uses before it has run anything, and a little more."""
+_ENVS_KNOWN = 1000
 _STARTING = 32
 """So many workers start at once, so that a thousand actors do not stand in each other's way."""
 
@@ -77,6 +78,17 @@ class WorkerRecord(msgspec.Struct, array_like=True, omit_defaults=True):
     """Of the control messages it speaks; 0: it has not attached yet."""
     retriable: bool = True
     """What it is leased for may be run again."""
+
+
+@dataclass(frozen=True)
+class EnvMade:
+    """A runtime environment that was made ready on this node, or could not be."""
+
+    text: str
+    seconds: float
+    """That it took."""
+    failed: str
+    """Why it could not be; empty: it is ready."""
 
 
 @dataclass(eq=False)
@@ -174,6 +186,8 @@ class WorkerPool:
         self._environments = environments
         self._prepared: dict[tuple[str, str], bytes] = {}
         """Runtime environments that are ready on this node, by job and id."""
+        self.envs: dict[str, EnvMade] = {}
+        """What became of runtime environments, by id, the latest last."""
         self._preparing: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._waiting_for_env: list[tuple[Assignee, str, str]] = []
         """(assignee, job, environment)"""
@@ -192,6 +206,8 @@ class WorkerPool:
         self._entries: dict[tuple[str, str], deaths.Starts] = {}
         """Of workers that attached, and died when they were to enter this job and environment."""
         self.oom = OomWatch()
+        self.on_forked: Callable[[Worker], None] = lambda worker: None
+        """It has a process."""
         self.kept: Callable[[Worker], str] = lambda worker: ""
         """Asked of a worker whose lease is over: why it had better be replaced."""
         self.stopping = False
@@ -220,6 +236,7 @@ class WorkerPool:
 
     async def _prepare(self, key: tuple[str, str], env: str) -> None:
         """Make a runtime environment ready for a job, then serve who waits for it, or tell why not."""
+        began = time.monotonic()
         try:
             self._prepared[key] = msgspec.msgpack.encode(await self._environments.prepare(env))
             failed = ""
@@ -228,6 +245,10 @@ class WorkerPool:
             self._environments.release(key[1])
         finally:
             del self._preparing[key]
+        self.envs.pop(key[1], None)
+        self.envs[key[1]] = EnvMade(env, time.monotonic() - began, failed)
+        if len(self.envs) > _ENVS_KNOWN:
+            del self.envs[next(iter(self.envs))]
         mine = [w for w in self._waiting_for_env if w[1:] == (key[0], env)]
         self._waiting_for_env = [w for w in self._waiting_for_env if w[1:] != (key[0], env)]
         for assignee, job, _ in mine:
@@ -477,6 +498,7 @@ class WorkerPool:
                 worker.record.pid = packet["pid"]
                 worker.counts = self.oom.of(packet["pid"])
                 self.save(worker)
+                self.on_forked(worker)
         elif kind == "exit":
             self._exited(packet)
         elif kind == "fork_failed":

@@ -1,4 +1,4 @@
-"""Asking the cluster about one thing: ``explain(id)``. Listing comes with a later version."""
+"""Asking the cluster about one thing: ``explain(id)``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def explain(id: Any) -> dict[str, Any]:
     list in docs/why.md), ``reason``, ``state``, and what else is known. ``id``: a ref, a handle, a placement group, or
     an id in hex. Raises ValueError for what is no id.
     """
-    found = id if isinstance(id, str) else _id_of(id)
+    found = id if isinstance(id, str) else id_of(id)
     answer: dict[str, Any] = runtime().ask("why", id=found)
     return answer
 
@@ -23,7 +23,8 @@ def held(sort_by: str = "size", group_by: str = "holder", limit: int = 100) -> d
     return answer
 
 
-def _id_of(thing: Any) -> str:
+def id_of(thing: Any) -> str:
+    """In hex, of a ref, a handle, a placement group, or what has an id. Raises ValueError."""
     for name in ("_actor_id", "id"):
         inner = getattr(thing, name, None)
         if inner is not None and hasattr(inner, "hex"):
