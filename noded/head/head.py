@@ -26,6 +26,7 @@ from noded.head.nodes import NodeRecord, NodeTable
 from noded.head.placement_groups import TABLE as GROUPS
 from noded.head.placement_groups import GroupTable
 from noded.head.storage import Put, Storage, StorageError
+from noded.head.storage.timed import TimedStorage
 from noded.lifecycle import no_collections
 from noded.policy import deaths
 from noded.policy.holdings import NODE_SECONDS, merge, wanted_of
@@ -47,7 +48,7 @@ Question = Callable[[dict[str, Any], int], Awaitable[Any]]
 
 class Head:
     """``may_create(prefix)``, ``client_known(prefix)``: of clients of the head's own node. ``packages``: store and read
-    packages of runtime environments.
+    packages of runtime environments. ``on_write(seconds)``: a write of state has become durable.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class Head:
         local_clients: Callable[[bytes], bool],
         store_package: Callable[[str, bytes], None],
         read_package: Callable[[str], Awaitable[bytes]],
+        on_write: Callable[[float], None],
     ):
-        self.storage = storage
+        self.storage = storage = TimedStorage(storage, on_write)
         self.cluster = cluster
         self.cluster_id = ""
         self.epoch = storage.epoch

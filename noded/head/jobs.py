@@ -24,6 +24,8 @@ class JobTable:
         self._storage = storage
         self._next = 0
         self._jobs: dict[str, m.JobConfig] = {}
+        self.started = 0
+        self.finished = 0
         self._writes: set[asyncio.Task[None]] = set()
 
     def get(self, job: str) -> m.JobConfig | None:
@@ -39,6 +41,7 @@ class JobTable:
         """Register a driver's job; a new id unless it has one. Returns when the record is durable."""
         if not job:
             self._next += 1
+            self.started += 1
             job = f"{self._storage.epoch & 0xFFFF:04x}{self._next & 0xFFFF:04x}"
         if self._jobs.get(job) != config:
             self._jobs[job] = config
@@ -48,6 +51,7 @@ class JobTable:
     def over(self, job: str) -> None:
         """The driver has left or died."""
         if self._jobs.pop(job, None) is not None:
+            self.finished += 1
             self._write(Delete(TABLE, job))
 
     def _write(self, op: Op) -> None:
