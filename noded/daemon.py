@@ -43,6 +43,7 @@ from noded.head.head import Head
 from noded.head.storage import Health, Storage, StorageError, Superseded
 from noded.http.gateway import Gateway
 from noded.lifecycle import LoopProbe
+from noded.node import timeline
 from noded.node.actor_host import NodeActorHost
 from noded.node.capacity import Capacity
 from noded.node.cluster_view import ClusterView
@@ -63,13 +64,14 @@ from noded.node.object_store import ObjectStore
 from noded.node.oom import protect_daemon
 from noded.node.orders import NodeOrders
 from noded.node.output import OutputMonitor
+from noded.node.pages import Pages
 from noded.node.peer_messages import PeerMessages
 from noded.node.peers import Peers
 from noded.node.runtime_envs import RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.spilling import Spilling
-from noded.node.timeline import Timeline
+from noded.node.task_table import TaskTable
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
 from noded.node.workers import Worker, WorkerPool, WorkerRecord
@@ -94,6 +96,7 @@ from noded.startup import (
     spill_files,
     sweep_spill,
 )
+from noded.telemetry import driver_page, worker_page
 from noded.version import __version__
 from noded.view import Identity, View
 from noded.wire import cluster_messages as c
@@ -173,7 +176,8 @@ class Daemon:
         self.output: OutputMonitor
         self.environments: RuntimeEnvs
         self.packages: Packages
-        self.timeline: Timeline
+        self.pages: Pages
+        self.tasks: TaskTable
         self.listener: Listener
         self.gateway: Gateway
         self.probe = LoopProbe()
@@ -268,7 +272,7 @@ class Daemon:
         if self._recovered:
             self._restored(welcome)
         await self.environments.start()
-        self.timeline.sweep(set(self.pool.workers))
+        await asyncio.to_thread(self.pages.start)
         self.gpus.start(self.loop, self.leases)
         self.output.start()
         self.control.start(self._control_socket)
@@ -438,7 +442,7 @@ class Daemon:
         self.cluster_view.on_change = self._on_nodes_changed
         self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
         base = Path(self.run_dir) if config.private else cluster_dir(config)
-        self.timeline = Timeline(self.log_dir, self.node_ip)
+        self.pages = Pages(self.log_dir, self.node_id, self._live_pages)
         self.environments = RuntimeEnvs(
             (base if config.head or config.private else node_home(config)) / "runtime_envs",
             lambda uri: self.head_side.load_package(uri),
@@ -465,6 +469,7 @@ class Daemon:
             self.log_dir,
             node=self.number,
             node_id=self.node_id,
+            pages="" if config.no_telemetry else self.pages.directory,
             keep_warm=1,
             job_config=self._config_of,
             on_ready=lambda worker: self.leases.on_ready(worker),
@@ -567,6 +572,7 @@ class Daemon:
             view=self.cluster_view,
             head=self.head,
             memory=self.memory.figures,
+            pages=self.pages,
             log_dir=self.log_dir,
         )
         identity = Identity(
@@ -628,6 +634,7 @@ class Daemon:
                 "memory": self._ask_memory,
             },
         )
+        self.tasks = TaskTable(self.pages, self.clients, self.node_id, self.control.ask_client)
         self.holdings = Holdings(self.store, self.clients, self.pool, self.host, self.control.who_holds)
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
 
@@ -865,7 +872,6 @@ class Daemon:
         await self.spilling.stop(delete=True)
         for worker in list(self.pool.workers):
             self.output.ended(worker)
-        self.timeline.stop()
         if self.storage is not None:
             await self.storage.close()
         for sock in self._sockets:
@@ -957,6 +963,7 @@ class Daemon:
             self.config.head,
             tls=self.doors.server_tls is not None,
             noded=__version__,
+            pages="" if client.remote or self.config.no_telemetry else self.pages.directory,
         )
 
     # ------------------------------------------------------------ resources
@@ -1157,7 +1164,7 @@ class Daemon:
         return self.view.status()
 
     async def _tell_timeline(self, args: dict[str, Any]) -> Any:
-        return await asyncio.to_thread(self.timeline.events)
+        return await asyncio.to_thread(lambda: timeline.events(self.pages.read(), self.node_ip))
 
     async def _tell_actor_payload(self, args: dict[str, Any]) -> Any:
         """Class and arguments of an actor here, as base64; empty where they are not kept any more."""
@@ -1212,8 +1219,14 @@ class Daemon:
         if job not in self.job_configs:
             self._take_job(job, config)
 
+    def _live_pages(self) -> set[str]:
+        """From any thread."""
+        drivers = [c for c in list(self.clients.values()) if c.kind == "driver" and not c.detached]
+        return {*map(worker_page, list(self.pool.workers)), *(driver_page(c.prefix) for c in drivers)}
+
     def _on_job_over(self, client: Client) -> None:
         self.metrics.on_driver_gone(client)
+        self.pages.ended(driver_page(client.prefix))
         self.head_side.job_gone(client.job)
 
     def _on_detach(self, client: Client) -> None:
@@ -1281,7 +1294,7 @@ class Daemon:
 
     def _on_output_end(self, wid: str) -> None:
         self.output.ended(wid)
-        self.timeline.ended(wid)
+        self.pages.ended(worker_page(wid))
 
     async def _ask_timeline(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of all nodes, as far as they answer."""
@@ -1328,6 +1341,7 @@ class Daemon:
             await asyncio.sleep(_HOUSEKEEPING)
             try:
                 self._tidy()
+                await asyncio.to_thread(self.pages.fold)
                 await self.store.space.trim()
                 if self.loop.time() - swept > _SWEEP_SECONDS:
                     swept = self.loop.time()

@@ -24,9 +24,11 @@ from noded.node.gpu_figures import GpuFigures
 from noded.node.leases import Leases
 from noded.node.metrics_agent import MetricsAgent
 from noded.node.object_store import ObjectStore
+from noded.node.pages import Pages
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.targets import Targets
+from noded.node.task_figures import TaskFigures
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
 from noded.node.workers import Worker, WorkerPool
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from noded.node.machine_figures import MachineFigures
 
 _MACHINE_SECONDS = 5.0
+_TASK_SECONDS = 5.0
 _GPU_AGE = 10.0
 """Figures of GPUs cost the start of a process, so these do for a while."""
 
@@ -81,6 +84,7 @@ class NodeMetrics:
         view: ClusterView,
         head: Head | None,
         memory: Callable[[], dict[str, Any]],
+        pages: Pages,
         log_dir: str,
     ) -> None:
         """The components are there; nothing is read yet."""
@@ -103,6 +107,7 @@ class NodeMetrics:
         disks += [("spill", str(path)) for path in config.object_spilling_directory]
         self._agent.add("machine", _Machine(disks, processes), deadline=_MACHINE_SECONDS)
         gpus = GpuFigures(without_secrets(os.environ), lambda: leases.capacity.ids)
+        self._agent.add("tasks", TaskFigures(pages.counts).collect, deadline=_TASK_SECONDS)
         self._agent.add("gpus", gpus.collect, deadline=GPU_SECONDS, max_age=_GPU_AGE)
         own = DaemonFigures(
             self._counts, store, leases, pool, puller, transfers, self._clients, self._collectors, probe, memory

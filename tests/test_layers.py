@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 METRICS = {"families", "metrics_page"}
-LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "task_ring", "version"} | METRICS
-CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "metrics_page", "shm", "wire"}
+LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "telemetry", "version"} | METRICS
+CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "metrics_page", "shm", "telemetry", "wire"}
 
 # unit (a package or a module directly in noded/) -> what of noded it may import, besides itself.
 # "spawner.protocol" means that module alone. "" is `noded` itself, the public API.
@@ -64,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "ids": set(),
     "resources": set(),
     "lifecycle": set(),
-    "task_ring": set(),
+    "telemetry": set(),
     "version": set(),
     "config": {"exceptions"},
     # below the processes
@@ -81,7 +81,7 @@ ALLOWED: dict[str, set[str]] = {
         "resources",
         "config",
         "lifecycle",
-        "task_ring",
+        "telemetry",
         "shm",
         "wire",
         "policy",
@@ -94,7 +94,7 @@ ALLOWED: dict[str, set[str]] = {
     "http": {"config", "families", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
     "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
-    "worker": {"client", "runtime_env", "task_ring"} | CLIENT_LEAVES,
+    "worker": {"client", "runtime_env"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},

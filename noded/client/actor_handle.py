@@ -15,6 +15,7 @@ from noded.client.generators import ObjectRefGenerator
 from noded.client.options import retry_of, returns_of, window_of
 from noded.client.refs import Token, hooks, load_pickled
 from noded.client.runtime import Runtime, current
+from noded.telemetry import CALL, Page
 from noded.wire import messages as m
 
 _SPECIAL = {
@@ -46,7 +47,19 @@ class WeakToken:
 class ActorMethod:
     """``handle.method``: call it with ``.remote(...)``."""
 
-    __slots__ = ("_actor", "_class_name", "_extra", "_limit", "_meta", "_name", "_signature", "_token", "_what")
+    __slots__ = (
+        "_actor",
+        "_class_name",
+        "_count",
+        "_extra",
+        "_limit",
+        "_meta",
+        "_name",
+        "_page",
+        "_signature",
+        "_token",
+        "_what",
+    )
 
     def __init__(self, token: Any, class_name: str, name: str, meta: m.Method, limit: int):
         self._token = token
@@ -58,6 +71,8 @@ class ActorMethod:
         self._extra: m.Extra | None = None
         self._signature: inspect.Signature | None = None
         self._what = f"{class_name}.{name}"
+        self._page: Page | None = None
+        self._count = 0
         if meta.retry or meta.window:
             self._extra = m.Extra(window=meta.window, retry=meta.retry)
 
@@ -92,7 +107,7 @@ class ActorMethod:
         if name or concurrency_group or other._extra is not None:
             other._extra = m.Extra(meta.window, 0, meta.retry, concurrency_group or "", name or "")
         if name:
-            other._what = name
+            other._what = name  # before its first call, so before it is counted
         return other
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +129,9 @@ class ActorMethod:
             )
         returns = meta.returns
         task = rt.tasks.prepare(self._what, args, kwargs, returns)
-        task.method = self._name
+        if self._page is not rt.page:
+            self._page, self._count = rt.page, rt.page.base(CALL, self._what)
+        task.method, task.count = self._name, self._count
         task.retries = meta.retries
         task.extra = self._extra
         if returns == m.STREAMING:

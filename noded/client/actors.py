@@ -24,6 +24,7 @@ from noded.client.streams import extra_of
 from noded.client.submission import Task, WorkerLink, place_of
 from noded.client.tasks import Tasks
 from noded.policy import deaths
+from noded.telemetry import SUBMITTED
 from noded.wire import messages as m
 
 _INFLIGHT = 8192
@@ -118,6 +119,8 @@ class Actors:
         lock.acquire()
         try:
             task.parent = self.tasks.current()
+            if task.count >= 0:
+                self.tasks.page.counters[task.count + SUBMITTED] += 1
             if task.keep is None:
                 task.keep = [_Keep(token)]
             else:

@@ -14,6 +14,7 @@ from noded.client.generators import ObjectRefGenerator
 from noded.client.options import ActorOptions, TaskOptions
 from noded.client.runtime import Runtime, current, runtime
 from noded.client.submission import Function, TaskQueue
+from noded.telemetry import TASK
 from noded.wire import messages as m
 
 
@@ -29,6 +30,7 @@ class RemoteFunction:
         self._place: m.Place | None = None
         self._function_now: Function
         self._queue: TaskQueue
+        self._count = 0
         returns = options.num_returns
         if returns is None:
             streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
@@ -69,6 +71,7 @@ class RemoteFunction:
         returns = self._returns
         task = rt.tasks.prepare(self._name, args, kwargs, returns)
         task.fn = self._function_now
+        task.count = self._count
         task.retries = options.max_retries
         task.extra = self._extra
         if returns == m.STREAMING:
@@ -90,6 +93,7 @@ class RemoteFunction:
             with rt.lock:
                 for entry in fn.refs:
                     rt.objects.publish_locked(entry)
+        self._count = rt.page.base(TASK, options.name or self._name)
         place = running.where
         where, env = options.place(place), rt.environments.resolve(options.runtime_env)
         self._queue = rt.tasks.queue_for(options.resources(), self._name, env, where, options.max_retries != 0)

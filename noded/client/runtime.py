@@ -36,6 +36,7 @@ from noded.client.streams import Streams
 from noded.client.tasks import Tasks
 from noded.metrics_page import page_path
 from noded.shm.arena import Arena
+from noded.telemetry import Page, driver_page
 from noded.version import __version__
 from noded.wire import messages as m
 
@@ -97,6 +98,7 @@ class Runtime:
         retell_extra: Callable[[], None] = lambda: None,
         tick: Callable[[], bool] = lambda: False,
         remote: Remote | None = None,
+        page: Page | None = None,
     ):
         refs.own_prefix = prefix
         self.remote = remote
@@ -117,6 +119,8 @@ class Runtime:
         self.web_address = ""
         self.cluster = ""
         self.blocked = False
+        self.page: Page = page or Page()
+        """Given to a worker; a driver gets one where its node says, if it is on one."""
         self.lock = threading.RLock()
         self.holds = HoldTable()
         self.reader = Reader()
@@ -194,6 +198,7 @@ class Runtime:
             m.Retell: lambda msg, _: self._retell_head(),
             m.Explain: lambda msg, _: self._explain(msg),
             m.WhoHolds: lambda msg, _: self._tell_holds(msg),
+            m.WhatTasks: lambda msg, _: self._tell_tasks(msg),
             m.Rebuild: lambda msg, _: self.lineage.on_rebuild(msg),
         }
 
@@ -238,6 +243,7 @@ class Runtime:
                 os.close(fd)
             self._fork_pipes.clear()
             self.holds.collect()
+            self.page.close()
             if self.remote is not None:
                 self.remote.close()
             else:
@@ -298,6 +304,9 @@ class Runtime:
         if self.remote is None:
             self.arena = Arena(fd, welcome.arena_size)
         if first:
+            if self.kind == "driver" and welcome.pages and self.remote is None:
+                self.page = _open_page(os.path.join(welcome.pages, driver_page(self.prefix)))
+                self.page.owner(self.job, b"")
             self.space = Space(self.control, welcome.slab_size)
             self.objects = Objects(
                 self.lock,
@@ -324,6 +333,7 @@ class Runtime:
                 self.next_seq,
                 self.remote if self.remote is not None else self.dialer,
                 welcome.number if self.remote is None else 0,
+                self.page,
             )
             self.cancels = Cancels(self.prefix, self.control, self.objects, self.tasks)
             self.awaiting = Awaiting(self.lock, self.reader, self.objects, self._begin_waiting)
@@ -425,6 +435,12 @@ class Runtime:
         from noded.client.holding import tell
 
         self.control.send(m.Holds(message.request), json.dumps(tell(self, message.ids, how=message.how)).encode())
+        self.control.flush()
+
+    def _tell_tasks(self, message: m.WhatTasks) -> None:
+        from noded.client.open_tasks import tell
+
+        self.control.send(m.Tasks(message.request), json.dumps(tell(self, message.limit)).encode())
         self.control.flush()
 
     def _handle(self, message: Any, payload: Any) -> None:
@@ -609,6 +625,16 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+def _open_page(path: str) -> Page:
+    """In memory where that cannot be: a full disk must not keep a program from working."""
+    try:
+        page = Page(path)
+    except OSError as error:
+        print(f"noded: what this program submits is counted by itself alone: {error}", file=sys.stderr)
+        page = Page()
+    return page
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -67,6 +67,11 @@ class Task(msgspec.Struct, eq=False, weakref=True):
     stream: Any = None
     pins: list[Pin] | None = None
     """Of the places that the worker was told; until it has answered."""
+    count: int = -1
+    """Where the counters of its name are, on this process's page; -1: it is not counted, as when it makes lost results
+    again.
+    """
+    failed: bool = False
     lost: set[int] | None = None
     """It makes lost results again (``lineage.py``): the indices of those that are lost, the others are as they were."""
 

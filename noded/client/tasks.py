@@ -29,6 +29,8 @@ from noded.client.refs import AWAY, FAILED, INLINE, PENDING, REMOTE, STORED, Hol
 from noded.client.streams import Streams, extra_of
 from noded.client.submission import Function, Task, TaskQueue, WorkerLink, pack_arguments, pinned_offset, place_of
 from noded.policy import deaths
+from noded.telemetry import DONE, SUBMITTED, Page
+from noded.telemetry import FAILED as HAS_FAILED
 from noded.wire import messages as m
 from noded.wire.link import FrameError, Link, LinkClosed
 from noded.wire.session_link import SessionLink
@@ -69,7 +71,9 @@ class Tasks:
         next_seq: Callable[[], int],
         dialer: Dialer,
         node: int,
+        page: Page,
     ):
+        self.page = page
         self._dialer = dialer
         self._node = node
         """The number of our node; 0: we are on none, and no path leads to a worker."""
@@ -188,6 +192,8 @@ class Tasks:
         try:
             task.queue = queue
             task.parent = self.current()
+            if task.count >= 0:
+                self.page.counters[task.count + SUBMITTED] += 1
             if task.deps is None or self.resolve_locked(task, self._on_resolved):
                 if task.deps is not None:
                     queue = task.queue = self.near_locked(task)
@@ -485,7 +491,7 @@ class Tasks:
     def _read_locked(self, worker: WorkerLink) -> None:
         if worker.link.closed:
             return
-        inflight = worker.inflight
+        inflight, counters = worker.inflight, self.page.counters
 
         def handle(message: Any, payload: Any) -> None:
             if type(message) is m.Done:
@@ -506,11 +512,13 @@ class Tasks:
                         or task.cancelled
                     ):
                         if task.cancelled and task.method:
-                            ref._value, ref._state = cancelled(task), FAILED
+                            self._fail_refs(task, cancelled(task))
                         self._finish(task, worker, message.hseq)
                     else:
                         ref._task = None
                         task.over = True
+                        if task.count >= 0:
+                            counters[task.count + DONE] += 1
                     if message.seq == worker.running:
                         worker.running = 0
             else:
@@ -580,6 +588,7 @@ class Tasks:
 
     @staticmethod
     def _fail_refs(task: Task, error: Any) -> None:
+        task.failed = True
         for ref in task.refs:
             if task.lost is None or ref._index in task.lost or ref._state == PENDING:
                 ref._value, ref._state = error, FAILED
@@ -638,6 +647,8 @@ class Tasks:
     def _finish(self, task: Task, worker: WorkerLink | None, hseq: int) -> None:
         """Refs are settled: let go what the task held, and tell who waits."""
         task.over = True
+        if task.count >= 0:
+            self.page.counters[task.count + (HAS_FAILED if task.failed else DONE)] += 1
         if task.stream is not None:
             self.streams.over_locked(task)
         if hseq and worker is not None:
@@ -671,7 +682,7 @@ class Tasks:
         self.waiting.discard(task)
         self._fail_refs(task, error)
         if isinstance(error, BaseException):
-            self.failures[task.seq] = told(error)
+            self.failures[task.seq] = {**told(error), "name": task.name}
             if len(self.failures) > _FAILURES_KEPT:
                 del self.failures[next(iter(self.failures))]
         for ref in task.refs:

@@ -138,6 +138,9 @@ class Config:
     object_spilling_threads: int = _option(
         values.integer(1, 64), "a whole number from 1 to 64", "Threads that write and read there.", 4
     )
+    no_telemetry: bool = _option(
+        values.flag, "true or false", "Keep no account of single tasks: nothing lists, counts or times them.", False
+    )
     resources: Mapping[str, float] = _option(
         values.resources,
         """a JSON object such as {"disk": 2}, without CPU, GPU and memory: they have options of their own""",

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from noded.families import Family, by_label, gauge
 from noded.head.head import Head
 
-NAMES = 100
+NAMES, SERIES = 100, 200
 OTHER = "(other)"
-"""Where names are told, those with the most; the rest is summed up."""
+"""Names are told of those with the most, so many at most, with so many series; the rest is summed up."""
 
 
 def families(head: Head) -> list[Family]:
@@ -59,13 +59,18 @@ def _actors(head: Head) -> Iterable[Family]:
 
 
 def bounded(counts: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
-    """By (name, state), with no more than NAMES names."""
+    """By (name, state), with no more than NAMES names, and about SERIES series."""
     names: Counter[str] = Counter()
+    states: Counter[str] = Counter()
     for (name, _), count in counts.items():
         names[name] += count
-    if len(names) <= NAMES:
-        return counts
-    kept = {name for name, _ in names.most_common(NAMES)}
+        states[name] += 1
+    kept: set[str] = set()
+    left = SERIES
+    for name, _ in names.most_common(NAMES):
+        if (left := left - states[name]) < 0:
+            break
+        kept.add(name)
     found: Counter[tuple[str, str]] = Counter()
     for (name, state), count in counts.items():
         found[name if name in kept else OTHER, state] += count

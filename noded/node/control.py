@@ -174,6 +174,7 @@ class ControlServer:
             m.Dial: lambda c, msg, _: on_dial(c, msg),
             m.Explained: self._on_explained,
             m.Holds: self._on_explained,
+            m.Tasks: self._on_explained,
             m.Publish: self._on_publish,
             m.SealAt: self._on_seal_at,
             m.ForkHold: self._on_fork_hold,
@@ -569,7 +570,7 @@ class ControlServer:
         if client.session is None or not client.told:
             return {"kind": "owner_away", "reason": f"the process that made it (pid {client.pid}) is not connected now"}
         try:
-            return await self._ask_client(client, lambda number: m.Explain(number, id_), EXPLAIN_SECONDS)
+            return await self.ask_client(client, lambda number: m.Explain(number, id_), EXPLAIN_SECONDS)
         except TimeoutError:
             return {
                 "kind": "owner_busy",
@@ -579,9 +580,9 @@ class ControlServer:
 
     async def who_holds(self, client: Client, wanted: list[bytes], seconds: float, *, how: bool) -> dict[str, Any]:
         """What this client says of its holds. Raises TimeoutError."""
-        return await self._ask_client(client, lambda number: m.WhoHolds(number, wanted, how), seconds)
+        return await self.ask_client(client, lambda number: m.WhoHolds(number, wanted, how), seconds)
 
-    async def _ask_client(self, client: Client, question: Callable[[int], Any], seconds: float) -> dict[str, Any]:
+    async def ask_client(self, client: Client, question: Callable[[int], Any], seconds: float) -> dict[str, Any]:
         self._explain_number += 1
         number, future = self._explain_number, self._loop.create_future()
         self._explaining[number] = future
@@ -592,7 +593,7 @@ class ControlServer:
         finally:
             del self._explaining[number]
 
-    def _on_explained(self, client: Client, message: m.Explained | m.Holds, payload: Any) -> None:
+    def _on_explained(self, client: Client, message: m.Explained | m.Holds | m.Tasks, payload: Any) -> None:
         future = self._explaining.get(message.request)
         if future is not None and not future.done():
             future.set_result(json.loads(bytes(payload)))

@@ -25,6 +25,8 @@ from noded.resources import UNIT
 
 _LOOKED_AT = 500
 """A class of tasks that waits costs about 20 µs to explain; beyond so many they are of the reason "other"."""
+_RESOURCES = 20
+"""Told of; there may be any number."""
 _STATES = {"OK": 0, "LATE": 1, "FAILED": 2}
 
 
@@ -82,7 +84,7 @@ class DaemonFigures:
 
     def _resources(self) -> Iterable[Family]:
         total, free = self.leases.capacity.own()
-        names = [name for name in total if not name.startswith(("node:", "accelerator_type:"))][:50]
+        names = [name for name in total if not name.startswith(("node:", "accelerator_type:"))][:_RESOURCES]
         has = [(name, total[name] / UNIT) for name in names]
         used = [(name, (total[name] - free[name]) / UNIT) for name in names]
         yield by_label(gauge("noded_resources", "What the node has of a resource"), "name", has)

@@ -142,6 +142,7 @@ class WorkerPool:
         run_dir: str,
         log_dir: str,
         *,
+        pages: str,
         node: int,
         node_id: str,
         keep_warm: int,
@@ -159,6 +160,8 @@ class WorkerPool:
         self._ledger = ledger
         self._run_dir = run_dir
         self._log_dir = log_dir
+        self._pages = pages
+        """The directory of their telemetry pages, or empty."""
         self.node = node
         """Its number."""
         self._node_id = node_id
@@ -371,7 +374,13 @@ class WorkerPool:
         self.started += 1
         self.save(worker)
         base = os.path.join(self._log_dir, f"worker-{wid}")
-        args = {"wid": wid, "run_dir": self._run_dir, "stdout": base + ".out", "stderr": base + ".err"}
+        args = {
+            "wid": wid,
+            "run_dir": self._run_dir,
+            "stdout": base + ".out",
+            "stderr": base + ".err",
+            "pages": self._pages,
+        }
         self._spawner.send({"t": "fork", "key": TEMPLATE, "wid": wid, "args": args})
 
     def on_attached(self, worker: Worker, client: Client, job: str) -> None:

@@ -15,7 +15,7 @@ PROTOCOL_VERSION = 3
 speaks to them then. Attach and Refused never change, so that any two can tell each other what is wrong.
 """
 OLDEST_PROTOCOL = 2
-KNOWN_TO_OLDEST = {40: 16, 47: 2, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0}
+KNOWN_TO_OLDEST = {40: 16, 47: 2, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0, 100: 0}
 """By tag, of what goes to clients: how many fields OLDEST_PROTOCOL knows, where there are more by now; 0: it does not
 know the message.
 """
@@ -24,6 +24,8 @@ SPILL_SINCE = 3
 """Clients from this version on give places up, and read and write files."""
 MEMORY_SINCE = 3
 """Clients from this version on say how they hold objects."""
+TASKS_SINCE = 3
+"""Clients from this version on say what tasks they have."""
 _DEATH_AT, _DEATH_KNOWN = {45: 2, 50: 6}, 8
 """Where those messages have a Death, of which OLDEST_PROTOCOL knows so many fields."""
 DATA_VERSION = 2
@@ -491,6 +493,12 @@ class Holds(_Message, tag=80):
     request: int
 
 
+class Tasks(_Message, tag=101):
+    """What a WhatTasks asked for. Payload: JSON."""
+
+    request: int
+
+
 # ---------------------------------------------------------------- control: daemon -> client
 
 
@@ -519,6 +527,8 @@ class Welcome(_Message, tag=40):
     """HTTP at ``address`` is HTTPS."""
     noded: str = ""
     """The daemon's version; since protocol 3."""
+    pages: str = ""
+    """The directory for the receiver's telemetry page; empty: it keeps it in memory. Since protocol 3."""
 
 
 class Refused(_Message, tag=41):
@@ -740,6 +750,16 @@ class WhoHolds(_Message, tag=79):
     """False: it is only asked for the lines."""
 
 
+class WhatTasks(_Message, tag=100):
+    """Which tasks and calls of the receiver's have not ended, and which has it seen fail? Answered with Tasks. Since
+    protocol 3.
+    """
+
+    request: int
+    limit: int
+    """At most so many."""
+
+
 class Value(_Message, tag=65):
     """In place of Ready, to a driver without shared memory. Payload: the value, if it is small, else it is fetched."""
 
@@ -937,6 +957,7 @@ ToDaemon = (
     | SealedOnDisk
     | Unreadable
     | Holds
+    | Tasks
 )
 ToClient = (
     Welcome
@@ -970,6 +991,7 @@ ToClient = (
     | OnDisk
     | DiskRegion
     | WhoHolds
+    | WhatTasks
 )
 ToWorker = Hello | Func | Push | Call | Cancel | GiveBack | Taken | Lent | GotCalls
 FromWorker = Done | DoneMany | Failed | Returned | Stale | Item | GotAnswers

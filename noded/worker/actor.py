@@ -6,6 +6,7 @@ loop (``event_loop.py``), one with ``max_concurrency`` or concurrency groups thr
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from noded.client import codec
 from noded.client.context import running
 from noded.client.exits import IntentionalExit
+from noded.telemetry import CREATION, RAISED_ERROR, RETURNED
 from noded.wire import messages as m
 from noded.worker.answers import pack_error
 from noded.worker.execution import Execution
@@ -98,6 +100,12 @@ class ActorSeat:
         name = f"{spec.class_name}.__init__"
         running.task_name = name
         view = memoryview(payload)
+        page = self._executor.page
+        if page is not None:
+            page.owner(runtime.job, spec.id)
+            number = page.number(CREATION, name)
+            run = page.begin(spec.id, number, time.time())
+        outcome, problem = RETURNED, ""
         try:
             cls, _ = codec.unpack(view[: spec.class_size], runtime.objects.entries)
             args, kwargs = self._arguments(spec, view[spec.class_size :])
@@ -106,12 +114,17 @@ class ActorSeat:
             if isinstance(error, IntentionalExit):
                 self.exit_by_itself()
                 return
+            outcome, problem = RAISED_ERROR, type(error).__name__
             self._failed = pack_error(runtime, error, name).as_bytes()
             with runtime.lock:
                 self.retell_locked()
             return
         finally:
             running.task_name = ""
+            if page is not None and outcome == RETURNED:
+                page.end(run, number, time.time())
+            elif page is not None:
+                page.end_badly(run, number, time.time(), outcome, problem)
         self.alive = True
         runtime.flush_refs_numbered()
         with runtime.lock:

@@ -14,6 +14,7 @@ from noded.client.generators import DynamicObjectRefGenerator
 from noded.client.objects import INLINE_LIMIT, to_raise
 from noded.client.refs import ObjectRef
 from noded.client.runtime import Runtime
+from noded.telemetry import CANCELLED, RAISED_ERROR
 from noded.wire import messages as m
 from noded.worker.execution import Execution
 
@@ -154,6 +155,7 @@ class Answers:
 
     def error(self, execution: Execution, error: BaseException, started: float) -> None:
         runtime, message, inbound = self._runtime, execution.message, execution.inbound
+        execution.outcome, execution.error = RAISED_ERROR, type(error).__name__
         retry = wants_retry(execution, error)
         packed = pack_error(runtime, error, execution.name)
         us = int((time.monotonic() - started) * 1e6)
@@ -165,6 +167,7 @@ class Answers:
             inbound.link.send(m.Failed(message.seq, us, hseq, False, retry), packed.as_bytes())
 
     def cancelled(self, execution: Execution, started: float) -> None:
+        execution.outcome = CANCELLED
         us = int((time.monotonic() - started) * 1e6)
         hseq = self._runtime.flush_refs_numbered() if execution.borrowed else 0
         with self._runtime.lock:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from noded.client.context import call_now
 from noded.client.refs import ObjectRef
+from noded.telemetry import CALL
 from noded.wire import messages as m
 from noded.worker.execution import Execution
 from noded.worker.inbound import Inbound
@@ -172,6 +173,7 @@ class EventLoopEngine:
         execution.user_code = True
         try:
             method = executor.seat.method(execution)
+            executor.note_begin(execution, CALL, started)
             if payload or message.deps or message.place is not None:
                 args, kwargs = answers.arguments(execution, payload)
                 result = method(*args, **kwargs)
@@ -195,7 +197,7 @@ class EventLoopEngine:
         else:
             answers.result(execution, result, started)
         finally:
-            executor.note(execution, started)
+            executor.note_end(execution)
             self._running.pop((execution.inbound, message.seq), None)
             group.running -= 1
             if group.waiting:

@@ -11,6 +11,7 @@ from typing import Any
 
 from noded import ids
 from noded.client.runtime import Runtime
+from noded.telemetry import RETURNED
 from noded.worker.inbound import Inbound
 
 
@@ -21,11 +22,14 @@ class Execution:
         "asked",
         "borrowed",
         "cancelled",
-        "failed",
+        "error",
         "function_name",
         "inbound",
         "message",
         "name",
+        "number",
+        "outcome",
+        "run",
         "runtime",
         "stream",
         "task",
@@ -43,7 +47,13 @@ class Execution:
         self.cancelled = False
         self.asked = False
         """It has looked whether it was cancelled: a method that does so ends by itself."""
-        self.failed = False
+        self.outcome = RETURNED
+        self.error = ""
+        """The class of what it raised."""
+        self.run = -1
+        """Where it is on the page, while it runs."""
+        self.number = 0
+        """Of its name, there."""
         self.user_code = False
         """The user's code runs right now: the only place where a soft cancel may raise."""
         self.task: Any = None

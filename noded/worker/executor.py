@@ -20,7 +20,7 @@ from noded.client import codec, sites
 from noded.client.context import running
 from noded.client.exits import IntentionalExit
 from noded.client.runtime import Runtime
-from noded.task_ring import TaskRing
+from noded.telemetry import CALL, RETURNED, TASK, Page
 from noded.wire import messages as m
 from noded.worker import streams
 from noded.worker.actor import ActorSeat, Engine
@@ -72,12 +72,14 @@ class Executor:
         self.retiring = ""
         """Why this worker takes no more tasks."""
         self.lent = LentNow()
-        self.ring: TaskRing | None = None
-        """Where it is written down what ran; None where that cannot be."""
+        self.page: Page | None = None
+        """Where it is written down what runs; None where that cannot be."""
         self._clock = time.time() - time.monotonic()
         self.seat = ActorSeat(self)
         self.engine: Engine | None = None
         """Of an actor that runs several calls at once."""
+        self.threaded = False
+        """Its calls run in several threads."""
         self.exiting = ""
         self.cancels = Cancels(self, self._where_calls_wait)
         self.take_in: Callable[[socket.socket, bool], None] = lambda sock, remote: sock.close()
@@ -249,6 +251,8 @@ class Executor:
             self.answers.cancelled(execution, started)
         finally:
             execution.user_code = False
+            if execution.run >= 0:
+                self.note_end(execution)
             self.current = running.call = None
             self._started = 0.0
         link = inbound.link
@@ -276,9 +280,13 @@ class Executor:
                 execution.function_name = code.name
                 name = message.extra.name if message.extra is not None and message.extra.name else code.name
                 execution.name = NamedStream.name_now = name
+                if self.page is not None:
+                    self.note_begin(execution, TASK, started)
                 call = code.call or self._load(code)
             else:
                 call = self.seat.method(execution)
+                if self.page is not None:
+                    self.note_begin(execution, CALL, started)
             if payload or message.deps or message.place is not None:
                 args, kwargs = self.answers.arguments(execution, payload)
                 execution.user_code = True
@@ -299,20 +307,41 @@ class Executor:
             self.answer_error(execution, error, started)
         else:
             self.answers.result(execution, result, started)
-        self.note(execution, started)
+        if execution.run >= 0:
+            self.note_end(execution)
         if code is not None:
             if NamedStream.said_error:
                 streams.mark_end()
             if code.max_calls:
                 self._count_call(code)
 
-    def note(self, execution: Execution, started: float) -> None:
-        """Into the ring of what ran last."""
-        if self.ring is not None:
-            start = started + self._clock
-            end = time.monotonic() + self._clock
-            thread = 0 if threading.get_ident() == self._main else threading.get_native_id()
-            self.ring.add(execution.task_id, execution.name, start, end, thread, execution.failed)
+    def note_begin(self, execution: Execution, kind: str, started: float) -> None:
+        """Onto the page."""
+        page = self.page
+        if page is None:
+            return
+        number = page.number(kind, execution.name)
+        if self.threaded:
+            number |= threading.get_native_id() << 32
+            with page.lock:
+                execution.run = page.begin(execution.task_id, number, started + self._clock)
+        else:
+            execution.run = page.begin(execution.task_id, number, started + self._clock)
+        execution.number = number
+
+    def note_end(self, execution: Execution) -> None:
+        page, run, now = self.page, execution.run, time.monotonic() + self._clock
+        if page is None or run < 0:
+            return
+        execution.run = -1
+        if execution.outcome != RETURNED:
+            with page.lock:
+                page.end_badly(run, execution.number, now, execution.outcome, execution.error)
+        elif self.threaded:
+            with page.lock:
+                page.end(run, execution.number, now)
+        else:
+            page.end(run, execution.number, now)
 
     def _generated(self, execution: Execution, result: Any) -> Any:
         if execution.message.returns == m.STREAMING:
@@ -322,7 +351,6 @@ class Executor:
         return result
 
     def answer_error(self, execution: Execution, error: BaseException, started: float) -> None:
-        execution.failed = True
         if execution.cancelled and isinstance(error, KeyboardInterrupt):
             self.answers.cancelled(execution, started)
             return
@@ -379,6 +407,8 @@ class Executor:
         from noded.worker.job import enter_job
 
         failed = enter_job(self.runtime, message, self.lent)
+        if self.page is not None:
+            self.page.owner(message.job, b"")
         sites.record(self.runtime, os.environ)
         with self.runtime.lock:
             self.runtime.control.send(m.JobReady(message.job, failed))

@@ -12,7 +12,7 @@ import cloudpickle as cloudpickle  # warm in the template, so that workers need 
 
 from noded.client import remote as remote  # likewise
 from noded.client.runtime import Runtime, set_current
-from noded.task_ring import TaskRing
+from noded.telemetry import Page, worker_page
 from noded.wire import messages as m
 from noded.worker import streams
 from noded.worker.executor import Executor
@@ -32,7 +32,8 @@ def run(args: dict[str, Any]) -> int:
     listener.listen(1024)
     listener.setblocking(False)
     executor = Executor()
-    executor.ring = _open_ring(args["stdout"].removesuffix(".out") + ".tasks")
+    page = _open_page(args["pages"] and os.path.join(args["pages"], worker_page(wid)))
+    executor.page = page
     lost: list[str] = []
 
     def attach(message: m.Attach) -> None:
@@ -57,6 +58,7 @@ def run(args: dict[str, Any]) -> int:
         on_lost=on_lost,
         retell_extra=executor.retell_locked,
         tick=executor.tick,
+        page=page,
     )
     executor.bind(runtime)
     runtime.start(_GRACE)
@@ -102,9 +104,10 @@ def run(args: dict[str, Any]) -> int:
     return 0
 
 
-def _open_ring(path: str) -> TaskRing | None:
+def _open_page(path: str) -> Page | None:
+    """None: telemetry is off, or has no place."""
     try:
-        return TaskRing(path)
+        return Page(path) if path else None
     except OSError as error:  # a full disk must not keep it from working
         print(f"noded: what runs here is not written down: {error}", file=sys.stderr)
         return None

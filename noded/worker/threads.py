@@ -40,6 +40,7 @@ class ThreadEngine:
 
     def __init__(self, executor: Executor, spec: m.ActorSpec):
         self._executor = executor
+        executor.threaded = True
         self._groups = {name: Group(limit) for name, limit in spec.concurrency_groups.items()}
         self._groups[""] = Group(max(1, spec.max_concurrency))
         self._methods = spec.methods

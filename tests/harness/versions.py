@@ -23,10 +23,16 @@ _NUMBERS = {
 }
 # File, what is there now, what was there before.
 _NEW: tuple[tuple[str, str, str], ...] = (
-    ("wire/messages.py", '    noded: str = ""\n    """The daemon\'s version; since protocol 3."""\n', ""),
     (
         "wire/messages.py",
-        "KNOWN_TO_OLDEST = {40: 16, 47: 2, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0}",
+        '    noded: str = ""\n    """The daemon\'s version; since protocol 3."""\n'
+        '    pages: str = ""\n    """The directory for the receiver\'s telemetry page; empty: it keeps it in memory. '
+        'Since protocol 3."""\n',
+        '    pages = ""\n',
+    ),
+    (
+        "wire/messages.py",
+        "KNOWN_TO_OLDEST = {40: 16, 47: 2, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0, 100: 0}",
         "KNOWN_TO_OLDEST: dict[int, int] = {}",
     ),
     (
@@ -46,8 +52,16 @@ _NEW: tuple[tuple[str, str, str], ...] = (
         "_DEATH_AT, _DEATH_KNOWN = {45: 2, 50: 6}, 8",
         "_DEATH_AT, _DEATH_KNOWN = dict[int, int](), 8",
     ),
-    ("wire/messages.py", "    | Gone\n    | Vacated\n    | SealedOnDisk\n    | Unreadable\n    | Holds\n", ""),
-    ("wire/messages.py", "    | Rebuild\n    | Vacate\n    | OnDisk\n    | DiskRegion\n    | WhoHolds\n", ""),
+    (
+        "wire/messages.py",
+        "    | Gone\n    | Vacated\n    | SealedOnDisk\n    | Unreadable\n    | Holds\n    | Tasks\n",
+        "",
+    ),
+    (
+        "wire/messages.py",
+        "    | Rebuild\n    | Vacate\n    | OnDisk\n    | DiskRegion\n    | WhoHolds\n    | WhatTasks\n",
+        "",
+    ),
     (
         "wire/messages.py",
         '    files: list[str] = []\n    """Files this client still writes to; its others are sealed or given up."""\n',
@@ -61,7 +75,12 @@ _NEW: tuple[tuple[str, str, str], ...] = (
         '    kind = ""\n',
     ),
     ("client/objects.py", "ref._value[0], maker, seq)", "ref._value[0])"),
-    ("daemon.py", "            noded=__version__,\n        )\n\n    # ---", "        )\n\n    # ---"),
+    (
+        "daemon.py",
+        '            noded=__version__,\n            pages="" if client.remote or self.config.no_telemetry else '
+        "self.pages.directory,\n        )\n\n    # ---",
+        "        )\n\n    # ---",
+    ),
     ("client/runtime.py", 'welcome.noded not in ("", __version__)', "False"),
     ("spawner/core.py", '            "retire": self._on_retire,\n', ""),
     ("spawner/core.py", '            "absence": self._on_absence,\n', ""),

@@ -135,6 +135,7 @@ def test_every_option_by_flag_variable_and_file(env: dict[str, str], toml: Path)
         "given_spawner": ("true", True),
         "log_level": ("debug", "debug"),
         "log_format": ("json", "json"),
+        "no_telemetry": ("1", True),
     }
     assert set(examples) == {option.name for option in OPTIONS if not option.hidden}
     for option in OPTIONS:

@@ -1,0 +1,185 @@
+"""The tasks of this node's processes, as rows: those that its workers run or ran last, from their pages, and those that
+its drivers and workers have submitted and that have not ended, or failed, from these themselves.
+
+Rows of one task may come from several nodes: ``policy/task_rows.py`` makes one of them. Exact counts are of the pages
+alone, see ``pages.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from noded import ids, telemetry
+from noded.node.pages import Pages, Snapshot, states, worker_of
+from noded.node.session import Client
+from noded.resources import UNIT
+from noded.telemetry import Counts, Record
+from noded.wire import messages as m
+
+MOST = 10_000
+"""Rows of one node, and of one process's open tasks: the newest."""
+_ASK_SECONDS = 0.2
+
+TYPES = {telemetry.TASK: "NORMAL_TASK", telemetry.CALL: "ACTOR_TASK", telemetry.CREATION: "ACTOR_CREATION_TASK"}
+_FAILED = {
+    telemetry.RAISED_ERROR: "TASK_EXECUTION_EXCEPTION",
+    telemetry.CANCELLED: "TASK_CANCELLED",
+    telemetry.DIED: "WORKER_DIED",
+}
+_ERROR_TYPES = {
+    "cancelled": "TASK_CANCELLED",
+    "oom": "OUT_OF_MEMORY",
+    "memory_limit": "OUT_OF_MEMORY",
+    "node_memory": "OUT_OF_MEMORY",
+    "env": "RUNTIME_ENV_SETUP_FAILED",
+    "node_lost": "NODE_DIED",
+    "removed": "TASK_PLACEMENT_GROUP_REMOVED",
+    "infeasible": "TASK_UNSCHEDULABLE_ERROR",
+    "never": "TASK_UNSCHEDULABLE_ERROR",
+}
+"""In Ray's words, by the kinds of ``policy/deaths.py``; all others are WORKER_DIED, of an actor's call ACTOR_DIED."""
+
+Ask = Callable[[Client, Callable[[int], Any], float], Coroutine[Any, Any, dict[str, Any]]]
+
+
+class TaskTable:
+    """``ask(client, question, seconds)``: what that client says; raises TimeoutError."""
+
+    def __init__(self, pages: Pages, clients: dict[bytes, Client], node_id: str, ask: Ask):
+        self._pages = pages
+        self._clients = clients
+        self._node_id = node_id
+        self._ask = ask
+
+    async def rows(self, *, running: bool = False, most: int = MOST) -> dict[str, Any]:
+        """``rows``: with the names of Ray's TaskState; ``problems``: what is missing, in words. ``running``: only those
+        that a worker runs now.
+        """
+        clients = [] if running else [c for c in self._clients.values() if c.kind in ("driver", "worker")]
+        found, *told = await asyncio.gather(
+            asyncio.to_thread(self._runs, running, most), *(self._open(client, most) for client in clients)
+        )
+        problems = [problem for _, problem in told if problem]
+        rows = found[0] + [row for rows, _ in told for row in rows]
+        if found[1] > most:
+            problems.append(f"of the node's last {found[1]} runs only the newest {most} are listed; counts are of all")
+        return {"rows": rows, "problems": problems}
+
+    async def counts(self) -> dict[tuple[str, str], Counts]:
+        """Of each (kind, name), exact. Of drivers without a node only while they answer."""
+        found = await asyncio.to_thread(self._pages.counts)
+        away = [c for c in self._clients.values() if c.kind == "driver" and c.remote]
+        for told in await asyncio.gather(*(self._tell(client, 0) for client in away)):
+            for kind, name, *each in told.get("counts", ()):
+                found[kind, name] = found.get((kind, name), Counts()) + Counts(*each)
+        return found
+
+    async def states(self) -> list[tuple[str, str, str, int]]:
+        """(type, name, state, tasks), of each state that any task is in."""
+        counts = await self.counts()
+        return [
+            (TYPES[kind], name, state, count)
+            for (kind, name), found in states(counts.items()).items()
+            for state, count in found.items()
+            if count
+        ]
+
+    # ------------------------------------------------------------ runs
+
+    def _runs(self, running: bool, most: int) -> tuple[list[dict[str, Any]], int]:
+        """Reads files. The newest rows, and how many there are."""
+        found: list[tuple[float, Record, Snapshot]] = []
+        for snapshot in self._pages.read():
+            for record in snapshot.reading.records:
+                if not running or (snapshot.alive and not record.end):
+                    found.append((record.start, record, snapshot))
+        newest = heapq.nlargest(most, found, key=lambda each: each[0]) if len(found) > most else found
+        return [self._row(record, snapshot) for _, record, snapshot in newest], len(found)
+
+    def _row(self, record: Record, snapshot: Snapshot) -> dict[str, Any]:
+        reading = snapshot.reading
+        state, error = "FINISHED", ""
+        if record.outcome in _FAILED:
+            state, error = "FAILED", _FAILED[record.outcome]
+        elif not record.end:
+            state, error = ("RUNNING", "") if snapshot.alive else ("FAILED", "WORKER_DIED")
+        return {
+            "task_id": record.id.hex(),
+            "name": record.name,
+            "state": state,
+            "job_id": reading.job,
+            "actor_id": reading.actor.hex() if record.kind != telemetry.TASK else "",
+            "type": TYPES.get(record.kind, "NORMAL_TASK"),
+            "func_or_class_name": record.name,
+            "parent_task_id": "",
+            "node_id": self._node_id,
+            "worker_id": worker_of(snapshot.name),
+            "worker_pid": reading.pid,
+            "error_type": error,
+            "error_message": record.error,
+            "start_time_ms": round(record.start * 1000),
+            "end_time_ms": round(record.end * 1000),
+            "required_resources": {},
+        }
+
+    # ------------------------------------------------------------ what has not ended
+
+    async def _open(self, client: Client, most: int) -> tuple[list[dict[str, Any]], str]:
+        told = await self._tell(client, most)
+        if not told:
+            who = f"the {client.kind} with pid {client.pid} (job {client.job})"
+            silent = self._silent(client) or "it is busy in code that holds Python's lock, or stopped"
+            return [], f"{who} does not say what it waits for: {silent}"
+        prefix = client.prefix
+        rows = []
+        for seq, name, state, actor, worker, _, resources in told["tasks"]:
+            row = self._told(ids.task_id(prefix, seq), name, state, client.job, actor)
+            row["worker_id"], row["required_resources"] = worker, {n: a / UNIT for n, a in resources.items()}
+            rows.append(row)
+        for seq, failure in told["failed"].items():
+            row = self._told(ids.task_id(prefix, int(seq)), failure["name"], "FAILED", client.job, "")
+            row["error_type"] = _ERROR_TYPES.get(failure["kind"], "WORKER_DIED")
+            row["error_message"] = failure["reason"]
+            rows.append(row)
+        return rows, ""
+
+    @staticmethod
+    def _told(id_: bytes, name: str, state: str, job: str, actor: str) -> dict[str, Any]:
+        return {
+            "task_id": id_.hex(),
+            "name": name,
+            "state": state,
+            "job_id": job,
+            "actor_id": actor,
+            "type": "ACTOR_TASK" if actor else "NORMAL_TASK",
+            "func_or_class_name": name,
+            "parent_task_id": "",
+            "node_id": "",
+            "worker_id": "",
+            "worker_pid": 0,
+            "error_type": "",
+            "error_message": "",
+            "start_time_ms": 0,
+            "end_time_ms": 0,
+            "required_resources": {},
+        }
+
+    async def _tell(self, client: Client, most: int) -> dict[str, Any]:
+        """Empty when it does not answer."""
+        if self._silent(client):
+            return {}
+        try:
+            return await self._ask(client, lambda number: m.WhatTasks(number, most), _ASK_SECONDS)
+        except TimeoutError:
+            return {}
+
+    @staticmethod
+    def _silent(client: Client) -> str:
+        if client.session is None or not client.told:
+            return "it is not connected now"
+        if client.version < m.TASKS_SINCE:
+            return "it has an older noded"
+        return ""

@@ -1,0 +1,331 @@
+"""What one process has submitted and run, on a page of its own that it maps: no message per task.
+
+One process writes, a worker or a driver; anybody reads, also after its death. It has exact counters for each (kind,
+name), and the last tasks it ran, those that run now among them. As a submitter a process counts every task it
+submitted, and how it ended for good; as a worker every run, of which a task may have had several.
+
+Layout, little endian: head 64 (magic 8, position u64, bytes of names u32, pid u32, job 8, actor id 16) | names 24 KB
+(each: kind u8, length u8, UTF-8) | counters of 512 names, 8 of u64 each | 4,096 records of 48 bytes: task id 16, start
+f64, end f64 (0: it runs), name u32, thread u32, outcome u32, name of the error u32. Times are seconds since the epoch.
+
+A record is written where ``position`` is, which then moves on, over those that still run: so a long call is not lost
+behind many short ones, and what runs can be counted. Who reads looks twice at the position, and leaves out what may
+have changed under its eyes. All this is in the way of every task, so it is two function calls that do little.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import threading
+from collections import Counter
+from typing import NamedTuple
+
+RECORDS = 4096
+NAMES = 512
+"""Names with counters of their own; what comes later is counted as "(other)" of its kind."""
+_MAGIC = b"NODEDTP1"
+_HEAD = struct.Struct("<8sQII8s16s")
+_POSITION = struct.Struct("<Q")
+_POSITION_AT = 8
+_POSITION_PLACE = 1
+_USED = struct.Struct("<I")
+_USED_AT = 16
+_OWNER = struct.Struct("<8s16s")
+_OWNER_AT = 24
+_NAMES_AT = 64
+_NAMES_SIZE = 24 << 10
+_COUNTERS_AT = _NAMES_AT + _NAMES_SIZE
+_WIDTH = 8
+_NAME = 0xFFFFFFFF
+_RECORD = struct.Struct("<16sddIIII")
+_BEGUN = struct.Struct("<16sddQQ")
+"""The same, to be written faster."""
+_RECORDS_AT = _COUNTERS_AT + NAMES * _WIDTH * 8
+_END = struct.Struct("<d")
+_END_AT = 24
+_OUTCOME = struct.Struct("<II")
+_OUTCOME_AT = 40
+SIZE = _RECORDS_AT + RECORDS * _RECORD.size
+_LONGEST_NAME = 200
+OTHER = "(other)"
+SUFFIX = ".page"
+
+# Kinds of names.
+TASK = "t"
+CALL = "c"
+"""A call of an actor's method."""
+CREATION = "n"
+"""An actor's constructor."""
+ERROR = "e"
+"""The class of an exception; has no counters."""
+COUNTED = (TASK, CALL, CREATION)
+
+# Places of the counters of a name, from its base.
+SUBMITTED, DONE, FAILED, FINISHED, RAISED = range(5)
+
+# Outcomes of a run.
+RETURNED, RAISED_ERROR, CANCELLED, DIED = range(4)
+"""RETURNED: or it runs, while it has no end. DIED: with its worker; written by the worker's daemon."""
+
+
+def driver_page(prefix: bytes) -> str:
+    """The name of the file."""
+    return f"driver-{prefix.hex()}{SUFFIX}"
+
+
+def worker_page(worker: str) -> str:
+    return f"worker-{worker}{SUFFIX}"
+
+
+class Counts(NamedTuple):
+    """Of one (kind, name). Of each process alone, so of none of them what runs or waits: see ``node/task_table.py``."""
+
+    submitted: int = 0
+    done: int = 0
+    """Submitted, and ended with a value."""
+    failed: int = 0
+    """Submitted, and ended with an error, for good."""
+    finished: int = 0
+    raised: int = 0
+    """Runs that ended with an error, or with their worker."""
+    running: int = 0
+
+    def __add__(self, other: tuple[int, ...]) -> Counts:  # type: ignore[override]
+        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Record(NamedTuple):
+    """One run of a task."""
+
+    id: bytes
+    kind: str
+    name: str
+    start: float
+    end: float
+    """0: it runs."""
+    thread: int
+    """0: the main thread."""
+    outcome: int
+    error: str
+    """The class of the exception."""
+
+
+class Page:
+    """The writer's side; any thread of the process may write. Without a path the page is in memory only."""
+
+    def __init__(self, path: str = ""):
+        self.path = path
+        self._map(path)
+        self.lock = threading.Lock()
+        """For ``begin`` and ``end``, where several threads call them."""
+        self._adding = threading.Lock()
+        self._position = 0
+        self._used = 0
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._memory[: _HEAD.size] = _HEAD.pack(_MAGIC, 0, 0, os.getpid(), b"", b"")
+        for kind in COUNTED:
+            self._add(kind, OTHER)
+
+    def _map(self, path: str) -> None:
+        if path:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.ftruncate(fd, SIZE)
+                self._memory = mmap.mmap(fd, SIZE)
+            finally:
+                os.close(fd)
+        else:
+            self._memory = mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with memoryview(self._memory) as view:
+            self.counters = view[_COUNTERS_AT:_RECORDS_AT].cast("Q")
+            """``counters[base(kind, name) + SUBMITTED] += 1`` counts one; where one thread at a time does so."""
+            self._ends = view[_RECORDS_AT:].cast("d")
+            self._places = view[:_NAMES_AT].cast("Q")
+
+    def close(self) -> None:
+        """Let go of the file. What is still counted is counted for nobody; needs that nobody writes meanwhile."""
+        memory = self._memory
+        for view in (self.counters, self._ends, self._places):
+            view.release()
+        self._map("")
+        memory.close()
+
+    def owner(self, job: str, actor: bytes) -> None:
+        """Whose work this process does."""
+        _OWNER.pack_into(self._memory, _OWNER_AT, job.encode()[:8], actor)
+
+    def base(self, kind: str, name: str) -> int:
+        """Where the counters of this name begin."""
+        return self.number(kind, name) * _WIDTH
+
+    def number(self, kind: str, name: str) -> int:
+        """The one of this name, for ``begin``."""
+        number = self._numbers.get((kind, name))
+        if number is None:
+            with self._adding:
+                number = self._numbers.get((kind, name))
+                if number is None:
+                    number = self._add(kind, name)
+        return number
+
+    def _add(self, kind: str, name: str) -> int:
+        """Its number; that of "(other)" when there is no room for more names."""
+        data = name.encode(errors="replace")[:_LONGEST_NAME]
+        if len(self._numbers) >= NAMES or self._used + 2 + len(data) > _NAMES_SIZE:
+            return self._numbers.get((kind, OTHER), 0)
+        at = _NAMES_AT + self._used
+        self._memory[at : at + 2 + len(data)] = bytes((ord(kind), len(data))) + data
+        self._used += 2 + len(data)
+        _USED.pack_into(self._memory, _USED_AT, self._used)
+        number = self._numbers[kind, name] = len(self._numbers)
+        return number
+
+    def begin(self, id_: bytes, number: int, start: float) -> int:
+        """A run has begun: where its record is, to be given to ``end``. ``number``: of its name; the upper half may be
+        that of its thread.
+        """
+        position = self._position
+        at = position % RECORDS
+        if position >= RECORDS and not self._ends[at * 6 + 3]:
+            position = self._free()
+            at = position % RECORDS
+        _BEGUN.pack_into(self._memory, _RECORDS_AT + at * 48, id_, start, 0.0, number, 0)
+        self._position = self._places[_POSITION_PLACE] = position + 1
+        return at
+
+    def _free(self) -> int:
+        """The next position whose record does not run; when all do, one of them is lost."""
+        position = self._position
+        for position in range(self._position, self._position + RECORDS):
+            if self._ends[position % RECORDS * 6 + 3]:
+                break
+        self._places[_POSITION_PLACE] = position  # before it is written over, see ``_records``
+        return position
+
+    def end(self, at: int, number: int, end: float) -> None:
+        """The run has returned. ``at``: what ``begin`` has returned, ``number``: what was said there."""
+        self._ends[at * 6 + 3] = end
+        self.counters[(number & _NAME) * _WIDTH + FINISHED] += 1
+
+    def end_badly(self, at: int, number: int, end: float, outcome: int, error: str) -> None:
+        """``error``: the class of what it raised."""
+        problem = self.number(ERROR, error) if error else 0
+        _OUTCOME.pack_into(self._memory, _RECORDS_AT + at * 48 + _OUTCOME_AT, outcome, problem)
+        self._ends[at * 6 + 3] = end
+        self.counters[(number & _NAME) * _WIDTH + RAISED] += 1
+
+
+class Reading(NamedTuple):
+    """A page as it was at some moment."""
+
+    pid: int
+    job: str
+    actor: bytes
+    counts: dict[tuple[str, str], Counts]
+    records: list[Record]
+    """Those that run, and the last that have ended; by their start."""
+
+
+def read(path: str) -> Reading | None:
+    """None when the file is not there, or no page (yet)."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(SIZE)
+            file.seek(_POSITION_AT)
+            later = file.read(_POSITION.size)
+    except OSError:
+        return None
+    if len(data) < SIZE or not data.startswith(_MAGIC):
+        return None
+    return _reading(data, *_POSITION.unpack(later))
+
+
+def read_own(page: Page) -> Reading:
+    """Of this process's page."""
+    data = bytes(page._memory)
+    return _reading(data, page._position)
+
+
+def _reading(data: bytes, later: int) -> Reading:
+    _, position, used, pid, job, actor = _HEAD.unpack_from(data)
+    names = _names(data, used)
+    records = _records(data, names, position, later)
+    running = Counter((record.kind, record.name) for record in records if not record.end)
+    counts: dict[tuple[str, str], Counts] = {}
+    for number, name in enumerate(names):
+        found = struct.unpack_from("<5Q", data, _COUNTERS_AT + number * _WIDTH * 8)
+        if any(found) or name in running:
+            counts[name] = Counts(*found)._replace(running=running[name])
+    return Reading(
+        pid,
+        job.rstrip(b"\0").decode(errors="replace"),
+        actor if any(actor) else b"",
+        counts,
+        records,
+    )
+
+
+def _names(data: bytes, used: int) -> list[tuple[str, str]]:
+    names: list[tuple[str, str]] = []
+    at, end = _NAMES_AT, _NAMES_AT + min(used, _NAMES_SIZE)
+    while at + 2 <= end and len(names) < NAMES:
+        size = data[at + 1]
+        names.append((chr(data[at]), data[at + 2 : at + 2 + size].decode(errors="replace")))
+        at += 2 + size
+    return names
+
+
+def _records(data: bytes, names: list[tuple[str, str]], position: int, later: int) -> list[Record]:
+    # What was written while we read may be half of two records; and one may be under way.
+    unsure = {number % RECORDS for number in range(position, min(later + 1, position + RECORDS))}
+    found = []
+    count = min(position, RECORDS)
+    whole = _RECORD.iter_unpack(data[_RECORDS_AT : _RECORDS_AT + count * _RECORD.size])
+    for number, (id_, start, end, name, thread, outcome, error) in enumerate(whole):
+        if number in unsure or not start:
+            continue
+        kind, text = names[name] if name < len(names) else (TASK, OTHER)
+        problem = names[error][1] if 0 < error < len(names) else ""
+        found.append(Record(id_, kind, text, start, end, thread, outcome, problem))
+    found.sort(key=lambda record: record.start)
+    return found
+
+
+def bury(path: str, now: float) -> list[Record]:
+    """Its process has died: what it ran then has ended, at ``now`` (seconds since the epoch), with outcome DIED. These
+    records are returned. What it had submitted, and what has not ended, has failed.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        if os.fstat(fd).st_size < SIZE:
+            return []
+        memory = mmap.mmap(fd, SIZE)
+    finally:
+        os.close(fd)
+    with memory:
+        data = bytes(memory)
+        if not data.startswith(_MAGIC):
+            return []
+        _, position, used, *_ = _HEAD.unpack_from(data)
+        names = _names(data, used)
+        died = []
+        for at in range(min(position, RECORDS)):
+            id_, start, end, number, thread, _, _ = _RECORD.unpack_from(data, _RECORDS_AT + at * 48)
+            if start and not end and number < len(names):
+                _OUTCOME.pack_into(memory, _RECORDS_AT + at * 48 + _OUTCOME_AT, DIED, 0)
+                _END.pack_into(memory, _RECORDS_AT + at * 48 + _END_AT, now)
+                kind, name = names[number]
+                died.append(Record(id_, kind, name, start, now, thread, DIED, ""))
+        for number, (kind, name) in enumerate(names):
+            if kind in COUNTED:
+                at = _COUNTERS_AT + number * _WIDTH * 8
+                submitted, done, failed, finished, raised = struct.unpack_from("<5Q", data, at)
+                raised += sum(1 for record in died if (record.kind, record.name) == (kind, name))
+                failed += max(0, submitted - done - failed)
+                struct.pack_into("<5Q", memory, at, submitted, done, failed, finished, raised)
+        return died
