@@ -77,6 +77,7 @@ from noded.node.task_table import TaskTable
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
 from noded.node.workers import Worker, WorkerPool, WorkerRecord
+from noded.node_metrics import NodeMetrics
 from noded.packages import Packages
 from noded.policy import labels
 from noded.policy.holdings import MEMORY_SECONDS, merge, wanted_of
@@ -185,6 +186,7 @@ class Daemon:
         self.gateway: Gateway
         self.probe = LoopProbe()
         self.collectors = Collectors()
+        self.metrics = NodeMetrics(config, self.run_dir, self.collectors, self.clients)
         self._stop = asyncio.Event()
         self._stop_reason = ""
         self._exit_code = 0
@@ -416,6 +418,7 @@ class Daemon:
                 store_package=lambda uri, data: self.packages.keep(uri, data),
                 read_package=lambda uri: self.environments.read(uri),
                 emit=lambda *args, **fields: self.events.emit(*args, **fields),
+                on_write=self.metrics.on_write,
             )
 
     def _build_node(self, guard_until: float | None) -> None:
@@ -442,7 +445,7 @@ class Daemon:
         self.labels = {**self._own_labels(), labels.NODE_ID: self.node_id, labels.RAY_NODE_ID: self.node_id}
         self.cluster_view = ClusterView(self.number)
         self.cluster_view.on_dead = self._on_node_dead
-        self.cluster_view.on_change = lambda: self.leases.kick()
+        self.cluster_view.on_change = self._on_nodes_changed
         self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
         base = Path(self.run_dir) if config.private else cluster_dir(config)
         self.events = EventLog(self.log_dir, node=self.number, node_id=self.node_id)
@@ -568,6 +571,20 @@ class Daemon:
         )
         if self.link is not None:
             self.link.orders = self.orders
+        self.metrics.attach(
+            store=self.store,
+            leases=self.leases,
+            pool=self.pool,
+            puller=self.puller,
+            transfers=self.transfers,
+            probe=self.probe,
+            spawner=self.spawner,
+            view=self.cluster_view,
+            head=self.head,
+            memory=self.memory.figures,
+            pages=self.pages,
+            log_dir=self.log_dir,
+        )
         identity = Identity(
             cluster=config.cluster,
             node=config.node_name,
@@ -595,6 +612,7 @@ class Daemon:
             memory=self.memory.figures,
             collectors=self.collectors.figures,
             records=lambda: self.records.figures(),
+            metrics=self.metrics,
         )
         if self.head is not None:
             self.head.nodes.refresh = self._refresh_own
@@ -818,6 +836,7 @@ class Daemon:
         notify_systemd("STOPPING=1")
         await self._end_tasks()
         await self.memory.stop()
+        self.metrics.stop()
         self.collectors.stop()
         await self.gpus.stop()
         self.probe.stop()
@@ -863,6 +882,7 @@ class Daemon:
         self.pool.stopping = True
         await self._end_tasks()
         await self.memory.stop()
+        self.metrics.stop()
         self.collectors.stop()
         await self.gpus.stop()
         self.probe.stop()
@@ -1108,6 +1128,10 @@ class Daemon:
         total, available = self.leases.capacity.own()
         self.head.nodes.own_amounts(self.head.own, total, available, self.view.waiting())
 
+    def _on_nodes_changed(self) -> None:
+        self.leases.kick()
+        self.metrics.on_nodes_changed()
+
     def _on_node_dead(self, entry: c.NodeEntry) -> None:
         if entry.number == self.number:
             return
@@ -1255,6 +1279,7 @@ class Daemon:
         return {*map(worker_page, list(self.pool.workers)), *(driver_page(c.prefix) for c in drivers)}
 
     def _on_job_over(self, client: Client) -> None:
+        self.metrics.on_driver_gone(client)
         self.pages.ended(driver_page(client.prefix))
         self.records.book.driver_left(client)
         self.head_side.job_gone(client.job, "" if client.detached else f"its process (pid {client.pid}) has ended")
@@ -1272,6 +1297,7 @@ class Daemon:
         if client is not None:
             self.control.client_died(client)
         self.output.died(worker.id, worker.record.job, worker.record.pid)
+        self.metrics.on_worker_exit(worker, death)
         self.leases.worker_exited(worker, death)
         self.host.worker_exited(worker, death)
 

@@ -141,6 +141,8 @@ class LoopProbe:
         self._handle: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._beat: Callable[[], None] = lambda: None
+        self.on_look: Callable[[float, float], None] = lambda late, waited: None
+        """Four times a second: the seconds of both."""
         self._due = 0.0
 
     def start(self, loop: asyncio.AbstractEventLoop, beat: Callable[[], None]) -> None:
@@ -162,6 +164,7 @@ class LoopProbe:
         wait = min(late, (self._waited - waited) * 1000)
         self.longest_ms = max(self.longest_ms, late - wait)
         self.longest_wait_ms = max(self.longest_wait_ms, wait)
+        self.on_look((late - wait) / 1000, wait / 1000)
         self._beat()
         self._arm()
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "telemetry", "version"}
-CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "shm", "telemetry", "wire"}
+METRICS = {"families", "metrics_page"}
+LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "telemetry", "version"} | METRICS
+CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "metrics_page", "shm", "telemetry", "wire"}
 
 # unit (a package or a module directly in noded/) -> what of noded it may import, besides itself.
 # "spawner.protocol" means that module alone. "" is `noded` itself, the public API.
@@ -39,14 +40,30 @@ ALLOWED: dict[str, set[str]] = {
         "policy.state_records",
     },
     "history": {"node", "policy", "telemetry"},
-    "daemon": {"node", "head", "http", "packages", "view", "service", "startup", "shm", "wire", "policy"} | LEAVES,
+    "daemon": {
+        "node",
+        "head",
+        "http",
+        "node_metrics",
+        "packages",
+        "view",
+        "service",
+        "startup",
+        "shm",
+        "wire",
+        "policy",
+    }
+    | LEAVES,
     "foreground": {"config", "daemon", "lifecycle", "service"},
     "startup": {"config", "node", "head", "shm", "wire"},
-    "view": {"node", "head", "wire"} | LEAVES,
+    "view": {"node", "node_metrics", "head", "wire"} | LEAVES,
+    "node_metrics": {"node", "head", "wire", "policy"} | LEAVES,
     "packages": {"node"} | LEAVES,
     "service": {"config"},
     # leaves
     "error_parts": set(),
+    "families": set(),
+    "metrics_page": set(),
     "exceptions": {"error_parts"},
     "ids": set(),
     "resources": set(),
@@ -75,9 +92,10 @@ ALLOWED: dict[str, set[str]] = {
         "runtime_env",
         "spawner.protocol",
         "version",
-    },
-    "head": {"exceptions", "ids", "resources", "config", "lifecycle", "version", "wire", "policy"},
-    "http": {"config", "lifecycle", "exceptions"},
+    }
+    | METRICS,
+    "head": {"exceptions", "families", "ids", "resources", "config", "lifecycle", "version", "wire", "policy"},
+    "http": {"config", "families", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
     "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
     "worker": {"client", "runtime_env"} | CLIENT_LEAVES,
@@ -93,6 +111,8 @@ ONLY_IN: dict[str, str] = {
     "redis": "noded.head.storage.redis_link",
     "click": "noded.cli",
     "rich": "noded.cli",
+    "prometheus_client": "noded.http.metrics",
+    "psutil": "noded.node.machine_figures",
     "pynvml": "noded.node.gpu_probe",  # NVML may hang: only a process of its own may load it
 }
 

@@ -27,6 +27,7 @@ from noded.head.placement_groups import TABLE as GROUPS
 from noded.head.placement_groups import GroupTable
 from noded.head.state import Emit, HeadState
 from noded.head.storage import Put, Storage, StorageError
+from noded.head.storage.timed import TimedStorage
 from noded.lifecycle import no_collections
 from noded.policy import deaths
 from noded.policy.holdings import NODE_SECONDS, merge, wanted_of
@@ -48,7 +49,8 @@ Question = Callable[[dict[str, Any], int], Awaitable[Any]]
 
 class Head:
     """``may_create(prefix)``, ``client_known(prefix)``: of clients of the head's own node. ``packages``: store and read
-    packages of runtime environments. ``emit``: write down what happens.
+    packages of runtime environments. ``emit``: write down what happens. ``on_write(seconds)``: a write of state
+    has become durable.
     """
 
     def __init__(
@@ -64,8 +66,9 @@ class Head:
         store_package: Callable[[str, bytes], None],
         read_package: Callable[[str], Awaitable[bytes]],
         emit: Emit,
+        on_write: Callable[[float], None],
     ):
-        self.storage = storage
+        self.storage = storage = TimedStorage(storage, on_write)
         self.cluster = cluster
         self.cluster_id = ""
         self.epoch = storage.epoch

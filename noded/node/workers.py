@@ -199,6 +199,8 @@ class WorkerPool:
         self._waiting: deque[tuple[Assignee, str, str]] = deque()
         """(assignee, job, environment) without a worker yet."""
         self._starting = 0
+        self.started = 0
+        """Workers, by this daemon."""
         self._template = False
         self._templates = deaths.Starts(first=0.05, longest=5.0, patience=4)
         self._starts = deaths.Starts(first=0.02, longest=5.0, patience=5)
@@ -390,6 +392,7 @@ class WorkerPool:
         self.workers[wid] = worker
         self.by_prefix[worker.prefix] = worker
         self._starting += 1
+        self.started += 1
         self.save(worker)
         base = os.path.join(self._log_dir, f"worker-{wid}")
         args = {
