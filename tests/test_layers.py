@@ -17,7 +17,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 METRICS = {"families", "metrics_page"}
-LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "telemetry", "version"} | METRICS
+LEAVES = {
+    "exceptions",
+    "error_parts",
+    "ids",
+    "resources",
+    "config",
+    "lifecycle",
+    "telemetry",
+    "version",
+    "daemon_log",
+    "log_answers",
+    "log_files",
+    "log_marks",
+} | METRICS
 CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "metrics_page", "shm", "telemetry", "wire"}
 
 # unit (a package or a module directly in noded/) -> what of noded it may import, besides itself.
@@ -38,6 +51,8 @@ ALLOWED: dict[str, set[str]] = {
         "history",
         "policy.query",
         "policy.state_records",
+        "log_answers",
+        "log_query",
     },
     "history": {"node", "policy", "telemetry"},
     "daemon": {
@@ -54,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
         "policy",
     }
     | LEAVES,
-    "foreground": {"config", "daemon", "lifecycle", "service"},
+    "foreground": {"config", "daemon", "daemon_log", "lifecycle", "log_files", "service"},
     "startup": {"config", "node", "head", "shm", "wire"},
     "view": {"node", "node_metrics", "head", "wire"} | LEAVES,
     "node_metrics": {"node", "head", "wire", "policy"} | LEAVES,
@@ -69,6 +84,11 @@ ALLOWED: dict[str, set[str]] = {
     "resources": set(),
     "lifecycle": set(),
     "telemetry": set(),
+    "daemon_log": set(),
+    "log_marks": set(),
+    "log_files": {"log_marks"},
+    "log_answers": {"log_files", "log_marks"},
+    "log_query": set(),
     "version": set(),
     "config": {"exceptions"},
     # below the processes
@@ -85,6 +105,10 @@ ALLOWED: dict[str, set[str]] = {
         "resources",
         "config",
         "lifecycle",
+        "daemon_log",
+        "log_answers",
+        "log_files",
+        "log_marks",
         "telemetry",
         "shm",
         "wire",
@@ -98,9 +122,9 @@ ALLOWED: dict[str, set[str]] = {
     "http": {"config", "families", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
     "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
-    "worker": {"client", "runtime_env"} | CLIENT_LEAVES,
+    "worker": {"client", "runtime_env", "log_marks"} | CLIENT_LEAVES,
     # public helpers
-    "util": {"client", "exceptions", "policy.query", "policy.state_records"},
+    "util": {"client", "exceptions", "policy.query", "policy.state_records", "log_query"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},
     "compat": {"", "client", "exceptions", "util"},
 }

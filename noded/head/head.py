@@ -21,6 +21,7 @@ from noded.head.actor_placement import ActorPlacement
 from noded.head.actors import ActorRecord, ActorTable
 from noded.head.group_placement import GroupPlacement
 from noded.head.jobs import JobTable
+from noded.head.logs import HeadLogs
 from noded.head.node_server import NodeServer
 from noded.head.nodes import NodeRecord, NodeTable
 from noded.head.placement_groups import TABLE as GROUPS
@@ -80,6 +81,7 @@ class Head:
         self._read_package = read_package
         self.jobs = JobTable(storage)
         self.nodes = NodeTable(storage, on_alive=self._on_alive, on_dead=self._on_dead, on_room=self._on_room)
+        self.logs = HeadLogs(self.nodes)
         self.group_places = GroupPlacement(self.nodes)
         self.actor_places = ActorPlacement(
             self.nodes, group_nodes=self.group_places.nodes_of, job_config=lambda job: self.jobs.get(job)
@@ -130,6 +132,9 @@ class Head:
             "timeline": self._ask_timeline,
             "state": self.state.ask,
             "state_summary": self.state.ask_summary,
+            "logs": self.logs.ask,
+            "last_words": self.logs.last_words,
+            "log_level": self.logs.level,
         }
         self._handlers: dict[type, Callable[[bytes, Any, bytes], None]] = {
             m.CreateActor: lambda p, msg, payload: self.actors.create(p, msg.spec, payload, msg.again),
