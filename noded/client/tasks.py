@@ -28,7 +28,7 @@ from noded.client.reader import Reader
 from noded.client.refs import AWAY, FAILED, INLINE, PENDING, REMOTE, STORED, HoldTable, ObjectRef
 from noded.client.streams import Streams, extra_of
 from noded.client.submission import Function, Task, TaskQueue, WorkerLink, pack_arguments, pinned_offset, place_of
-from noded.policy import deaths
+from noded.policy import deaths, reasons
 from noded.telemetry import DONE, SUBMITTED, Page
 from noded.telemetry import FAILED as HAS_FAILED
 from noded.wire import messages as m
@@ -106,6 +106,8 @@ class Tasks:
         """Tasks with unresolved arguments: kept alive here."""
         self.failures: dict[int, dict[str, Any]] = {}
         """What the last errors of noded's own told, by the number of the task, for who asks why."""
+        self.attempts: dict[int, dict[str, Any]] = {}
+        """Likewise of those that run, or will run, once more: how the last attempt ended."""
         self.lineage: Lineage
         self._removed_groups: dict[bytes, None] = {}
         """Placement groups that this process knows to be removed."""
@@ -602,6 +604,7 @@ class Tasks:
         """Its code raised what the caller wants to be retried."""
         self._handed_over(task, worker, hseq)
         task.retries -= 1
+        self.note_attempt(task, None)
         self.again_locked(task)
         if task.queue is not None:
             task.queue.ready.append(task)
@@ -795,11 +798,13 @@ class Tasks:
             if task.cancelled:
                 self.fail_locked(task, cancelled(task, ", by ending its worker"))
             elif message.death.free and task.queue is not None and task.queue.retriable:
+                self.note_attempt(task, message.death)
                 self.again_locked(task)
                 task.queue.ready.appendleft(task)
             elif task.retries != 0 and task.queue is not None and not (too_large and len(tasks) == 1):
                 task.retries -= 1
                 task.suspect = True
+                self.note_attempt(task, message.death)
                 self.again_locked(task)
                 task.queue.ready.appendleft(task)
             elif worker.actor is None:
@@ -807,6 +812,17 @@ class Tasks:
         if queue is not None:
             self.pump_locked(queue)
         self.reader.notify()
+
+    def note_attempt(self, task: Task, death: m.Death | None) -> None:
+        """How it ended, for who asks why it still waits; None: its code raised what is to be tried again."""
+        self.attempts.pop(task.seq, None)
+        self.attempts[task.seq] = (
+            {"kind": reasons.RAISED, "reason": "its code raised an error that is to be tried again"}
+            if death is None
+            else {"kind": death.kind, "reason": death.reason, **deaths.facts(death)}
+        )
+        if len(self.attempts) > _FAILURES_KEPT:
+            del self.attempts[next(iter(self.attempts))]
 
     def again_locked(self, task: Task) -> None:
         """It will run once more. The first run may have stored results, for which the daemon counts us as holder:
