@@ -17,7 +17,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, start_
 from noded.node.death_book import DeathBook
 from noded.node.directory import Directory
 from noded.node.doors import Doors
+from noded.node.events import EventLog
 from noded.node.gpu_finder import GpuFinder
 from noded.node.head_link import HeadLink, JoinError
 from noded.node.holdings import Holdings
@@ -59,15 +60,17 @@ from noded.node.lease_router import LeaseRouter
 from noded.node.leases import Leases
 from noded.node.ledger import Ledger, LedgerError
 from noded.node.listener import Listener, ListenError
+from noded.node.log_caps import Limits
+from noded.node.logs import NodeLogs
 from noded.node.memory import MemoryMonitor
 from noded.node.memory_usage import room_left
 from noded.node.object_store import ObjectStore
 from noded.node.oom import protect_daemon
 from noded.node.orders import NodeOrders
-from noded.node.output import OutputMonitor
 from noded.node.pages import Pages
 from noded.node.peer_messages import PeerMessages
 from noded.node.peers import Peers
+from noded.node.records import NodeRecords, Problem
 from noded.node.running import running_in
 from noded.node.runtime_envs import RuntimeEnvs
 from noded.node.session import Client
@@ -79,6 +82,7 @@ from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
 from noded.node.why import NodeWhy
 from noded.node.workers import Worker, WorkerPool, WorkerRecord
+from noded.node_metrics import NodeMetrics
 from noded.packages import Packages
 from noded.policy import labels
 from noded.policy.holdings import MEMORY_SECONDS, merge, wanted_of
@@ -99,7 +103,7 @@ from noded.startup import (
     spill_files,
     sweep_spill,
 )
-from noded.telemetry import driver_page, worker_page
+from noded.telemetry import Record, driver_page, worker_page
 from noded.version import __version__
 from noded.view import Identity, View
 from noded.wire import cluster_messages as c
@@ -176,18 +180,21 @@ class Daemon:
         self.host: NodeActorHost
         self.control: ControlServer
         self.holdings: Holdings
+        self.logs: NodeLogs
         self.why: NodeWhy
         self.stacks: Stacks
         self.book: DeathBook
-        self.output: OutputMonitor
         self.environments: RuntimeEnvs
         self.packages: Packages
         self.pages: Pages
+        self.events: EventLog
+        self.records: NodeRecords
         self.tasks: TaskTable
         self.listener: Listener
         self.gateway: Gateway
         self.probe = LoopProbe()
         self.collectors = Collectors()
+        self.metrics = NodeMetrics(config, self.run_dir, self.collectors, self.clients)
         self._stop = asyncio.Event()
         self._stop_reason = ""
         self._exit_code = 0
@@ -281,7 +288,7 @@ class Daemon:
         self.stacks.start()
         await asyncio.to_thread(self.pages.start)
         self.gpus.start(self.loop, self.leases)
-        self.output.start()
+        self.logs.monitor.start(self.loop)
         self.control.start(self._control_socket)
         self.listener.start(self.loop)
         self.probe.start(self.loop, self.listener.beat)
@@ -289,6 +296,7 @@ class Daemon:
             await self.link.join()
         self.pool.prepare()
         self.memory.start(self.loop)
+        await self.records.start(self._register(), recovered=self._recovered)
         self._watch_owner()
         self._started = self.loop.time()
         self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
@@ -419,6 +427,8 @@ class Daemon:
                 local_clients=lambda prefix: prefix in self.clients or bool(self.store.recovering),
                 store_package=lambda uri, data: self.packages.keep(uri, data),
                 read_package=lambda uri: self.environments.read(uri),
+                emit=lambda *args, **fields: self.events.emit(*args, **fields),
+                on_write=self.metrics.on_write,
             )
 
     def _build_node(self, guard_until: float | None) -> None:
@@ -445,11 +455,12 @@ class Daemon:
         self.labels = {**self._own_labels(), labels.NODE_ID: self.node_id, labels.RAY_NODE_ID: self.node_id}
         self.cluster_view = ClusterView(self.number)
         self.cluster_view.on_dead = self._on_node_dead
-        self.cluster_view.on_change = lambda: self.leases.kick()
+        self.cluster_view.on_change = self._on_nodes_changed
         self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
         base = Path(self.run_dir) if config.private else cluster_dir(config)
+        self.events = EventLog(self.log_dir, node=self.number, node_id=self.node_id)
+        self.pages = Pages(self.log_dir, self.node_id, self._live_pages, self._on_buried)
         self.book = DeathBook(self.log_dir, self.node_id, self._running)
-        self.pages = Pages(self.log_dir, self.node_id, self._live_pages)
         self.environments = RuntimeEnvs(
             (base if config.head or config.private else node_home(config)) / "runtime_envs",
             lambda uri: self.head_side.load_package(uri),
@@ -468,7 +479,6 @@ class Daemon:
                 epoch=self._head_epoch,
             )
         head = self.head_side
-        self.output = OutputMonitor(self.log_dir, self._who_writes, self._deliver_output, keep=not config.private)
         self.pool = WorkerPool(
             self.spawner,
             self.ledger,
@@ -497,6 +507,22 @@ class Daemon:
         )
         self.store = ObjectStore(self.arena, self.ledger, self.clients, lambda id_: head.unheld(id_), self.number)
         self.peers = Peers(self.loop, self.cluster_view, self.doors.dial, self._peer_attach)
+        self.logs = NodeLogs(
+            self.log_dir,
+            self.run_dir,
+            self.pool,
+            self.clients,
+            self.job_configs,
+            self.peers,
+            head.ask,
+            limits=None
+            if config.private
+            else Limits(config.log_worker_max_bytes, config.log_node_max_bytes, config.log_retention_days),
+            number=self.number,
+            name=config.node_name,
+            node_id=self.node_id,
+            ip=self.node_ip,
+        )
         self.puller = Puller(self.arena.fd, lambda address: self.doors.dial_now(address, "transfer"))
         self.directory = Directory(self.store, self.peers, self.cluster_view, self.clients, self.puller)
         self.store.elsewhere = self.directory
@@ -540,7 +566,7 @@ class Daemon:
             me=self._peer_attach,
             save=lambda client: self.control.save(client),
             cancel=lambda client, message: self.control.cancel_here(client, message),
-            output=self.show_output,
+            output=self.logs.from_peer,
             need=self.peers.need,
         )
         self.host = NodeActorHost(self.leases, self.pool, head, self._take_job)
@@ -557,12 +583,16 @@ class Daemon:
             request_stop=self._stop_for,
             claim_actors=self._claim_actors,
             questions={
+                "state": lambda args: self.records.state.tell(args),
+                "state_summary": lambda args: self.records.state.tell_summary(args),
+                "drivers": lambda args: self.records.state.tell_drivers(args),
                 "explain": lambda args: self.why.explain(args),
                 "stack": lambda args: self.stacks.tell(args),
                 "explain_at": lambda args: self.why.explain_at(args),
                 "memory": self._tell_memory,
                 "status": self._tell_status,
                 "timeline": self._tell_timeline,
+                **self.logs.told(),
                 "actor_payload": self._tell_actor_payload,
                 "package": self.packages.tell,
                 "job_config": self._tell_job_config,
@@ -570,6 +600,20 @@ class Daemon:
         )
         if self.link is not None:
             self.link.orders = self.orders
+        self.metrics.attach(
+            store=self.store,
+            leases=self.leases,
+            pool=self.pool,
+            puller=self.puller,
+            transfers=self.transfers,
+            probe=self.probe,
+            spawner=self.spawner,
+            view=self.cluster_view,
+            head=self.head,
+            memory=self.memory.figures,
+            pages=self.pages,
+            log_dir=self.log_dir,
+        )
         identity = Identity(
             cluster=config.cluster,
             node=config.node_name,
@@ -596,6 +640,8 @@ class Daemon:
             request_stop=self.request_stop,
             memory=self.memory.figures,
             collectors=self.collectors.figures,
+            records=lambda: self.records.figures(),
+            metrics=self.metrics,
         )
         if self.head is not None:
             self.head.nodes.refresh = self._refresh_own
@@ -636,9 +682,13 @@ class Daemon:
                 **self.view.questions(),
                 "await_package": self.packages.ask_await,
                 "timeline": self._ask_timeline,
+                "logs": self.logs.ask,
+                "log_level": self.logs.ask_level,
                 "stack": self.stacks.ask,
                 "why": lambda client, args: self.why.ask(client, args),
                 "memory": self._ask_memory,
+                "state": lambda client, args: self.records.state.ask(args),
+                "state_summary": lambda client, args: self.records.state.ask_summary(args),
             },
         )
         self.why = NodeWhy(
@@ -658,6 +708,26 @@ class Daemon:
         )
         self.tasks = TaskTable(self.pages, self.clients, self.node_id, self.control.ask_client)
         self.holdings = Holdings(self.store, self.clients, self.pool, self.host, self.control.who_holds)
+        self.records = NodeRecords(
+            self.events,
+            self.pool,
+            self.store,
+            self.leases,
+            self.host,
+            self.cluster_view,
+            self.control,
+            self.holdings,
+            self.tasks,
+            self.job_configs,
+            node_id=self.node_id,
+            ip=self.node_ip,
+            is_head=config.head,
+            head=lambda: self.head_side,
+            connected=lambda: self.link is None or self.link.registered,
+            at_head=lambda: self.head.state.waiting() if self.head is not None else iter(()),
+            problems=self._problems,
+        )
+        self.memory.on_end = self.records.ended_for_memory
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
 
     def _head_problem(self) -> str:
@@ -829,6 +899,7 @@ class Daemon:
         notify_systemd("STOPPING=1")
         await self._end_tasks()
         await self.memory.stop()
+        self.metrics.stop()
         self.collectors.stop()
         await self.gpus.stop()
         self.probe.stop()
@@ -842,8 +913,9 @@ class Daemon:
         await self._stop_exchange()
         self.control.stop()
         await self.spilling.stop(delete=False)
-        await self.output.stop()
+        await self.logs.stop()
         await self.environments.stop()
+        await self.records.stop("")
         await self.stacks.stop(ended=False)
         await self.book.stop()
         self.spawner.close()
@@ -875,6 +947,7 @@ class Daemon:
         self.pool.stopping = True
         await self._end_tasks()
         await self.memory.stop()
+        self.metrics.stop()
         self.collectors.stop()
         await self.gpus.stop()
         self.probe.stop()
@@ -885,19 +958,15 @@ class Daemon:
         elif self.head is not None:
             await self.head.stop("the head was stopped")
         self._stop_watching_storage()
-        for worker in list(self.pool.workers):
-            self.output.catch_up(worker)
-        await asyncio.sleep(0)
+        await self.logs.last_words(None)
         self.control.stop()
-        await self.output.stop()
         await self.environments.stop()
         await self.spawner.stop()
         if self.link is not None:  # now that nothing of it runs any more
             await self.link.stop("" if self.starts_over else self._stop_reason or "it was stopped")
         await self._stop_exchange()
         await self.spilling.stop(delete=True)
-        for worker in list(self.pool.workers):
-            self.output.ended(worker)
+        await self.logs.stop(ended=True)
         await self.book.stop()
         await self.stacks.stop(ended=True)
         if self.storage is not None:
@@ -907,6 +976,7 @@ class Daemon:
         if self._owner_fd >= 0:
             self.loop.remove_reader(self._owner_fd)
             os.close(self._owner_fd)
+        await self.records.stop(self._stop_reason or "it was stopped")
         self.arena.close(unmap=True)
         self.ledger.close()
         remove_node_dir(Path(self.run_dir))
@@ -1122,6 +1192,10 @@ class Daemon:
         total, available = self.leases.capacity.own()
         self.head.nodes.own_amounts(self.head.own, total, available, self.view.waiting())
 
+    def _on_nodes_changed(self) -> None:
+        self.leases.kick()
+        self.metrics.on_nodes_changed()
+
     def _on_node_dead(self, entry: c.NodeEntry) -> None:
         if entry.number == self.number:
             return
@@ -1210,7 +1284,10 @@ class Daemon:
         config = client.config or m.JobConfig()
         if client.job:  # it is back
             self._take_job(client.job, config)
+        new = not client.job
         client.job = await self.head_side.admit_job(client.job, config)
+        if new:
+            self.records.book.driver_came(client)
         config.node = self.number
         self._take_job(client.job, config)
 
@@ -1236,28 +1313,45 @@ class Daemon:
         if job not in self.job_configs:
             self._take_job(job, config)
 
+    def _on_buried(self, page: str, records: list[Record]) -> None:
+        """From any thread."""
+        self.loop.call_soon_threadsafe(self.records.died_running, page, records)
+
+    def _problems(self) -> Iterator[Problem]:
+        """What may go wrong for a while, and how it is now."""
+        for directory in self.spilling.files.directories:
+            yield "SPILLING", f"spilling to {directory.path}", directory.failed
+        for each in self.collectors.figures():
+            yield "COLLECTOR", f"the collector {each['name']}", "" if each["state"] == "OK" else each["problem"]
+        if self.head is not None:
+            health = self.head.storage.health
+            yield "HEAD", f"the head's storage ({health.kind})", health.why if health.degraded_since is not None else ""
+        elif self.link is not None:
+            yield "NODE", "the connection with the head", "" if self.link.registered else self.link.problem or "away"
+
     def _live_pages(self) -> set[str]:
         """From any thread."""
         drivers = [c for c in list(self.clients.values()) if c.kind == "driver" and not c.detached]
         return {*map(worker_page, list(self.pool.workers)), *(driver_page(c.prefix) for c in drivers)}
 
     def _on_job_over(self, client: Client) -> None:
+        self.metrics.on_driver_gone(client)
         self.book.driver_ended(client)
         self.pages.ended(driver_page(client.prefix))
-        self.head_side.job_gone(client.job)
+        self.records.book.driver_left(client)
+        self.head_side.job_gone(client.job, "" if client.detached else f"its process (pid {client.pid}) has ended")
 
-    def _on_detach(self, client: Client) -> None:
-        for worker in list(self.pool.workers.values()):
-            if worker.record.job == client.job:
-                self.output.catch_up(worker.id, unfinished=True)
+    async def _on_detach(self, client: Client) -> None:
+        await self.logs.last_words(client.job)
 
     # ------------------------------------------------------------ workers and actors
 
     def _on_worker_exit(self, worker: Worker, death: m.Death) -> None:
+        self.records.book.ended(worker, death)
         client = self.clients.get(worker.prefix)
         if client is not None:
             self.control.client_died(client)
-        self.output.died(worker.id, worker.record.job, worker.record.pid)
+        self.metrics.on_worker_exit(worker, death)
         self.book.worker_died(worker, death)
         self.leases.worker_exited(worker, death)
         self.host.worker_exited(worker, death)
@@ -1313,10 +1407,10 @@ class Daemon:
 
     # ------------------------------------------------------------ output
 
-    def _on_output_end(self, wid: str) -> None:
-        self.output.ended(wid)
-        self.stacks.worker_ended(wid)
-        self.pages.ended(worker_page(wid))
+    def _on_output_end(self, worker: Worker) -> None:
+        self.logs.ended(worker)
+        self.pages.ended(worker_page(worker.id))
+        self.stacks.worker_ended(worker.id)
 
     async def _ask_timeline(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of all nodes, as far as they answer."""
@@ -1332,25 +1426,6 @@ class Daemon:
                 pass
         told = merge([await self._tell_memory(args)], **wanted_of(args))
         return {**told, "problem": "the head does not answer: this is what this node alone has"}
-
-    def _who_writes(self, wid: str) -> tuple[str, int] | None:
-        worker = self.pool.workers.get(wid)
-        return None if worker is None else (worker.record.job, worker.record.pid)
-
-    def _deliver_output(self, job: str, message: m.LogLines) -> None:
-        config = self.job_configs.get(job)
-        if config is not None and config.node not in (0, self.number):
-            if config.log_to_driver:
-                self.peers.send(config.node, c.Output(job, message))
-            return
-        self.show_output(job, message)
-
-    def show_output(self, job: str, message: m.LogLines) -> None:
-        """To the job's driver, who is a client of this node."""
-        for client in self.clients.values():
-            if client.kind == "driver" and client.job == job and not client.detached:
-                if client.config is None or client.config.log_to_driver:
-                    client.send(message)
 
     # ------------------------------------------------------------ housekeeping
 
@@ -1369,6 +1444,7 @@ class Daemon:
                 log.exception("a round of housekeeping has failed; the next one is in %g s", _HOUSEKEEPING)
 
     def _tidy(self) -> None:
+        self.records.look()
         self.pool.oom.look()
         self.pool.trim(max(1, self.leases.capacity.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
         if self.head is not None:
@@ -1405,6 +1481,7 @@ class Daemon:
         present |= {actor.lease.job for actor in self.host.hosted.values()}
         for job in self.job_configs.keys() - present:
             del self.job_configs[job]
+            self.logs.forget_job(job)
 
 
 HEAD_QUESTIONS = (

@@ -21,12 +21,15 @@ from noded.head.actor_placement import ActorPlacement
 from noded.head.actors import ActorRecord, ActorTable
 from noded.head.group_placement import GroupPlacement
 from noded.head.jobs import JobTable
+from noded.head.logs import HeadLogs
 from noded.head.node_server import NodeServer
 from noded.head.nodes import NodeRecord, NodeTable
 from noded.head.placement_groups import TABLE as GROUPS
 from noded.head.placement_groups import GroupTable
 from noded.head.stacks import ask_stacks
+from noded.head.state import Emit, HeadState
 from noded.head.storage import Put, Storage, StorageError
+from noded.head.storage.timed import TimedStorage
 from noded.head.why import HeadWhy
 from noded.lifecycle import no_collections
 from noded.policy import deaths
@@ -49,7 +52,8 @@ Question = Callable[[dict[str, Any], int], Awaitable[Any]]
 
 class Head:
     """``may_create(prefix)``, ``client_known(prefix)``: of clients of the head's own node. ``packages``: store and read
-    packages of runtime environments.
+    packages of runtime environments. ``emit``: write down what happens. ``on_write(seconds)``: a write of state
+    has become durable.
     """
 
     def __init__(
@@ -64,8 +68,10 @@ class Head:
         local_clients: Callable[[bytes], bool],
         store_package: Callable[[str, bytes], None],
         read_package: Callable[[str], Awaitable[bytes]],
+        emit: Emit,
+        on_write: Callable[[float], None],
     ):
-        self.storage = storage
+        self.storage = storage = TimedStorage(storage, on_write)
         self.cluster = cluster
         self.cluster_id = ""
         self.epoch = storage.epoch
@@ -77,6 +83,7 @@ class Head:
         self._read_package = read_package
         self.jobs = JobTable(storage)
         self.nodes = NodeTable(storage, on_alive=self._on_alive, on_dead=self._on_dead, on_room=self._on_room)
+        self.logs = HeadLogs(self.nodes)
         self.group_places = GroupPlacement(self.nodes)
         self.actor_places = ActorPlacement(
             self.nodes, group_nodes=self.group_places.nodes_of, job_config=lambda job: self.jobs.get(job)
@@ -91,6 +98,9 @@ class Head:
             lambda prefix, message: self.notify(prefix, message),
             may_create=self._may_make_group,
             outlives=lambda id_: self.is_detached(id_) and self.actors.records[id_].state != "dead",
+        )
+        self.state = HeadState(
+            self.nodes, self.actors, self.actor_places, self.groups, self.group_places, self.jobs, emit
         )
         self.server = NodeServer(loop, self.nodes, self.actor_places, self.group_places, self)
         self.own: NodeRecord
@@ -122,6 +132,11 @@ class Head:
             "job_config": self._ask_job_config,
             "job_lives": self._ask_job_lives,
             "timeline": self._ask_timeline,
+            "state": self.state.ask,
+            "state_summary": self.state.ask_summary,
+            "logs": self.logs.ask,
+            "last_words": self.logs.last_words,
+            "log_level": self.logs.level,
             "stack": self._ask_stack,
             **self._why.questions(),
         }
@@ -302,20 +317,22 @@ class Head:
             self._admitting -= 1
         return job
 
-    def job_gone(self, job: str) -> None:
+    def job_gone(self, job: str, reason: str) -> None:
         for jobs in self._driver_jobs.values():
             jobs.discard(job)
-        self.end_job(job)
+        self.end_job(job, reason)
 
     def jobs_of(self, number: int, jobs: list[str]) -> None:
         before = self._driver_jobs.get(number, set())
         self._driver_jobs[number] = set(jobs)
         for job in before - set(jobs):
-            self.end_job(job)
+            self.end_job(job, "its driver ended while its node was away")
         for job in set(jobs) - self.jobs.known():
             self._learn_job(number, job)
 
-    def end_job(self, job: str) -> None:
+    def end_job(self, job: str, reason: str) -> None:
+        """``reason``: empty when its driver has left in order."""
+        self.jobs.ended(job, reason)
         self.actors.job_ended(job)
         self.groups.job_ended(job)
         spare = [r.spec.id for r in self.actors.records.values() if r.spec.detached and r.state != "dead"]
@@ -399,7 +416,7 @@ class Head:
         for job in self.jobs.known() - self.present_jobs():
             if job not in self._swept:
                 self._swept.add(job)
-                self.end_job(job)  # its driver may have ended while the head was away
+                self.end_job(job, "its driver ended while the head was away")
             elif not self.actors.has_detached(job):
                 self.jobs.over(job)
 
@@ -438,7 +455,7 @@ class Head:
 
     def _on_dead(self, node: NodeRecord) -> None:
         for job in self._driver_jobs.pop(node.number, set()):
-            self.end_job(job)
+            self.end_job(job, f"the driver's node, {node.name}, is dead: {node.reason}")
         self.actor_places.node_died(node)
         self.group_places.node_died(node)
 

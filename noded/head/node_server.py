@@ -43,7 +43,7 @@ class Business(Protocol):
 
     def creator_gone(self, prefix: bytes) -> None: ...
 
-    def job_gone(self, job: str) -> None: ...
+    def job_gone(self, job: str, reason: str) -> None: ...
 
     def jobs_of(self, number: int, jobs: list[str]) -> None:
         """The drivers of that node are of these jobs; other jobs that had theirs there have ended."""
@@ -274,7 +274,7 @@ class NodeServer:
         elif kind is c.CreatorGone:
             self._business.creator_gone(message.prefix)
         elif kind is c.JobGone:
-            self._business.job_gone(message.job)
+            self._business.job_gone(message.job, message.reason)
         elif kind is c.GroupReserved:
             self._groups.reserved(record, message)
         elif kind is c.GroupReleased:

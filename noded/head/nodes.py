@@ -100,6 +100,8 @@ class NodeRecord:
     local: bool = False
     api: NodeApi | None = None
     """None while it is not connected."""
+    started: float = 0.0
+    """When this start of it first registered, seconds since the epoch; 0: before the head's start."""
     liveness: Liveness | None = None
     since: float = field(default_factory=time.time)
     """Of its state."""
@@ -157,6 +159,8 @@ class NodeTable:
         self._dying: set[int] = set()
         self._dead_starts: dict[str, str] = {}
         """Starts of nodes that were declared dead, and why."""
+        self.on_change: Callable[[NodeRecord], None] = lambda record: None
+        """Its state has."""
         self.refresh: Callable[[], None] = lambda: None
         """Called before a decision: the head's own node is seen as it is now."""
 
@@ -235,7 +239,7 @@ class NodeTable:
         if record.id and record.id != message.node_id and record.state != "DEAD":
             await self._declare_dead(record, "it started over: its workers had ended")
         if record.id != message.node_id:
-            record.id, record.draining = message.node_id, False
+            record.id, record.draining, record.started = message.node_id, False, time.time()
             self._count(record)
             await self._storage.write([self._put(StoredNode(1, record.number, message.name, record.id))])
             self.records[record.number] = record  # it may have been forgotten as one dead long ago meanwhile
@@ -263,6 +267,7 @@ class NodeTable:
         record = self.records.get(message.number)
         if record is None or record.id != message.node_id:
             record = self.records[message.number] = NodeRecord(message.number, message.name)
+            record.started = time.time()
         record.local, record.api, record.id, record.name = True, api, message.node_id, message.name
         record.address, record.ip, record.hostname = message.address, message.node_ip, message.hostname
         record.run_dir, record.pid = message.run_dir, message.pid
@@ -277,6 +282,7 @@ class NodeTable:
         self._touch(record)
         self._write([self._put(StoredNode(1, record.number, record.name, record.id))])
         self._flush_soon()
+        self.on_change(record)
         return record
 
     def heard(self, record: NodeRecord, message: c.Report) -> None:
@@ -324,12 +330,14 @@ class NodeTable:
         if record.api is not None:
             record.api.drain(on)
         self._changed(record)
+        self.on_change(record)
 
     def _set_state(self, record: NodeRecord, state: str, reason: str) -> None:
         before, record.state, record.reason = record.state, state, reason
         self._count(record)
         if before != state:
             record.since = time.time()
+            self.on_change(record)
             if not record.local:
                 log.info("node %s (%s, %s) is %s%s", record.name, record.number, record.address, state,
                          f": {reason}" if reason else "")  # fmt: skip

@@ -79,6 +79,8 @@ class Lease:
     where: m.Place = m.ANYWHERE
     share: Share = _NOTHING
     worker: Worker | None = None
+    since: float = 0.0
+    """When it was asked for, or the one before it was granted."""
     granted: float = 0.0
     wanted: bool = False
     recalled: bool = False
@@ -231,6 +233,9 @@ class Leases:
         """Something with a limit on its memory has begun."""
         self.death_of: Callable[[str], m.Death | None] = lambda wid: None
         """How a worker has ended that is not here any more, where that is known."""
+        self.on_granted: Callable[[float, str], None] = lambda seconds, kind: None
+        """A ``task`` or ``actor`` has got a worker after so long."""
+        self.on_refused: Callable[[str], None] = lambda kind: None
         self._classes: dict[tuple[bytes, int], m.ClassDef] = {}
         self._next = epoch << 32
         self._worker_path = worker_path
@@ -413,7 +418,7 @@ class Leases:
             self.pool.assign(waiting, waiting.job, waiting.env)
             return
         waiting.count -= 1
-        waiting.since = now
+        since, waiting.since = waiting.since, now
         waiting.permits = max(0, waiting.permits - 1)
         if not waiting.count:
             self.demands.pop((waiting.client.prefix, waiting.cls), None)
@@ -421,7 +426,7 @@ class Leases:
             self.router.demand_changed(waiting.client, waiting.cls, waiting.count)
         self._next += 1
         lease = Lease(self._next, waiting.client, waiting.cls, waiting.where)
-        lease.retriable = waiting.definition.retriable
+        lease.retriable, lease.since = waiting.definition.retriable, since
         self.leases[lease.id] = lease
         lease.share = self.capacity.take(share)
         self.pool.assign(lease, waiting.job, waiting.definition.env)
@@ -598,6 +603,7 @@ class Leases:
         return f"{whom} can ever satisfy it ({parts}); ask for less, or start a node that has it"
 
     def _refuse(self, waiting: Waiting, reason: str, kind: str) -> None:
+        self.on_refused(kind)
         if isinstance(waiting, GroupLease):
             waiting.infeasible = True
             waiting.on_infeasible(reason)
@@ -630,6 +636,7 @@ class Leases:
                 self.pool.release(worker)
                 return
             assigned.worker, assigned.granted = worker, time.monotonic()
+            self.on_granted(assigned.granted - assigned.since, "actor")
             worker.record.actor = assigned.id
             self._record(worker, assigned)
             assigned.on_worker(worker)
@@ -642,6 +649,7 @@ class Leases:
             return
         lease.worker = worker
         lease.granted = time.monotonic()
+        self.on_granted(lease.granted - lease.since, "task")
         record = worker.record
         record.lease, record.client, record.cls = lease.id, lease.client.prefix, lease.cls
         self._record(worker, lease)

@@ -97,33 +97,7 @@ class TaskTable:
                 if not running or (snapshot.alive and not record.end):
                     found.append((record.start, record, snapshot))
         newest = heapq.nlargest(most, found, key=lambda each: each[0]) if len(found) > most else found
-        return [self._row(record, snapshot) for _, record, snapshot in newest], len(found)
-
-    def _row(self, record: Record, snapshot: Snapshot) -> dict[str, Any]:
-        reading = snapshot.reading
-        state, error = "FINISHED", ""
-        if record.outcome in _FAILED:
-            state, error = "FAILED", _FAILED[record.outcome]
-        elif not record.end:
-            state, error = ("RUNNING", "") if snapshot.alive else ("FAILED", "WORKER_DIED")
-        return {
-            "task_id": record.id.hex(),
-            "name": record.name,
-            "state": state,
-            "job_id": reading.job,
-            "actor_id": reading.actor.hex() if record.kind != telemetry.TASK else "",
-            "type": TYPES.get(record.kind, "NORMAL_TASK"),
-            "func_or_class_name": record.name,
-            "parent_task_id": "",
-            "node_id": self._node_id,
-            "worker_id": worker_of(snapshot.name),
-            "worker_pid": reading.pid,
-            "error_type": error,
-            "error_message": record.error,
-            "start_time_ms": round(record.start * 1000),
-            "end_time_ms": round(record.end * 1000),
-            "required_resources": {},
-        }
+        return [run_row(record, snapshot, self._node_id) for _, record, snapshot in newest], len(found)
 
     # ------------------------------------------------------------ what has not ended
 
@@ -183,3 +157,31 @@ class TaskTable:
         if client.version < m.TASKS_SINCE:
             return "it has an older noded"
         return ""
+
+
+def run_row(record: Record, snapshot: Snapshot, node_id: str) -> dict[str, Any]:
+    """A run, as its worker's page has it."""
+    reading = snapshot.reading
+    state, error = "FINISHED", ""
+    if record.outcome in _FAILED:
+        state, error = "FAILED", _FAILED[record.outcome]
+    elif not record.end:
+        state, error = ("RUNNING", "") if snapshot.alive else ("FAILED", "WORKER_DIED")
+    return {
+        "task_id": record.id.hex(),
+        "name": record.name,
+        "state": state,
+        "job_id": reading.job,
+        "actor_id": reading.actor.hex() if record.kind != telemetry.TASK else "",
+        "type": TYPES.get(record.kind, "NORMAL_TASK"),
+        "func_or_class_name": record.name,
+        "parent_task_id": "",
+        "node_id": node_id,
+        "worker_id": worker_of(snapshot.name),
+        "worker_pid": reading.pid,
+        "error_type": error,
+        "error_message": record.error,
+        "start_time_ms": round(record.start * 1000),
+        "end_time_ms": round(record.end * 1000),
+        "required_resources": {},
+    }

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from noded import ids
+from noded import ids, log_marks
 from noded.config import without_secrets
 from noded.node.capacity import memory_of
 from noded.node.ledger import Ledger
@@ -48,6 +48,7 @@ _EXIT_SECONDS = 5.0
 _REASON_KEPT = 300
 _BARE = 32 << 20
 """Bytes that a worker uses before it has run anything, and a little more."""
+_ENVS_KNOWN = 1000
 _STARTING = 32
 """So many workers start at once, so that a thousand actors do not stand in each other's way."""
 
@@ -78,6 +79,17 @@ class WorkerRecord(msgspec.Struct, array_like=True, omit_defaults=True):
     """Of the control messages it speaks; 0: it has not attached yet."""
     retriable: bool = True
     """What it is leased for may be run again."""
+
+
+@dataclass(frozen=True)
+class EnvMade:
+    """A runtime environment that was made ready on this node, or could not be."""
+
+    text: str
+    seconds: float
+    """That it took."""
+    failed: str
+    """Why it could not be; empty: it is ready."""
 
 
 @dataclass(eq=False)
@@ -154,7 +166,7 @@ class WorkerPool:
         on_exit: Callable[[Worker, m.Death], None],
         on_env_failed: Callable[[Any, str], None],
         on_start_failed: Callable[[Any, str], None],
-        on_output_end: Callable[[str], None],
+        on_output_end: Callable[[Worker], None],
         environments: Environments,
     ):
         self.workers: dict[str, Worker] = {}
@@ -177,6 +189,8 @@ class WorkerPool:
         self._environments = environments
         self._prepared: dict[tuple[str, str], bytes] = {}
         """Runtime environments that are ready on this node, by job and id."""
+        self.envs: dict[str, EnvMade] = {}
+        """What became of runtime environments, by id, the latest last."""
         self._preparing: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._preparing_since: dict[tuple[str, str], float] = {}
         self._waiting_for_env: list[tuple[Assignee, str, str]] = []
@@ -189,6 +203,8 @@ class WorkerPool:
         self._waiting: deque[tuple[Assignee, str, str]] = deque()
         """(assignee, job, environment) without a worker yet."""
         self._starting = 0
+        self.started = 0
+        """Workers, by this daemon."""
         self._template = False
         self._templates = deaths.Starts(first=0.05, longest=5.0, patience=4)
         self._starts = deaths.Starts(first=0.02, longest=5.0, patience=5)
@@ -196,6 +212,8 @@ class WorkerPool:
         self._entries: dict[tuple[str, str], deaths.Starts] = {}
         """Of workers that attached, and died when they were to enter this job and environment."""
         self.oom = OomWatch()
+        self.on_forked: Callable[[Worker], None] = lambda worker: None
+        """It has a process."""
         self.kept: Callable[[Worker], str] = lambda worker: ""
         """Asked of a worker whose lease is over: why it had better be replaced."""
         self.stopping = False
@@ -225,6 +243,7 @@ class WorkerPool:
 
     async def _prepare(self, key: tuple[str, str], env: str) -> None:
         """Make a runtime environment ready for a job, then serve who waits for it, or tell why not."""
+        began = time.monotonic()
         try:
             self._prepared[key] = msgspec.msgpack.encode(await self._environments.prepare(env))
             failed = ""
@@ -233,6 +252,10 @@ class WorkerPool:
             self._environments.release(key[1])
         finally:
             del self._preparing[key], self._preparing_since[key]
+        self.envs.pop(key[1], None)
+        self.envs[key[1]] = EnvMade(env, time.monotonic() - began, failed)
+        if len(self.envs) > _ENVS_KNOWN:
+            del self.envs[next(iter(self.envs))]
         mine = [w for w in self._waiting_for_env if w[1:] == (key[0], env)]
         self._waiting_for_env = [w for w in self._waiting_for_env if w[1:] != (key[0], env)]
         for assignee, job, _ in mine:
@@ -397,6 +420,7 @@ class WorkerPool:
         self.workers[wid] = worker
         self.by_prefix[worker.prefix] = worker
         self._starting += 1
+        self.started += 1
         self.save(worker)
         base = os.path.join(self._log_dir, f"worker-{wid}")
         args = {
@@ -505,6 +529,7 @@ class WorkerPool:
                 worker.record.pid = packet["pid"]
                 worker.counts = self.oom.of(packet["pid"])
                 self.save(worker)
+                self.on_forked(worker)
         elif kind == "exit":
             self._exited(packet)
         elif kind == "fork_failed":
@@ -612,7 +637,7 @@ class WorkerPool:
         if worker.job_sent is not None and not worker.record.kind:
             self._not_entered(worker, death)
         self._on_exit(worker, death)
-        self._on_output_end(worker.id)
+        self._on_output_end(worker)
         if self.stopping:
             return
         if worker.client is None and not worker.record.kind:
@@ -647,8 +672,8 @@ class WorkerPool:
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError:
             return []
-        # An empty mark is the end of a task: what came before is of another one (see ``worker/streams.py``).
-        over = max((at for at, line in enumerate(lines) if line == "\x1e"), default=-1)
+        # What came before the end of a task is of another one.
+        over = max((at for at, line in enumerate(lines) if log_marks.ends_task(line)), default=-1)
         lines = lines[over + 1 :]
         said = [line.rstrip() for line in lines if line.strip() and not line.startswith("\x1e")]
         return deaths.last_words(said, _TAIL_LINES)

@@ -160,6 +160,8 @@ class JobGone(_Message, tag=129):
     """The driver of this job has ended or left."""
 
     job: str
+    reason: str = ""
+    """Why it has ended; empty: it has left in order."""
 
 
 class GroupReserved(_Message, tag=130):

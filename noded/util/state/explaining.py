@@ -1,4 +1,4 @@
-"""Asking the cluster about one thing: ``explain(id)``. Listing comes with a later version."""
+"""Asking the cluster about one thing: ``explain(id)``."""
 
 from __future__ import annotations
 
