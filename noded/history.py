@@ -20,7 +20,7 @@ from noded.node.event_files import Event
 from noded.node.pages import RUN, Key, Snapshot, add, load_totals, page_names, runs, states, worker_of
 from noded.node.records import boot_id
 from noded.node.task_table import TYPES, run_row
-from noded.policy import summary, task_pages
+from noded.policy import deaths, summary, task_pages
 from noded.policy.query import Collector, Page, Query, page_of, query_of
 from noded.telemetry import Counts
 
@@ -67,6 +67,8 @@ class History:
         """By the node's id; the last one."""
         self._boots: dict[str, str] = {}
         """Which run of its machine a node was in."""
+        self._ended: dict[str, str] = {}
+        """Nodes that have ended in order, by id, and why."""
         self._heads: set[str] = set()
         """Ids of nodes that were heads."""
         self._boot = boot_id()
@@ -142,6 +144,7 @@ class History:
                 if event.source == "HEAD":
                     self._heads.add(event.node)
             elif known.get("ended") and (ended := self._rows["nodes"].get(event.node)) is not None:
+                self._ended[event.node] = event.message
                 ended.update(state="DEAD", state_message=event.message, end_time_ms=int(event.time * 1000))
         elif row is not None and (kind := _SOURCES.get(event.source)) is not None:
             self._rows[kind][row[_IDS[kind]]] = row
@@ -154,7 +157,9 @@ class History:
         busy = {self._processes[id_].node for id_ in self._alive}
         for worker in self._rows["workers"].values():
             if worker.get("is_alive") and worker["worker_id"] not in self._alive:
-                worker.update(is_alive=False, exit_type="SYSTEM_ERROR", exit_detail=_GONE)
+                ended = self._ended.get(worker["node_id"])
+                how = "INTENDED_SYSTEM_EXIT" if ended else "SYSTEM_ERROR"
+                worker.update(is_alive=False, exit_type=how, exit_detail=ended or _GONE)
             worker.setdefault("is_alive", False)
         for id_, node in self._rows["nodes"].items():
             if node["state"] != "DEAD" and not self._daemon_lives(id_):
@@ -163,7 +168,8 @@ class History:
         for actor in self._rows["actors"].values():
             lives = actor.get("worker_id") in self._alive if actor["state"] == "ALIVE" else heads_live
             if actor["state"] != "DEAD" and not lives:
-                actor.update(state="DEAD", reason=_GONE, death_kind="unseen")
+                reason = self._ended.get(actor.get("node_id", ""), _GONE)
+                actor.update(state="DEAD", reason=reason, death_kind=deaths.UNSEEN)
         drivers = {self._rows["workers"][id_].get("job_id") for id_ in self._alive if id_ in self._rows["workers"]}
         for job in self._rows["jobs"].values():
             if job["status"] == "RUNNING" and job["job_id"] not in drivers:

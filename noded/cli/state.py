@@ -1,5 +1,5 @@
-"""`noded list`, `get`, `summary` and `timeline`: what there is in a cluster, or was: `noded history` asks the files that
-a cluster has left instead of its nodes.
+"""`noded list`, `get`, `summary` and `timeline`: what there is in a cluster, or was: `noded history` asks the files
+that a cluster has left instead of its nodes.
 """
 
 from __future__ import annotations
