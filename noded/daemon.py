@@ -59,12 +59,13 @@ from noded.node.lease_router import LeaseRouter
 from noded.node.leases import Leases
 from noded.node.ledger import Ledger, LedgerError
 from noded.node.listener import Listener, ListenError
+from noded.node.log_caps import Limits
+from noded.node.logs import NodeLogs
 from noded.node.memory import MemoryMonitor
 from noded.node.memory_usage import room_left
 from noded.node.object_store import ObjectStore
 from noded.node.oom import protect_daemon
 from noded.node.orders import NodeOrders
-from noded.node.output import OutputMonitor
 from noded.node.pages import Pages
 from noded.node.peer_messages import PeerMessages
 from noded.node.peers import Peers
@@ -77,6 +78,7 @@ from noded.node.task_table import TaskTable
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
 from noded.node.workers import Worker, WorkerPool, WorkerRecord
+from noded.node_metrics import NodeMetrics
 from noded.packages import Packages
 from noded.policy import labels
 from noded.policy.holdings import MEMORY_SECONDS, merge, wanted_of
@@ -174,7 +176,7 @@ class Daemon:
         self.host: NodeActorHost
         self.control: ControlServer
         self.holdings: Holdings
-        self.output: OutputMonitor
+        self.logs: NodeLogs
         self.environments: RuntimeEnvs
         self.packages: Packages
         self.pages: Pages
@@ -185,6 +187,7 @@ class Daemon:
         self.gateway: Gateway
         self.probe = LoopProbe()
         self.collectors = Collectors()
+        self.metrics = NodeMetrics(config, self.run_dir, self.collectors, self.clients)
         self._stop = asyncio.Event()
         self._stop_reason = ""
         self._exit_code = 0
@@ -276,7 +279,7 @@ class Daemon:
         await self.environments.start()
         await asyncio.to_thread(self.pages.start)
         self.gpus.start(self.loop, self.leases)
-        self.output.start()
+        self.logs.monitor.start(self.loop)
         self.control.start(self._control_socket)
         self.listener.start(self.loop)
         self.probe.start(self.loop, self.listener.beat)
@@ -416,6 +419,7 @@ class Daemon:
                 store_package=lambda uri, data: self.packages.keep(uri, data),
                 read_package=lambda uri: self.environments.read(uri),
                 emit=lambda *args, **fields: self.events.emit(*args, **fields),
+                on_write=self.metrics.on_write,
             )
 
     def _build_node(self, guard_until: float | None) -> None:
@@ -442,7 +446,7 @@ class Daemon:
         self.labels = {**self._own_labels(), labels.NODE_ID: self.node_id, labels.RAY_NODE_ID: self.node_id}
         self.cluster_view = ClusterView(self.number)
         self.cluster_view.on_dead = self._on_node_dead
-        self.cluster_view.on_change = lambda: self.leases.kick()
+        self.cluster_view.on_change = self._on_nodes_changed
         self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
         base = Path(self.run_dir) if config.private else cluster_dir(config)
         self.events = EventLog(self.log_dir, node=self.number, node_id=self.node_id)
@@ -465,7 +469,6 @@ class Daemon:
                 epoch=self._head_epoch,
             )
         head = self.head_side
-        self.output = OutputMonitor(self.log_dir, self._who_writes, self._deliver_output, keep=not config.private)
         self.pool = WorkerPool(
             self.spawner,
             self.ledger,
@@ -494,6 +497,22 @@ class Daemon:
         )
         self.store = ObjectStore(self.arena, self.ledger, self.clients, lambda id_: head.unheld(id_), self.number)
         self.peers = Peers(self.loop, self.cluster_view, self.doors.dial, self._peer_attach)
+        self.logs = NodeLogs(
+            self.log_dir,
+            self.run_dir,
+            self.pool,
+            self.clients,
+            self.job_configs,
+            self.peers,
+            head.ask,
+            limits=None
+            if config.private
+            else Limits(config.log_worker_max_bytes, config.log_node_max_bytes, config.log_retention_days),
+            number=self.number,
+            name=config.node_name,
+            node_id=self.node_id,
+            ip=self.node_ip,
+        )
         self.puller = Puller(self.arena.fd, lambda address: self.doors.dial_now(address, "transfer"))
         self.directory = Directory(self.store, self.peers, self.cluster_view, self.clients, self.puller)
         self.store.elsewhere = self.directory
@@ -537,7 +556,7 @@ class Daemon:
             me=self._peer_attach,
             save=lambda client: self.control.save(client),
             cancel=lambda client, message: self.control.cancel_here(client, message),
-            output=self.show_output,
+            output=self.logs.from_peer,
             need=self.peers.need,
         )
         self.host = NodeActorHost(self.leases, self.pool, head, self._take_job)
@@ -561,6 +580,7 @@ class Daemon:
                 "memory": self._tell_memory,
                 "status": self._tell_status,
                 "timeline": self._tell_timeline,
+                **self.logs.told(),
                 "actor_payload": self._tell_actor_payload,
                 "package": self.packages.tell,
                 "job_config": self._tell_job_config,
@@ -568,6 +588,20 @@ class Daemon:
         )
         if self.link is not None:
             self.link.orders = self.orders
+        self.metrics.attach(
+            store=self.store,
+            leases=self.leases,
+            pool=self.pool,
+            puller=self.puller,
+            transfers=self.transfers,
+            probe=self.probe,
+            spawner=self.spawner,
+            view=self.cluster_view,
+            head=self.head,
+            memory=self.memory.figures,
+            pages=self.pages,
+            log_dir=self.log_dir,
+        )
         identity = Identity(
             cluster=config.cluster,
             node=config.node_name,
@@ -595,6 +629,7 @@ class Daemon:
             memory=self.memory.figures,
             collectors=self.collectors.figures,
             records=lambda: self.records.figures(),
+            metrics=self.metrics,
         )
         if self.head is not None:
             self.head.nodes.refresh = self._refresh_own
@@ -623,6 +658,8 @@ class Daemon:
                 **self.view.questions(),
                 "await_package": self.packages.ask_await,
                 "timeline": self._ask_timeline,
+                "logs": self.logs.ask,
+                "log_level": self.logs.ask_level,
                 "why": self._ask_why,
                 "memory": self._ask_memory,
                 "state": lambda client, args: self.records.state.ask(args),
@@ -818,6 +855,7 @@ class Daemon:
         notify_systemd("STOPPING=1")
         await self._end_tasks()
         await self.memory.stop()
+        self.metrics.stop()
         self.collectors.stop()
         await self.gpus.stop()
         self.probe.stop()
@@ -831,7 +869,7 @@ class Daemon:
         await self._stop_exchange()
         self.control.stop()
         await self.spilling.stop(delete=False)
-        await self.output.stop()
+        await self.logs.stop()
         await self.environments.stop()
         await self.records.stop("")
         self.spawner.close()
@@ -863,6 +901,7 @@ class Daemon:
         self.pool.stopping = True
         await self._end_tasks()
         await self.memory.stop()
+        self.metrics.stop()
         self.collectors.stop()
         await self.gpus.stop()
         self.probe.stop()
@@ -873,19 +912,15 @@ class Daemon:
         elif self.head is not None:
             await self.head.stop("the head was stopped")
         self._stop_watching_storage()
-        for worker in list(self.pool.workers):
-            self.output.catch_up(worker)
-        await asyncio.sleep(0)
+        await self.logs.last_words(None)
         self.control.stop()
-        await self.output.stop()
         await self.environments.stop()
         await self.spawner.stop()
         if self.link is not None:  # now that nothing of it runs any more
             await self.link.stop("" if self.starts_over else self._stop_reason or "it was stopped")
         await self._stop_exchange()
         await self.spilling.stop(delete=True)
-        for worker in list(self.pool.workers):
-            self.output.ended(worker)
+        await self.logs.stop(ended=True)
         if self.storage is not None:
             await self.storage.close()
         for sock in self._sockets:
@@ -1108,6 +1143,10 @@ class Daemon:
         total, available = self.leases.capacity.own()
         self.head.nodes.own_amounts(self.head.own, total, available, self.view.waiting())
 
+    def _on_nodes_changed(self) -> None:
+        self.leases.kick()
+        self.metrics.on_nodes_changed()
+
     def _on_node_dead(self, entry: c.NodeEntry) -> None:
         if entry.number == self.number:
             return
@@ -1255,14 +1294,13 @@ class Daemon:
         return {*map(worker_page, list(self.pool.workers)), *(driver_page(c.prefix) for c in drivers)}
 
     def _on_job_over(self, client: Client) -> None:
+        self.metrics.on_driver_gone(client)
         self.pages.ended(driver_page(client.prefix))
         self.records.book.driver_left(client)
         self.head_side.job_gone(client.job, "" if client.detached else f"its process (pid {client.pid}) has ended")
 
-    def _on_detach(self, client: Client) -> None:
-        for worker in list(self.pool.workers.values()):
-            if worker.record.job == client.job:
-                self.output.catch_up(worker.id, unfinished=True)
+    async def _on_detach(self, client: Client) -> None:
+        await self.logs.last_words(client.job)
 
     # ------------------------------------------------------------ workers and actors
 
@@ -1271,7 +1309,7 @@ class Daemon:
         client = self.clients.get(worker.prefix)
         if client is not None:
             self.control.client_died(client)
-        self.output.died(worker.id, worker.record.job, worker.record.pid)
+        self.metrics.on_worker_exit(worker, death)
         self.leases.worker_exited(worker, death)
         self.host.worker_exited(worker, death)
 
@@ -1322,9 +1360,9 @@ class Daemon:
 
     # ------------------------------------------------------------ output
 
-    def _on_output_end(self, wid: str) -> None:
-        self.output.ended(wid)
-        self.pages.ended(worker_page(wid))
+    def _on_output_end(self, worker: Worker) -> None:
+        self.logs.ended(worker)
+        self.pages.ended(worker_page(worker.id))
 
     async def _ask_timeline(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of all nodes, as far as they answer."""
@@ -1343,25 +1381,6 @@ class Daemon:
                 pass
         told = merge([await self._tell_memory(args)], **wanted_of(args))
         return {**told, "problem": "the head does not answer: this is what this node alone has"}
-
-    def _who_writes(self, wid: str) -> tuple[str, int] | None:
-        worker = self.pool.workers.get(wid)
-        return None if worker is None else (worker.record.job, worker.record.pid)
-
-    def _deliver_output(self, job: str, message: m.LogLines) -> None:
-        config = self.job_configs.get(job)
-        if config is not None and config.node not in (0, self.number):
-            if config.log_to_driver:
-                self.peers.send(config.node, c.Output(job, message))
-            return
-        self.show_output(job, message)
-
-    def show_output(self, job: str, message: m.LogLines) -> None:
-        """To the job's driver, who is a client of this node."""
-        for client in self.clients.values():
-            if client.kind == "driver" and client.job == job and not client.detached:
-                if client.config is None or client.config.log_to_driver:
-                    client.send(message)
 
     # ------------------------------------------------------------ housekeeping
 
@@ -1417,6 +1436,7 @@ class Daemon:
         present |= {actor.lease.job for actor in self.host.hosted.values()}
         for job in self.job_configs.keys() - present:
             del self.job_configs[job]
+            self.logs.forget_job(job)
 
 
 HEAD_QUESTIONS = (

@@ -209,10 +209,7 @@ class History:
             totals = load_totals(directory)
             add(found, totals.counts)
             for name in page_names(directory):
-                if (
-                    name in totals.held
-                    or (reading := telemetry.read(os.path.join(directory, name), records=False)) is None
-                ):
+                if name in totals.held or (reading := telemetry.read(os.path.join(directory, name))) is None:
                     continue
                 lives = self._page_lives(name)
                 add(found, {key: counts if lives else ended(counts) for key, counts in reading.counts.items()})
@@ -221,9 +218,8 @@ class History:
 
 def ended(counts: Counts) -> Counts:
     """Of a process that has ended: nothing that it ran, or waited for, goes on."""
-    raised = counts.raised + max(0, counts.started - counts.finished - counts.raised)
     failed = counts.failed + max(0, counts.submitted - counts.done - counts.failed)
-    return counts._replace(raised=raised, failed=failed)
+    return counts._replace(raised=counts.raised + counts.running, running=0, failed=failed)
 
 
 def _directories(top: Path, depth: int) -> Iterator[Path]:

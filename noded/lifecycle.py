@@ -1,4 +1,4 @@
-"""What the daemon's components share: logging set-up, and how long the loop's callbacks take."""
+"""What the daemon's components share: how long the loop's callbacks take, and what keeps them short."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -20,51 +20,6 @@ SLOW_SECONDS = 0.05
 """In debug mode a callback that takes longer is told."""
 
 log = logging.getLogger("noded.loop")
-
-
-class LogConfig(Protocol):
-    """What is used of the configuration."""
-
-    @property
-    def log_level(self) -> str: ...
-
-    @property
-    def log_format(self) -> str: ...
-
-    @property
-    def private(self) -> bool: ...
-
-
-class JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        import orjson
-
-        entry = {
-            "time": record.created,
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["error"] = self.formatException(record.exc_info)
-        return orjson.dumps(entry).decode()
-
-
-def setup_logging(config: LogConfig, run_dir: str) -> None:
-    """To stderr; a private node's daemon has no terminal of its own and writes into its run directory."""
-    handler: logging.Handler
-    if config.private:
-        os.makedirs(run_dir, mode=0o700, exist_ok=True)
-        handler = logging.FileHandler(os.path.join(run_dir, "noded.log"))
-    else:
-        handler = logging.StreamHandler()
-    if config.log_format == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(config.log_level.upper())
 
 
 @contextmanager
@@ -141,6 +96,8 @@ class LoopProbe:
         self._handle: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._beat: Callable[[], None] = lambda: None
+        self.on_look: Callable[[float, float], None] = lambda late, waited: None
+        """Four times a second: the seconds of both."""
         self._due = 0.0
 
     def start(self, loop: asyncio.AbstractEventLoop, beat: Callable[[], None]) -> None:
@@ -162,6 +119,7 @@ class LoopProbe:
         wait = min(late, (self._waited - waited) * 1000)
         self.longest_ms = max(self.longest_ms, late - wait)
         self.longest_wait_ms = max(self.longest_wait_ms, wait)
+        self.on_look((late - wait) / 1000, wait / 1000)
         self._beat()
         self._arm()
 

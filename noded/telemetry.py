@@ -9,7 +9,8 @@ Layout, little endian: head 64 (magic 8, position u64, bytes of names u32, pid u
 f64, end f64 (0: it runs), name u32, thread u32, outcome u32, name of the error u32. Times are seconds since the epoch.
 
 A record is written where ``position`` is, which then moves on, over those that still run: so a long call is not lost
-behind many short ones. Who reads looks twice at the position, and leaves out what may have changed under its eyes.
+behind many short ones, and what runs can be counted. Who reads looks twice at the position, and leaves out what may
+have changed under its eyes. All this is in the way of every task, so it is two function calls that do little.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import mmap
 import os
 import struct
 import threading
+from collections import Counter
 from typing import NamedTuple
 
 RECORDS = 4096
@@ -27,6 +29,7 @@ _MAGIC = b"NODEDTP1"
 _HEAD = struct.Struct("<8sQII8s16s")
 _POSITION = struct.Struct("<Q")
 _POSITION_AT = 8
+_POSITION_PLACE = 1
 _USED = struct.Struct("<I")
 _USED_AT = 16
 _OWNER = struct.Struct("<8s16s")
@@ -35,7 +38,10 @@ _NAMES_AT = 64
 _NAMES_SIZE = 24 << 10
 _COUNTERS_AT = _NAMES_AT + _NAMES_SIZE
 _WIDTH = 8
+_NAME = 0xFFFFFFFF
 _RECORD = struct.Struct("<16sddIIII")
+_BEGUN = struct.Struct("<16sddQQ")
+"""The same, to be written faster."""
 _RECORDS_AT = _COUNTERS_AT + NAMES * _WIDTH * 8
 _END = struct.Struct("<d")
 _END_AT = 24
@@ -57,11 +63,11 @@ ERROR = "e"
 COUNTED = (TASK, CALL, CREATION)
 
 # Places of the counters of a name, from its base.
-SUBMITTED, DONE, FAILED, STARTED, FINISHED, RAISED, NANOSECONDS = range(7)
+SUBMITTED, DONE, FAILED, FINISHED, RAISED = range(5)
 
 # Outcomes of a run.
-RUNS, RETURNED, RAISED_ERROR, CANCELLED, DIED = range(5)
-"""DIED: with its worker; written by the worker's daemon."""
+RETURNED, RAISED_ERROR, CANCELLED, DIED = range(4)
+"""RETURNED: or it runs, while it has no end. DIED: with its worker; written by the worker's daemon."""
 
 
 def driver_page(prefix: bytes) -> str:
@@ -81,12 +87,10 @@ class Counts(NamedTuple):
     """Submitted, and ended with a value."""
     failed: int = 0
     """Submitted, and ended with an error, for good."""
-    started: int = 0
     finished: int = 0
     raised: int = 0
     """Runs that ended with an error, or with their worker."""
-    nanoseconds: int = 0
-    """Of all runs that have ended, together."""
+    running: int = 0
 
     def __add__(self, other: tuple[int, ...]) -> Counts:  # type: ignore[override]
         return Counts(*(a + b for a, b in zip(self, other, strict=True)))
@@ -114,7 +118,9 @@ class Page:
     def __init__(self, path: str = ""):
         self.path = path
         self._map(path)
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        """For ``begin`` and ``end``, where several threads call them."""
+        self._adding = threading.Lock()
         self._position = 0
         self._used = 0
         self._numbers: dict[tuple[str, str], int] = {}
@@ -136,11 +142,12 @@ class Page:
             self.counters = view[_COUNTERS_AT:_RECORDS_AT].cast("Q")
             """``counters[base(kind, name) + SUBMITTED] += 1`` counts one; where one thread at a time does so."""
             self._ends = view[_RECORDS_AT:].cast("d")
+            self._places = view[:_NAMES_AT].cast("Q")
 
     def close(self) -> None:
         """Let go of the file. What is still counted is counted for nobody; needs that nobody writes meanwhile."""
         memory = self._memory
-        for view in (self.counters, self._ends):
+        for view in (self.counters, self._ends, self._places):
             view.release()
         self._map("")
         memory.close()
@@ -151,12 +158,13 @@ class Page:
 
     def base(self, kind: str, name: str) -> int:
         """Where the counters of this name begin."""
-        return self._number(kind, name) * _WIDTH
+        return self.number(kind, name) * _WIDTH
 
-    def _number(self, kind: str, name: str) -> int:
+    def number(self, kind: str, name: str) -> int:
+        """The one of this name, for ``begin``."""
         number = self._numbers.get((kind, name))
         if number is None:
-            with self._lock:
+            with self._adding:
                 number = self._numbers.get((kind, name))
                 if number is None:
                     number = self._add(kind, name)
@@ -174,37 +182,39 @@ class Page:
         number = self._numbers[kind, name] = len(self._numbers)
         return number
 
-    def begin(self, id_: bytes, kind: str, name: str, start: float, thread: int) -> int:
-        """A run has begun: where its record is, to be given to ``end``."""
-        number = self._numbers.get((kind, name))
-        if number is None:
-            number = self._number(kind, name)
-        with self._lock:
-            position, ends, memory = self._position, self._ends, self._memory
+    def begin(self, id_: bytes, number: int, start: float) -> int:
+        """A run has begun: where its record is, to be given to ``end``. ``number``: of its name; the upper half may be
+        that of its thread.
+        """
+        position = self._position
+        at = position % RECORDS
+        if position >= RECORDS and not self._ends[at * 6 + 3]:
+            position = self._free()
             at = position % RECORDS
-            if position >= RECORDS:
-                for _ in range(RECORDS):
-                    if ends[at * 6 + 3]:
-                        break
-                    position += 1
-                    at = position % RECORDS
-                _POSITION.pack_into(memory, _POSITION_AT, position)
-            _RECORD.pack_into(memory, _RECORDS_AT + at * 48, id_, start, 0.0, number, thread, 0, 0)
-            self._position = position + 1
-            _POSITION.pack_into(memory, _POSITION_AT, position + 1)
-            self.counters[number * _WIDTH + STARTED] += 1
-        return at << 16 | number
+        _BEGUN.pack_into(self._memory, _RECORDS_AT + at * 48, id_, start, 0.0, number, 0)
+        self._position = self._places[_POSITION_PLACE] = position + 1
+        return at
 
-    def end(self, run: int, seconds: float, end: float, outcome: int, error: str = "") -> None:
-        """``run``: what ``begin`` has returned."""
-        at, number = run >> 16, run & 0xFFFF
-        problem = self._number(ERROR, error) if error else 0
-        counters, base = self.counters, number * _WIDTH
-        with self._lock:
-            _OUTCOME.pack_into(self._memory, _RECORDS_AT + at * 48 + _OUTCOME_AT, outcome, problem)
-            self._ends[at * 6 + 3] = end
-            counters[base + (FINISHED if outcome == RETURNED else RAISED)] += 1
-            counters[base + NANOSECONDS] += int(seconds * 1e9)
+    def _free(self) -> int:
+        """The next position whose record does not run; when all do, one of them is lost."""
+        position = self._position
+        for position in range(self._position, self._position + RECORDS):
+            if self._ends[position % RECORDS * 6 + 3]:
+                break
+        self._places[_POSITION_PLACE] = position  # before it is written over, see ``_records``
+        return position
+
+    def end(self, at: int, number: int, end: float) -> None:
+        """The run has returned. ``at``: what ``begin`` has returned, ``number``: what was said there."""
+        self._ends[at * 6 + 3] = end
+        self.counters[(number & _NAME) * _WIDTH + FINISHED] += 1
+
+    def end_badly(self, at: int, number: int, end: float, outcome: int, error: str) -> None:
+        """``error``: the class of what it raised."""
+        problem = self.number(ERROR, error) if error else 0
+        _OUTCOME.pack_into(self._memory, _RECORDS_AT + at * 48 + _OUTCOME_AT, outcome, problem)
+        self._ends[at * 6 + 3] = end
+        self.counters[(number & _NAME) * _WIDTH + RAISED] += 1
 
 
 class Reading(NamedTuple):
@@ -218,49 +228,49 @@ class Reading(NamedTuple):
     """Those that run, and the last that have ended; by their start."""
 
 
-def read(path: str, *, records: bool = True) -> Reading | None:
+def read(path: str) -> Reading | None:
     """None when the file is not there, or no page (yet)."""
     try:
         with open(path, "rb") as file:
-            data = file.read(SIZE if records else _RECORDS_AT)
+            data = file.read(SIZE)
             file.seek(_POSITION_AT)
             later = file.read(_POSITION.size)
     except OSError:
         return None
-    if len(data) < (SIZE if records else _RECORDS_AT) or not data.startswith(_MAGIC):
+    if len(data) < SIZE or not data.startswith(_MAGIC):
         return None
-    (position,) = _POSITION.unpack(later)
-    return _reading(data, position, records)
+    return _reading(data, *_POSITION.unpack(later))
 
 
 def read_own(page: Page) -> Reading:
     """Of this process's page."""
     data = bytes(page._memory)
-    return _reading(data, page._position, records=True)
+    return _reading(data, page._position)
 
 
-def _reading(data: bytes, later: int, records: bool) -> Reading:
+def _reading(data: bytes, later: int) -> Reading:
     _, position, used, pid, job, actor = _HEAD.unpack_from(data)
     names = _names(data, used)
+    records = _records(data, names, position, later)
+    running = Counter((record.kind, record.name) for record in records if not record.end)
     counts: dict[tuple[str, str], Counts] = {}
-    for number, (kind, name) in enumerate(names):
-        if kind in COUNTED:
-            found = struct.unpack_from("<7Q", data, _COUNTERS_AT + number * _WIDTH * 8)
-            if any(found):
-                counts[kind, name] = Counts(*found)
+    for number, name in enumerate(names):
+        found = struct.unpack_from("<5Q", data, _COUNTERS_AT + number * _WIDTH * 8)
+        if any(found) or name in running:
+            counts[name] = Counts(*found)._replace(running=running[name])
     return Reading(
         pid,
         job.rstrip(b"\0").decode(errors="replace"),
         actor if any(actor) else b"",
         counts,
-        _records(data, names, position, later) if records else [],
+        records,
     )
 
 
 def _names(data: bytes, used: int) -> list[tuple[str, str]]:
     names: list[tuple[str, str]] = []
     at, end = _NAMES_AT, _NAMES_AT + min(used, _NAMES_SIZE)
-    while at + 2 <= end:
+    while at + 2 <= end and len(names) < NAMES:
         size = data[at + 1]
         names.append((chr(data[at]), data[at + 2 : at + 2 + size].decode(errors="replace")))
         at += 2 + size
@@ -311,12 +321,11 @@ def bury(path: str, now: float) -> list[Record]:
                 _END.pack_into(memory, _RECORDS_AT + at * 48 + _END_AT, now)
                 kind, name = names[number]
                 died.append(Record(id_, kind, name, start, now, thread, DIED, ""))
-        for number, (kind, _) in enumerate(names):
+        for number, (kind, name) in enumerate(names):
             if kind in COUNTED:
                 at = _COUNTERS_AT + number * _WIDTH * 8
-                submitted, done, failed, started, finished, raised = struct.unpack_from("<6Q", data, at)
-                # Not by the records: of very many that ran at once some have none.
-                raised += max(0, started - finished - raised)
+                submitted, done, failed, finished, raised = struct.unpack_from("<5Q", data, at)
+                raised += sum(1 for record in died if (record.kind, record.name) == (kind, name))
                 failed += max(0, submitted - done - failed)
-                struct.pack_into("<6Q", memory, at, submitted, done, failed, started, finished, raised)
+                struct.pack_into("<5Q", memory, at, submitted, done, failed, finished, raised)
         return died

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from noded.families import Family
 from noded.lifecycle import LoopProbe
 from noded.node.control import Question
 from noded.node.lease_router import LeaseRouter
@@ -20,6 +21,7 @@ from noded.node.object_store import ObjectStore
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.workers import WorkerPool
+from noded.node_metrics import NodeMetrics
 from noded.resources import UNIT
 from noded.version import __version__
 
@@ -60,6 +62,7 @@ class View:
         memory: Callable[[], dict[str, Any]],
         collectors: Callable[[], list[dict[str, Any]]],
         records: Callable[[], dict[str, Any]],
+        metrics: NodeMetrics,
     ):
         self._identity = identity
         self._store = store
@@ -75,6 +78,7 @@ class View:
         self._memory = memory
         self._collectors = collectors
         self._records = records
+        self._metrics = metrics
         self._started = time.time()
 
     def questions(self) -> dict[str, Question]:
@@ -86,6 +90,12 @@ class View:
 
     def nodes(self) -> list[dict[str, Any]]:
         return self._nodes()
+
+    async def metrics(self) -> list[Family]:
+        return await self._metrics.scrape()
+
+    def targets(self) -> list[dict[str, Any]]:
+        return self._metrics.targets()
 
     def status(self) -> dict[str, Any]:
         figures = self._store.figures()

@@ -196,6 +196,61 @@ def memory(cluster: str | None, sort_by: str, group_by: str, limit: int, stats_o
         )
 
 
+@command.command()
+@click.option("--worker", default="", metavar="ID", help="What this worker has written.")
+@click.option("--task", default="", metavar="ID", help="What this task or actor call has written, to the byte.")
+@click.option("--actor", default="", metavar="ID", help="What this actor has written, in all its lives.")
+@click.option("--job", default="", metavar="ID", help="What the workers of this program have written.")
+@click.option("--node", default="", metavar="NODE", help="The log of this node's daemon: its name, id or number.")
+@click.option("-f", "--follow", is_flag=True, help="Go on as more comes.")
+@click.option("-n", "--tail", type=click.IntRange(0, 1_000_000), help="Only the last lines, so many of each file.")
+@click.option("--err", is_flag=True, help="stderr; without it stdout.")
+@click.option("--cluster", metavar="NAME", help="The cluster to ask.  [default: NODED_CLUSTER, else default]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: which files there are.")
+def logs(
+    worker: str,
+    task: str,
+    actor: str,
+    job: str,
+    node: str,
+    follow: bool,
+    tail: int | None,
+    err: bool,
+    cluster: str | None,
+    as_json: bool,
+) -> None:
+    """Show what workers and daemons have written, also ended ones.
+
+    Without an ID: the files of all nodes. Run it on any machine that has a node of the cluster.
+    """
+    from noded.cli.logs import show_logs
+    from noded.log_query import Wanted
+
+    with wrong_settings_are_usage_errors():
+        wanted = Wanted(worker, task, actor, job, node, "", err, tail, follow)
+        show_logs(chosen_cluster({"cluster": cluster}, os.environ), os.environ, wanted, as_json=as_json)
+
+
+@command.command("log-level")
+@click.argument("component", required=False, default="")
+@click.argument("level", required=False, default="")
+@click.option("--node", default="", metavar="NODE", help="Of this node: its name, id or number.  [default: one here]")
+@click.option("--cluster", metavar="NAME", help="The cluster to ask.  [default: NODED_CLUSTER, else default]")
+def log_level(component: str, level: str, node: str, cluster: str | None) -> None:
+    """Show, or change while it runs, what a daemon logs.
+
+    COMPONENT is one of those that it shows without arguments, such as leases; left out, the level is for all that
+    have none of their own. LEVEL is debug, info, warning or error, and for a component also default. A daemon that is
+    started again begins with --log-level.
+    """
+    from noded.cli.logs import set_level
+
+    if component and not level:
+        component, level = "", component
+    with wrong_settings_are_usage_errors():
+        set_level(chosen_cluster({"cluster": cluster}, os.environ), os.environ, component, level, node)
+
+
 @command.command(context_settings={"allow_interspersed_args": False}, options_metavar="[--as-ray] [-m]")
 @click.option("--as-ray", is_flag=True, help="In it, and in all it starts, `import ray` means noded.")
 @click.option("-m", "as_module", is_flag=True, help="PROGRAM is the name of a module.")

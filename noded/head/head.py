@@ -21,12 +21,14 @@ from noded.head.actor_placement import ActorPlacement
 from noded.head.actors import ActorRecord, ActorTable
 from noded.head.group_placement import GroupPlacement
 from noded.head.jobs import JobTable
+from noded.head.logs import HeadLogs
 from noded.head.node_server import NodeServer
 from noded.head.nodes import NodeRecord, NodeTable
 from noded.head.placement_groups import TABLE as GROUPS
 from noded.head.placement_groups import GroupTable
 from noded.head.state import Emit, HeadState
 from noded.head.storage import Put, Storage, StorageError
+from noded.head.storage.timed import TimedStorage
 from noded.lifecycle import no_collections
 from noded.policy import deaths
 from noded.policy.holdings import NODE_SECONDS, merge, wanted_of
@@ -48,7 +50,8 @@ Question = Callable[[dict[str, Any], int], Awaitable[Any]]
 
 class Head:
     """``may_create(prefix)``, ``client_known(prefix)``: of clients of the head's own node. ``packages``: store and read
-    packages of runtime environments. ``emit``: write down what happens.
+    packages of runtime environments. ``emit``: write down what happens. ``on_write(seconds)``: a write of state
+    has become durable.
     """
 
     def __init__(
@@ -64,8 +67,9 @@ class Head:
         store_package: Callable[[str, bytes], None],
         read_package: Callable[[str], Awaitable[bytes]],
         emit: Emit,
+        on_write: Callable[[float], None],
     ):
-        self.storage = storage
+        self.storage = storage = TimedStorage(storage, on_write)
         self.cluster = cluster
         self.cluster_id = ""
         self.epoch = storage.epoch
@@ -77,6 +81,7 @@ class Head:
         self._read_package = read_package
         self.jobs = JobTable(storage)
         self.nodes = NodeTable(storage, on_alive=self._on_alive, on_dead=self._on_dead, on_room=self._on_room)
+        self.logs = HeadLogs(self.nodes)
         self.group_places = GroupPlacement(self.nodes)
         self.actor_places = ActorPlacement(
             self.nodes, group_nodes=self.group_places.nodes_of, job_config=lambda job: self.jobs.get(job)
@@ -127,6 +132,9 @@ class Head:
             "timeline": self._ask_timeline,
             "state": self.state.ask,
             "state_summary": self.state.ask_summary,
+            "logs": self.logs.ask,
+            "last_words": self.logs.last_words,
+            "log_level": self.logs.level,
         }
         self._handlers: dict[type, Callable[[bytes, Any, bytes], None]] = {
             m.CreateActor: lambda p, msg, payload: self.actors.create(p, msg.spec, payload, msg.again),

@@ -44,6 +44,8 @@ class JobTable:
         self._next = 0
         self._jobs: dict[str, JobRecord] = {}
         self._ended: dict[str, JobRecord] = {}
+        self.started = 0
+        self.finished = 0
         self._writes: set[asyncio.Task[None]] = set()
         self.on_change: Callable[[str, JobRecord], None] = lambda job, record: None
 
@@ -66,6 +68,7 @@ class JobTable:
         """Register a driver's job; a new id unless it has one. Returns when the record is durable."""
         if not job:
             self._next += 1
+            self.started += 1
             job = f"{self._storage.epoch & 0xFFFF:04x}{self._next & 0xFFFF:04x}"
         known = self._jobs.get(job)
         if known is None:
@@ -92,6 +95,7 @@ class JobTable:
     def over(self, job: str) -> None:
         """Nothing of it is left."""
         if self._jobs.pop(job, None) is not None:
+            self.finished += 1
             self._write(Delete(TABLE, job))
 
     def _write(self, op: Op) -> None:

@@ -79,6 +79,8 @@ class Lease:
     where: m.Place = m.ANYWHERE
     share: Share = _NOTHING
     worker: Worker | None = None
+    since: float = 0.0
+    """When it was asked for, or the one before it was granted."""
     granted: float = 0.0
     wanted: bool = False
     recalled: bool = False
@@ -226,6 +228,9 @@ class Leases:
         """Whether there is memory to begin something."""
         self.on_limited: Callable[[], None] = lambda: None
         """Something with a limit on its memory has begun."""
+        self.on_granted: Callable[[float, str], None] = lambda seconds, kind: None
+        """A ``task`` or ``actor`` has got a worker after so long."""
+        self.on_refused: Callable[[str], None] = lambda kind: None
         self._classes: dict[tuple[bytes, int], m.ClassDef] = {}
         self._next = epoch << 32
         self._worker_path = worker_path
@@ -406,7 +411,7 @@ class Leases:
             self.pool.assign(waiting, waiting.job, waiting.env)
             return
         waiting.count -= 1
-        waiting.since = now
+        since, waiting.since = waiting.since, now
         waiting.permits = max(0, waiting.permits - 1)
         if not waiting.count:
             self.demands.pop((waiting.client.prefix, waiting.cls), None)
@@ -414,7 +419,7 @@ class Leases:
             self.router.demand_changed(waiting.client, waiting.cls, waiting.count)
         self._next += 1
         lease = Lease(self._next, waiting.client, waiting.cls, waiting.where)
-        lease.retriable = waiting.definition.retriable
+        lease.retriable, lease.since = waiting.definition.retriable, since
         self.leases[lease.id] = lease
         lease.share = self.capacity.take(share)
         self.pool.assign(lease, waiting.job, waiting.definition.env)
@@ -544,6 +549,7 @@ class Leases:
             )
 
     def _refuse(self, waiting: Waiting, reason: str, kind: str) -> None:
+        self.on_refused(kind)
         if isinstance(waiting, GroupLease):
             waiting.infeasible = True
             waiting.on_infeasible(reason)
@@ -576,6 +582,7 @@ class Leases:
                 self.pool.release(worker)
                 return
             assigned.worker, assigned.granted = worker, time.monotonic()
+            self.on_granted(assigned.granted - assigned.since, "actor")
             worker.record.actor = assigned.id
             self._record(worker, assigned)
             assigned.on_worker(worker)
@@ -588,6 +595,7 @@ class Leases:
             return
         lease.worker = worker
         lease.granted = time.monotonic()
+        self.on_granted(lease.granted - lease.since, "task")
         record = worker.record
         record.lease, record.client, record.cls = lease.id, lease.client.prefix, lease.cls
         self._record(worker, lease)

@@ -93,7 +93,7 @@ class Pages:
             for page in pages:
                 path = os.path.join(self.directory, page)
                 died = telemetry.bury(path, now)
-                reading = telemetry.read(path, records=False)
+                reading = telemetry.read(path)
                 if reading is not None and page not in self._totals.held:
                     add(self._totals.counts, reading.counts)
                     self._totals.held.append(page)
@@ -118,7 +118,7 @@ class Pages:
             found, held = dict(self._totals.counts), set(self._totals.held)
         for page in page_names(self.directory):
             if page not in held:
-                reading = telemetry.read(os.path.join(self.directory, page), records=False)
+                reading = telemetry.read(os.path.join(self.directory, page))
                 if reading is not None:
                     add(found, reading.counts)
         return found
@@ -192,8 +192,8 @@ def states(counts: Iterable[tuple[Key, Counts]]) -> dict[Key, dict[str, int]]:
     """
     found: dict[Key, dict[str, int]] = {}
     for (kind, name), each in counts:
-        running = max(0, each.started - each.finished - each.raised)
-        done, failed, waiting = each.done, each.failed, max(0, each.submitted - each.done - each.failed - running)
+        running, done, failed = each.running, each.done, each.failed
+        waiting = max(0, each.submitted - done - failed - running)
         if kind == telemetry.CREATION:
             done, failed, waiting = each.finished, each.raised, 0
         found[kind, name] = {"PENDING": waiting, "RUNNING": running, "FINISHED": done, "FAILED": failed}

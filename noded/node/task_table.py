@@ -94,7 +94,7 @@ class TaskTable:
         found: list[tuple[float, Record, Snapshot]] = []
         for snapshot in self._pages.read():
             for record in snapshot.reading.records:
-                if not running or (snapshot.alive and record.outcome == telemetry.RUNS and not record.end):
+                if not running or (snapshot.alive and not record.end):
                     found.append((record.start, record, snapshot))
         newest = heapq.nlargest(most, found, key=lambda each: each[0]) if len(found) > most else found
         return [run_row(record, snapshot, self._node_id) for _, record, snapshot in newest], len(found)

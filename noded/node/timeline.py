@@ -25,7 +25,7 @@ def events(snapshots: Iterable[Snapshot], node_ip: str) -> list[dict[str, Any]]:
             "args": {
                 "task_id": record.id.hex(),
                 "name": record.name,
-                "failed": record.outcome not in (telemetry.RUNS, telemetry.RETURNED),
+                "failed": record.outcome != telemetry.RETURNED,
                 "error": record.error,
             },
         }

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from noded import ids
+from noded import ids, log_marks
 from noded.config import without_secrets
 from noded.node.capacity import memory_of
 from noded.node.ledger import Ledger
@@ -163,7 +163,7 @@ class WorkerPool:
         on_exit: Callable[[Worker, m.Death], None],
         on_env_failed: Callable[[Any, str], None],
         on_start_failed: Callable[[Any, str], None],
-        on_output_end: Callable[[str], None],
+        on_output_end: Callable[[Worker], None],
         environments: Environments,
     ):
         self.workers: dict[str, Worker] = {}
@@ -199,6 +199,8 @@ class WorkerPool:
         self._waiting: deque[tuple[Assignee, str, str]] = deque()
         """(assignee, job, environment) without a worker yet."""
         self._starting = 0
+        self.started = 0
+        """Workers, by this daemon."""
         self._template = False
         self._templates = deaths.Starts(first=0.05, longest=5.0, patience=4)
         self._starts = deaths.Starts(first=0.02, longest=5.0, patience=5)
@@ -390,6 +392,7 @@ class WorkerPool:
         self.workers[wid] = worker
         self.by_prefix[worker.prefix] = worker
         self._starting += 1
+        self.started += 1
         self.save(worker)
         base = os.path.join(self._log_dir, f"worker-{wid}")
         args = {
@@ -606,7 +609,7 @@ class WorkerPool:
         if worker.job_sent is not None and not worker.record.kind:
             self._not_entered(worker, death)
         self._on_exit(worker, death)
-        self._on_output_end(worker.id)
+        self._on_output_end(worker)
         if self.stopping:
             return
         if worker.client is None and not worker.record.kind:
@@ -641,8 +644,8 @@ class WorkerPool:
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError:
             return []
-        # An empty mark is the end of a task: what came before is of another one (see ``worker/streams.py``).
-        over = max((at for at, line in enumerate(lines) if line == "\x1e"), default=-1)
+        # What came before the end of a task is of another one.
+        over = max((at for at, line in enumerate(lines) if log_marks.ends_task(line)), default=-1)
         lines = lines[over + 1 :]
         said = [line.rstrip() for line in lines if line.strip() and not line.startswith("\x1e")]
         return deaths.last_words(said, _TAIL_LINES)

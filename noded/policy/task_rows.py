@@ -1,6 +1,6 @@
 """One row per task, from what its submitter and its workers know, which may be processes of different nodes.
 
-A worker knows its runs (``RUNS`` rows: they have a ``start``), a submitter what has not ended and what has failed for
+A worker knows its runs (these rows have a start), a submitter what has not ended and what has failed for
 good. Of several runs the last one counts; a submitter that still waits for a place overrules a run that has failed: it
 will run again.
 """

@@ -19,7 +19,7 @@ from noded.wire import messages as m
 from noded.worker.answers import pack_error
 from noded.worker.execution import Execution
 from noded.worker.inbound import Inbound
-from noded.worker.streams import NamedStream
+from noded.worker.streams import Author, NamedStream
 
 if TYPE_CHECKING:
     from noded.worker.executor import Executor, Item
@@ -72,7 +72,7 @@ class ActorSeat:
             return
         spec = self.spec = message.spec
         executor = self._executor
-        NamedStream.name_now = spec.class_name
+        NamedStream.now = Author(spec.class_name, "", spec.id.hex())
         running.actor_id, running.actor_name = spec.id, spec.name
         running.class_name, running.restarted = spec.class_name, message.restarted
         executor.lent.take(spec.resources, message.gpus, spec.where)
@@ -100,10 +100,11 @@ class ActorSeat:
         name = f"{spec.class_name}.__init__"
         running.task_name = name
         view = memoryview(payload)
-        began, page = time.monotonic(), self._executor.page
+        page = self._executor.page
         if page is not None:
             page.owner(runtime.job, spec.id)
-            run = page.begin(spec.id, CREATION, name, time.time(), 0)
+            number = page.number(CREATION, name)
+            run = page.begin(spec.id, number, time.time())
         outcome, problem = RETURNED, ""
         try:
             cls, _ = codec.unpack(view[: spec.class_size], runtime.objects.entries)
@@ -120,8 +121,10 @@ class ActorSeat:
             return
         finally:
             running.task_name = ""
-            if page is not None:
-                page.end(run, time.monotonic() - began, time.time(), outcome, problem)
+            if page is not None and outcome == RETURNED:
+                page.end(run, number, time.time())
+            elif page is not None:
+                page.end_badly(run, number, time.time(), outcome, problem)
         self.alive = True
         runtime.flush_refs_numbered()
         with runtime.lock:

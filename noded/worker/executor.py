@@ -20,7 +20,7 @@ from noded.client import codec, sites
 from noded.client.context import running
 from noded.client.exits import IntentionalExit
 from noded.client.runtime import Runtime
-from noded.telemetry import CALL, TASK, Page
+from noded.telemetry import CALL, RETURNED, TASK, Page
 from noded.wire import messages as m
 from noded.worker import streams
 from noded.worker.actor import ActorSeat, Engine
@@ -78,6 +78,8 @@ class Executor:
         self.seat = ActorSeat(self)
         self.engine: Engine | None = None
         """Of an actor that runs several calls at once."""
+        self.threaded = False
+        """Its calls run in several threads."""
         self.exiting = ""
         self.cancels = Cancels(self, self._where_calls_wait)
         self.take_in: Callable[[socket.socket, bool], None] = lambda sock, remote: sock.close()
@@ -172,7 +174,7 @@ class Executor:
     def on_control(self, message: Any, payload: Any) -> None:
         kind = type(message)
         if kind is m.SetJob:
-            self.runtime.job = message.job  # from now on told at an attach, entered or not
+            self.runtime.job = NamedStream.job = message.job  # from now on told at an attach, entered or not
         if kind is m.SetJob or kind is m.Instantiate:
             self.queue.appendleft((None, message, payload))
         elif kind is m.Caller:
@@ -236,7 +238,7 @@ class Executor:
         if self.engine is not None:
             self.engine.start(item)
             return
-        execution = self.current = running.call = Execution(self.runtime, inbound, message)
+        execution = self.current = running.call = NamedStream.now = Execution(self.runtime, inbound, message)
         if self.cancels.take(inbound, message.seq):
             execution.cancelled = True
         self._started = started = time.monotonic()
@@ -250,7 +252,7 @@ class Executor:
         finally:
             execution.user_code = False
             if execution.run >= 0:
-                self.note_end(execution, started)
+                self.note_end(execution)
             self.current = running.call = None
             self._started = 0.0
         link = inbound.link
@@ -277,7 +279,7 @@ class Executor:
                     self.lent.set_omp(code.num_cpus)
                 execution.function_name = code.name
                 name = message.extra.name if message.extra is not None and message.extra.name else code.name
-                execution.name = NamedStream.name_now = name
+                execution.name = name
                 if self.page is not None:
                     self.note_begin(execution, TASK, started)
                 call = code.call or self._load(code)
@@ -306,24 +308,39 @@ class Executor:
         else:
             self.answers.result(execution, result, started)
         if execution.run >= 0:
-            self.note_end(execution, started)
-        if code is not None:
-            if NamedStream.said_error:
-                streams.mark_end()
-            if code.max_calls:
-                self._count_call(code)
+            self.note_end(execution)
+        if NamedStream.said or time.monotonic() - started > streams.LOOK_AFTER:
+            streams.call_over(execution)
+        if code is not None and code.max_calls:
+            self._count_call(code)
 
     def note_begin(self, execution: Execution, kind: str, started: float) -> None:
         """Onto the page."""
-        if self.page is not None:
-            thread = 0 if threading.get_ident() == self._main else threading.get_native_id()
-            execution.run = self.page.begin(execution.task_id, kind, execution.name, started + self._clock, thread)
+        page = self.page
+        if page is None:
+            return
+        number = page.number(kind, execution.name)
+        if self.threaded:
+            number |= threading.get_native_id() << 32
+            with page.lock:
+                execution.run = page.begin(execution.task_id, number, started + self._clock)
+        else:
+            execution.run = page.begin(execution.task_id, number, started + self._clock)
+        execution.number = number
 
-    def note_end(self, execution: Execution, started: float) -> None:
-        run, execution.run = execution.run, -1
-        if self.page is not None and run >= 0:
-            now = time.monotonic()
-            self.page.end(run, now - started, now + self._clock, execution.outcome, execution.error)
+    def note_end(self, execution: Execution) -> None:
+        page, run, now = self.page, execution.run, time.monotonic() + self._clock
+        if page is None or run < 0:
+            return
+        execution.run = -1
+        if execution.outcome != RETURNED:
+            with page.lock:
+                page.end_badly(run, execution.number, now, execution.outcome, execution.error)
+        elif self.threaded:
+            with page.lock:
+                page.end(run, execution.number, now)
+        else:
+            page.end(run, execution.number, now)
 
     def _generated(self, execution: Execution, result: Any) -> Any:
         if execution.message.returns == m.STREAMING:
@@ -348,7 +365,7 @@ class Executor:
     def flush(self) -> None:
         """All answers out, as far as they go."""
         self._last_flush = time.monotonic()
-        streams.flush_parts()
+        streams.rest()
         with self.runtime.lock:
             for inbound in list(self.inbound):
                 if inbound.link.out:

@@ -94,6 +94,7 @@ def run(args: dict[str, Any]) -> int:
         except OSError:
             pass
     if lost:
+        streams.NamedStream.now = streams.Author("")
         print(f"noded: worker {wid} ends: {lost[0]}", file=sys.stderr)
     with runtime.lock:
         runtime.control.send(m.WorkerIdle(executor.exiting))

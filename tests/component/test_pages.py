@@ -11,7 +11,7 @@ import pytest
 
 from noded.node import pages as module
 from noded.node.pages import Pages, states, worker_of
-from noded.telemetry import CREATION, DONE, RETURNED, SUBMITTED, TASK, Counts, Page, Record, worker_page
+from noded.telemetry import CREATION, DONE, SUBMITTED, TASK, Counts, Page, Record, worker_page
 
 
 class Node:
@@ -88,7 +88,7 @@ def test_a_daemon_that_is_killed_between_the_writes(node: Node, monkeypatch: pyt
 
 def test_what_it_ran_is_told_once(node: Node) -> None:
     page = node.begin("02")
-    page.begin(bytes(16), TASK, "f", 1.0, 0)
+    page.begin(bytes(16), page.number(TASK, "f"), 1.0)
     node.pages.ended(node.end("02"))
     node.pages.fold()
     ((name, (record,)),) = node.buried
@@ -103,7 +103,8 @@ def test_old_pages_and_old_runs_go_but_their_counts_stay(node: Node, monkeypatch
     monkeypatch.setattr(module, "_KEPT_RUNS", 2)
     for number in range(6):
         page = node.begin(f"{number:02}")
-        page.end(page.begin(bytes(16), CREATION, "A.__init__", 1.0, 0), 1.0, 2.0, RETURNED)
+        named = page.number(CREATION, "A.__init__")
+        page.end(page.begin(bytes(16), named, 1.0), named, 2.0)
         node.pages.ended(node.end(f"{number:02}"))
         node.pages.fold()
     assert [worker_of(s.name) for s in node.pages.read()] == ["03", "04", "05"]
