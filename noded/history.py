@@ -17,9 +17,9 @@ from noded import telemetry
 from noded.node import event_files, timeline
 from noded.node.control import start_time
 from noded.node.event_files import Event
-from noded.node.pages import RUN, Key, Snapshot, add, load_totals, page_names, runs, states, worker_of
+from noded.node.pages import RUN, Key, Snapshot, add, load_totals, page_names, runs, worker_of
 from noded.node.records import boot_id
-from noded.node.task_table import TYPES, run_row
+from noded.node.task_table import run_row, told
 from noded.policy import deaths, summary, task_pages
 from noded.policy.query import Collector, Page, Query, page_of, query_of
 from noded.telemetry import Counts
@@ -110,17 +110,12 @@ class History:
 
     def _summary(self, kind: str) -> dict[str, Any]:
         if kind == "actors":
-            told = summary.of_actors(self._rows["actors"].values())
+            found = summary.of_actors(self._rows["actors"].values())
         elif kind == "tasks":
-            found = states(self._counts().items())
-            told = summary.of_tasks(
-                (TYPES[kind], name, state, count)
-                for (kind, name), by_state in found.items()
-                for state, count in by_state.items()
-            )
+            found = summary.merge("tasks", [{"counts": told(self._counts())}])
         else:
             raise ValueError("objects are not written down: a cluster that is gone has none")
-        return {**told, "problems": [], "notes": []}
+        return {**found, "problems": [], "notes": []}
 
     # ------------------------------------------------------------ events
 
