@@ -147,30 +147,31 @@ class History:
                 self._processes[row["worker_id"]] = _Process(row["pid"], known["start_ticks"], event.node)
 
     def _settle(self) -> None:
-        """What has no process any more is not shown as alive."""
+        """What has no process any more is not shown as alive, nor are drivers of a node that has ended."""
         heads_live = any(self._daemon_lives(node) for node in self._heads)
-        busy = {self._processes[id_].node for id_ in self._alive}
-        for worker in self._rows["workers"].values():
-            if worker.get("is_alive") and worker["worker_id"] not in self._alive:
-                ended = self._ended.get(worker["node_id"])
-                how = "INTENDED_SYSTEM_EXIT" if ended else "SYSTEM_ERROR"
-                worker.update(is_alive=False, exit_type=how, exit_detail=ended or _GONE)
-            worker.setdefault("is_alive", False)
-        for id_, node in self._rows["nodes"].items():
+        workers, nodes = self._rows["workers"], self._rows["nodes"]
+        busy = {self._processes[id_].node for id_ in self._alive if workers[id_]["worker_type"] == "WORKER"}
+        for id_, node in nodes.items():
             if node["state"] != "DEAD" and not self._daemon_lives(id_):
                 state = "AWAY" if id_ in busy else "DEAD"
                 node.update(state=state, state_message=node["state_message"] or "its daemon has ended")
+        self._alive = {id_ for id_ in self._alive if nodes.get(workers[id_]["node_id"], {}).get("state") != "DEAD"}
+        for id_, worker in workers.items():
+            if worker.setdefault("is_alive", False) and id_ not in self._alive:
+                ended = self._ended.get(worker["node_id"])
+                how = "INTENDED_SYSTEM_EXIT" if ended else "SYSTEM_ERROR"
+                worker.update(is_alive=False, exit_type=how, exit_detail=ended or _GONE)
         for actor in self._rows["actors"].values():
             lives = actor.get("worker_id") in self._alive if actor["state"] == "ALIVE" else heads_live
             if actor["state"] != "DEAD" and not lives:
                 reason = self._ended.get(actor.get("node_id", ""), _GONE)
                 actor.update(state="DEAD", reason=reason, death_kind=deaths.UNSEEN)
-        drivers = {self._rows["workers"][id_].get("job_id") for id_ in self._alive if id_ in self._rows["workers"]}
+        with_driver = {workers[id_].get("job_id") for id_ in self._alive}
         for job in self._rows["jobs"].values():
-            if job["status"] == "RUNNING" and job["job_id"] not in drivers:
+            if job["status"] == "RUNNING" and job["job_id"] not in with_driver:
                 job.update(status="STOPPED", message=_GONE)
         for group in self._rows["placement_groups"].values():
-            if group["state"] not in ("REMOVED",) and not heads_live:
+            if group["state"] != "REMOVED" and not heads_live:
                 group.update(state="REMOVED", reason="its cluster has ended")
 
     def _daemon_lives(self, node: str) -> bool:
