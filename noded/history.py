@@ -17,10 +17,10 @@ from noded import telemetry
 from noded.node import event_files, timeline
 from noded.node.control import start_time
 from noded.node.event_files import Event
-from noded.node.pages import RUN, Key, Snapshot, add, load_totals, page_names, runs, states, worker_of
+from noded.node.pages import RUN, Key, Snapshot, add, load_totals, page_names, runs, worker_of
 from noded.node.records import boot_id
-from noded.node.task_table import TYPES, run_row
-from noded.policy import summary, task_pages
+from noded.node.task_table import run_row, told
+from noded.policy import deaths, summary, task_pages
 from noded.policy.query import Collector, Page, Query, page_of, query_of
 from noded.telemetry import Counts
 
@@ -67,6 +67,8 @@ class History:
         """By the node's id; the last one."""
         self._boots: dict[str, str] = {}
         """Which run of its machine a node was in."""
+        self._ended: dict[str, str] = {}
+        """Nodes that have ended in order, by id, and why."""
         self._heads: set[str] = set()
         """Ids of nodes that were heads."""
         self._boot = boot_id()
@@ -108,17 +110,12 @@ class History:
 
     def _summary(self, kind: str) -> dict[str, Any]:
         if kind == "actors":
-            told = summary.of_actors(self._rows["actors"].values())
+            found = summary.of_actors(self._rows["actors"].values())
         elif kind == "tasks":
-            found = states(self._counts().items())
-            told = summary.of_tasks(
-                (TYPES[kind], name, state, count)
-                for (kind, name), by_state in found.items()
-                for state, count in by_state.items()
-            )
+            found = summary.merge("tasks", [{"counts": told(self._counts())}])
         else:
             raise ValueError("objects are not written down: a cluster that is gone has none")
-        return {**told, "problems": [], "notes": []}
+        return {**found, "problems": [], "notes": []}
 
     # ------------------------------------------------------------ events
 
@@ -142,6 +139,7 @@ class History:
                 if event.source == "HEAD":
                     self._heads.add(event.node)
             elif known.get("ended") and (ended := self._rows["nodes"].get(event.node)) is not None:
+                self._ended[event.node] = event.message
                 ended.update(state="DEAD", state_message=event.message, end_time_ms=int(event.time * 1000))
         elif row is not None and (kind := _SOURCES.get(event.source)) is not None:
             self._rows[kind][row[_IDS[kind]]] = row
@@ -149,27 +147,31 @@ class History:
                 self._processes[row["worker_id"]] = _Process(row["pid"], known["start_ticks"], event.node)
 
     def _settle(self) -> None:
-        """What has no process any more is not shown as alive."""
+        """What has no process any more is not shown as alive, nor are drivers of a node that has ended."""
         heads_live = any(self._daemon_lives(node) for node in self._heads)
-        busy = {self._processes[id_].node for id_ in self._alive}
-        for worker in self._rows["workers"].values():
-            if worker.get("is_alive") and worker["worker_id"] not in self._alive:
-                worker.update(is_alive=False, exit_type="SYSTEM_ERROR", exit_detail=_GONE)
-            worker.setdefault("is_alive", False)
-        for id_, node in self._rows["nodes"].items():
+        workers, nodes = self._rows["workers"], self._rows["nodes"]
+        busy = {self._processes[id_].node for id_ in self._alive if workers[id_]["worker_type"] == "WORKER"}
+        for id_, node in nodes.items():
             if node["state"] != "DEAD" and not self._daemon_lives(id_):
                 state = "AWAY" if id_ in busy else "DEAD"
                 node.update(state=state, state_message=node["state_message"] or "its daemon has ended")
+        self._alive = {id_ for id_ in self._alive if nodes.get(workers[id_]["node_id"], {}).get("state") != "DEAD"}
+        for id_, worker in workers.items():
+            if worker.setdefault("is_alive", False) and id_ not in self._alive:
+                ended = self._ended.get(worker["node_id"])
+                how = "INTENDED_SYSTEM_EXIT" if ended else "SYSTEM_ERROR"
+                worker.update(is_alive=False, exit_type=how, exit_detail=ended or _GONE)
         for actor in self._rows["actors"].values():
             lives = actor.get("worker_id") in self._alive if actor["state"] == "ALIVE" else heads_live
             if actor["state"] != "DEAD" and not lives:
-                actor.update(state="DEAD", reason=_GONE, death_kind="unseen")
-        drivers = {self._rows["workers"][id_].get("job_id") for id_ in self._alive if id_ in self._rows["workers"]}
+                reason = self._ended.get(actor.get("node_id", ""), _GONE)
+                actor.update(state="DEAD", reason=reason, death_kind=deaths.UNSEEN)
+        with_driver = {workers[id_].get("job_id") for id_ in self._alive}
         for job in self._rows["jobs"].values():
-            if job["status"] == "RUNNING" and job["job_id"] not in drivers:
+            if job["status"] == "RUNNING" and job["job_id"] not in with_driver:
                 job.update(status="STOPPED", message=_GONE)
         for group in self._rows["placement_groups"].values():
-            if group["state"] not in ("REMOVED",) and not heads_live:
+            if group["state"] != "REMOVED" and not heads_live:
                 group.update(state="REMOVED", reason="its cluster has ended")
 
     def _daemon_lives(self, node: str) -> bool:

@@ -194,12 +194,12 @@ class EventLog:
         if self.problem and time.monotonic() < self._again:
             self.dropped += len(lines)
             return
-        before = b""
-        if self.dropped > self._told:
-            count = self.dropped - self._told
+        after, dropped = b"", self.dropped
+        if dropped > self._told:
+            count = dropped - self._told
             text = f"{count} events were dropped: {self.problem or 'more happened than could be written'}"
-            before = self._line(time.time(), "NODE", "WARNING", text, {"dropped": count})
-        data = before + b"".join(lines)
+            after = self._line(time.time(), "NODE", "WARNING", text, {"dropped": count})
+        data = b"".join(lines) + after
         try:
             if self._fd < 0 or self._size >= self._file_size:
                 self._next_file()
@@ -211,7 +211,7 @@ class EventLog:
             return
         if self.problem:
             log.info("events are written to %s again", self._directory)
-        self.problem, self._told = "", self.dropped
+        self.problem, self._told = "", dropped
         self._size += len(data)
 
     def _failed(self, error: OSError, count: int) -> None:

@@ -14,7 +14,7 @@ from noded.lifecycle import pieces
 from noded.node.events import EventLog
 from noded.node.object_rows import ObjectRows
 from noded.node.own_rows import OwnRows
-from noded.node.task_table import TaskTable
+from noded.node.task_table import TaskTable, told
 from noded.node.worker_book import WorkerBook
 from noded.policy import summary, task_pages
 from noded.policy.query import NODE_SECONDS, Collector, Page, Query, query_of
@@ -118,7 +118,7 @@ class NodeState:
         """This node's part of a summary."""
         if kind == "objects":
             return await self._objects.summary()
-        return {"counts": await self._tasks.states(), "notes": []}
+        return {"counts": told(await self._tasks.counts()), "notes": []}
 
     async def _own_summary(self, kind: str) -> dict[str, Any]:
         if kind == "actors":

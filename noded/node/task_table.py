@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from noded import ids, telemetry
-from noded.node.pages import Pages, Snapshot, states, worker_of
+from noded.node.pages import Key, Pages, Snapshot, worker_of
 from noded.node.session import Client
 from noded.resources import UNIT
 from noded.telemetry import Counts, Record
@@ -68,7 +68,7 @@ class TaskTable:
             problems.append(f"of the node's last {found[1]} runs only the newest {most} are listed; counts are of all")
         return {"rows": rows, "problems": problems}
 
-    async def counts(self) -> dict[tuple[str, str], Counts]:
+    async def counts(self) -> dict[Key, Counts]:
         """Of each (kind, name), exact. Of drivers without a node only while they answer."""
         found = await asyncio.to_thread(self._pages.counts)
         away = [c for c in self._clients.values() if c.kind == "driver" and c.remote]
@@ -76,16 +76,6 @@ class TaskTable:
             for kind, name, *each in told.get("counts", ()):
                 found[kind, name] = found.get((kind, name), Counts()) + Counts(*each)
         return found
-
-    async def states(self) -> list[tuple[str, str, str, int]]:
-        """(type, name, state, tasks), of each state that any task is in."""
-        counts = await self.counts()
-        return [
-            (TYPES[kind], name, state, count)
-            for (kind, name), found in states(counts.items()).items()
-            for state, count in found.items()
-            if count
-        ]
 
     # ------------------------------------------------------------ runs
 
@@ -157,6 +147,11 @@ class TaskTable:
         if client.version < m.TASKS_SINCE:
             return "it has an older noded"
         return ""
+
+
+def told(counts: dict[Key, Counts]) -> list[tuple[Any, ...]]:
+    """For ``policy/summary.py``."""
+    return [(TYPES[kind], name, *each) for (kind, name), each in counts.items() if kind in TYPES]
 
 
 def run_row(record: Record, snapshot: Snapshot, node_id: str) -> dict[str, Any]:

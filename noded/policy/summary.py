@@ -29,19 +29,32 @@ def of_actors(rows: Iterable[Mapping[str, Any]]) -> Summary:
     return {"summary": found, "total_actors": total, "summary_by": "class"}
 
 
-def of_tasks(counts: Iterable[tuple[str, str, str, int]]) -> Summary:
-    """``counts``: (type, name, state, how many)."""
+def of_tasks(counts: Iterable[tuple[Any, ...]]) -> Summary:
+    """``counts``: (type, name, submitted, done, failed, runs finished, runs failed, running) of the whole cluster: a
+    task may be submitted on one node and run on another.
+    """
     found: dict[str, Any] = {}
     totals: Counter[str] = Counter()
-    for type_, name, state, count in counts:
-        if not count:
-            continue
-        # A task and a method may have the same name.
-        key = name if name not in found or found[name]["type"] == type_ else f"{name} ({type_})"
-        entry = found.setdefault(key, {"func_or_class_name": name, "type": type_, "state_counts": {}})
-        entry["state_counts"][state] = entry["state_counts"].get(state, 0) + count
-        totals[type_] += count
+    for type_, name, *each in counts:
+        states = {state: count for state, count in _states(type_, *each).items() if count}
+        if states:
+            # A task and a method may have the same name.
+            key = f"{name} ({type_})" if name in found else name
+            found[key] = {"func_or_class_name": name, "type": type_, "state_counts": states}
+            totals[type_] += sum(states.values())
     return {"summary": found, **_task_totals(totals), "summary_by": "func_name"}
+
+
+def _states(
+    type_: str, submitted: int, done: int, failed: int, finished: int, raised: int, running: int
+) -> dict[str, int]:
+    """Ended as submitters count, running as workers do, and the rest waits. Constructors have no submitter: they count
+    as workers do.
+    """
+    if type_ == "ACTOR_CREATION_TASK":
+        return {"RUNNING": running, "FINISHED": finished, "FAILED": raised}
+    waiting = max(0, submitted - done - failed - running)
+    return {"PENDING": waiting, "RUNNING": running, "FINISHED": done, "FAILED": failed}
 
 
 def _task_totals(totals: Mapping[str, int]) -> Summary:
@@ -92,13 +105,14 @@ class Objects:
 
 
 def merge(kind: str, parts: Iterable[Mapping[str, Any]]) -> Summary:
-    """``parts``: of each node; for tasks ``{"counts": [(type, name, state, how many), …]}``."""
+    """``parts``: of each node; for tasks ``{"counts": […]}``, see ``of_tasks``."""
     if kind == "tasks":
-        sums: Counter[tuple[str, str, str]] = Counter()
+        sums: dict[tuple[str, str], list[int]] = {}
         for part in parts:
-            for type_, name, state, count in part["counts"]:
-                sums[type_, name, state] += count
-        return of_tasks((*key, count) for key, count in sums.items())
+            for type_, name, *each in part["counts"]:
+                known = sums.setdefault((type_, name), [0] * len(each))
+                sums[type_, name] = [a + b for a, b in zip(known, each, strict=True)]
+        return of_tasks((*key, *each) for key, each in sums.items())
     found: dict[str, Summary] = {}
     recording = False
     for part in parts:

@@ -74,11 +74,9 @@ def _check(wanted: Filter) -> Callable[[list[Row]], bool]:
     if wanted.key != "state":
         return lambda group: any(not row["start_time_ms"] or wanted.matches(row) for row in group)
     value = str(wanted.value).upper()
-    if value in ("RUNNING", "FINISHED"):  # overruled by nothing
-        return lambda group: any(row["state"] == value for row in group)
-    # A submitter that still waits overrules runs that failed, and a run that goes on overrules the submitter.
-    overrules = task_rows.WAITS if value == "FAILED" else ("RUNNING",)
-    return lambda group: any(row["state"] == value or row["state"] in overrules for row in group)
+    # A run that goes on overrules everything else, and a submitter that still waits overrules runs that failed.
+    wanted_states = {value, "RUNNING", *(task_rows.WAITS if value == "FAILED" else ())}
+    return lambda group: any(row["state"] in wanted_states for row in group)
 
 
 def _in_rays_words(row: dict[str, Any]) -> dict[str, Any]:
