@@ -288,7 +288,7 @@ class Daemon:
         self.stacks.start()
         await asyncio.to_thread(self.pages.start)
         self.gpus.start(self.loop, self.leases)
-        self.logs.monitor.start(self.loop)
+        self.logs.monitor.start(self.collectors)
         self.control.start(self._control_socket)
         self.listener.start(self.loop)
         self.probe.start(self.loop, self.listener.beat)
@@ -515,6 +515,7 @@ class Daemon:
             self.job_configs,
             self.peers,
             head.ask,
+            head_is_there=lambda: self.link is None or self.link.registered,
             limits=None
             if config.private
             else Limits(config.log_worker_max_bytes, config.log_node_max_bytes, config.log_retention_days),
@@ -913,7 +914,7 @@ class Daemon:
         await self._stop_exchange()
         self.control.stop()
         await self.spilling.stop(delete=False)
-        await self.logs.stop()
+        await self.logs.stop(ended=False)
         await self.environments.stop()
         await self.records.stop("")
         await self.stacks.stop(ended=False)
@@ -958,7 +959,7 @@ class Daemon:
         elif self.head is not None:
             await self.head.stop("the head was stopped")
         self._stop_watching_storage()
-        await self.logs.last_words(None)
+        await self.logs.last_words_of_all()
         self.control.stop()
         await self.environments.stop()
         await self.spawner.stop()

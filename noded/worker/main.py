@@ -103,6 +103,7 @@ def run(args: dict[str, Any]) -> int:
         runtime.control.send(m.WorkerIdle(executor.exiting))
         runtime.control.flush()
     atexit._run_exitfuncs()
+    streams.NamedStream.ask = None  # what calls have begun to write goes out, too
     sys.stdout.flush()
     sys.stderr.flush()
     return 0
