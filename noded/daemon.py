@@ -17,7 +17,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,10 @@ from noded.node.capacity import Capacity
 from noded.node.cluster_view import ClusterView
 from noded.node.collectors import Collectors
 from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, start_time, unusable
+from noded.node.death_book import DeathBook
 from noded.node.directory import Directory
 from noded.node.doors import Doors
+from noded.node.events import EventLog
 from noded.node.gpu_finder import GpuFinder
 from noded.node.head_link import HeadLink, JoinError
 from noded.node.holdings import Holdings
@@ -68,14 +70,19 @@ from noded.node.orders import NodeOrders
 from noded.node.pages import Pages
 from noded.node.peer_messages import PeerMessages
 from noded.node.peers import Peers
+from noded.node.records import NodeRecords, Problem
+from noded.node.running import running_in
 from noded.node.runtime_envs import RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.spilling import Spilling
+from noded.node.stacks import Stacks
 from noded.node.task_table import TaskTable
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
+from noded.node.why import NodeWhy
 from noded.node.workers import Worker, WorkerPool, WorkerRecord
+from noded.node_metrics import NodeMetrics
 from noded.packages import Packages
 from noded.policy import labels
 from noded.policy.holdings import MEMORY_SECONDS, merge, wanted_of
@@ -96,7 +103,7 @@ from noded.startup import (
     spill_files,
     sweep_spill,
 )
-from noded.telemetry import driver_page, worker_page
+from noded.telemetry import Record, driver_page, worker_page
 from noded.version import __version__
 from noded.view import Identity, View
 from noded.wire import cluster_messages as c
@@ -174,14 +181,20 @@ class Daemon:
         self.control: ControlServer
         self.holdings: Holdings
         self.logs: NodeLogs
+        self.why: NodeWhy
+        self.stacks: Stacks
+        self.book: DeathBook
         self.environments: RuntimeEnvs
         self.packages: Packages
         self.pages: Pages
+        self.events: EventLog
+        self.records: NodeRecords
         self.tasks: TaskTable
         self.listener: Listener
         self.gateway: Gateway
         self.probe = LoopProbe()
         self.collectors = Collectors()
+        self.metrics = NodeMetrics(config, self.run_dir, self.collectors, self.clients)
         self._stop = asyncio.Event()
         self._stop_reason = ""
         self._exit_code = 0
@@ -262,6 +275,7 @@ class Daemon:
             self.cluster_id = self.head.cluster_id
         self._write_standing()
         self._build_node(welcome.guard_until)
+        await self.book.start()
         if self._recovered:
             self.leases.capacity.restore_groups()  # before the leases, which may be in them
             self._restore(welcome)
@@ -271,6 +285,7 @@ class Daemon:
         if self._recovered:
             self._restored(welcome)
         await self.environments.start()
+        self.stacks.start()
         await asyncio.to_thread(self.pages.start)
         self.gpus.start(self.loop, self.leases)
         self.logs.monitor.start(self.collectors)
@@ -281,6 +296,7 @@ class Daemon:
             await self.link.join()
         self.pool.prepare()
         self.memory.start(self.loop)
+        await self.records.start(self._register(), recovered=self._recovered)
         self._watch_owner()
         self._started = self.loop.time()
         self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
@@ -411,6 +427,8 @@ class Daemon:
                 local_clients=lambda prefix: prefix in self.clients or bool(self.store.recovering),
                 store_package=lambda uri, data: self.packages.keep(uri, data),
                 read_package=lambda uri: self.environments.read(uri),
+                emit=lambda *args, **fields: self.events.emit(*args, **fields),
+                on_write=self.metrics.on_write,
             )
 
     def _build_node(self, guard_until: float | None) -> None:
@@ -437,10 +455,12 @@ class Daemon:
         self.labels = {**self._own_labels(), labels.NODE_ID: self.node_id, labels.RAY_NODE_ID: self.node_id}
         self.cluster_view = ClusterView(self.number)
         self.cluster_view.on_dead = self._on_node_dead
-        self.cluster_view.on_change = lambda: self.leases.kick()
+        self.cluster_view.on_change = self._on_nodes_changed
         self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
         base = Path(self.run_dir) if config.private else cluster_dir(config)
-        self.pages = Pages(self.log_dir, self.node_id, self._live_pages)
+        self.events = EventLog(self.log_dir, node=self.number, node_id=self.node_id)
+        self.pages = Pages(self.log_dir, self.node_id, self._live_pages, self._on_buried)
+        self.book = DeathBook(self.log_dir, self.node_id, self._running)
         self.environments = RuntimeEnvs(
             (base if config.head or config.private else node_home(config)) / "runtime_envs",
             lambda uri: self.head_side.load_package(uri),
@@ -537,7 +557,7 @@ class Daemon:
             forget=lambda client: self.control.forget(client),
             labels=lambda: self.labels,
         )
-        self.leases.router = self.router
+        self.leases.router, self.leases.death_of = self.router, self.book.death_of
         self.leases.group_gone = self.router.group_gone
         self.peers.handlers = PeerMessages(
             self.cluster_view,
@@ -564,7 +584,12 @@ class Daemon:
             request_stop=self._stop_for,
             claim_actors=self._claim_actors,
             questions={
-                "explain": self._explain,
+                "state": lambda args: self.records.state.tell(args),
+                "state_summary": lambda args: self.records.state.tell_summary(args),
+                "drivers": lambda args: self.records.state.tell_drivers(args),
+                "explain": lambda args: self.why.explain(args),
+                "stack": lambda args: self.stacks.tell(args),
+                "explain_at": lambda args: self.why.explain_at(args),
                 "memory": self._tell_memory,
                 "status": self._tell_status,
                 "timeline": self._tell_timeline,
@@ -576,6 +601,20 @@ class Daemon:
         )
         if self.link is not None:
             self.link.orders = self.orders
+        self.metrics.attach(
+            store=self.store,
+            leases=self.leases,
+            pool=self.pool,
+            puller=self.puller,
+            transfers=self.transfers,
+            probe=self.probe,
+            spawner=self.spawner,
+            view=self.cluster_view,
+            head=self.head,
+            memory=self.memory.figures,
+            pages=self.pages,
+            log_dir=self.log_dir,
+        )
         identity = Identity(
             cluster=config.cluster,
             node=config.node_name,
@@ -602,9 +641,23 @@ class Daemon:
             request_stop=self.request_stop,
             memory=self.memory.figures,
             collectors=self.collectors.figures,
+            records=lambda: self.records.figures(),
+            metrics=self.metrics,
         )
         if self.head is not None:
             self.head.nodes.refresh = self._refresh_own
+        self.stacks = Stacks(
+            self.pool,
+            log_dir=self.log_dir,
+            run_dir=self.run_dir,
+            tag=self.tag,
+            node_id=self.node_id,
+            node_name=config.node_name,
+            number=self.number,
+            running=self._running,
+            ask_head=head.ask,
+            head_problem=self._head_problem,
+        )
         self.control = ControlServer(
             self.loop,
             self.ledger,
@@ -632,13 +685,55 @@ class Daemon:
                 "timeline": self._ask_timeline,
                 "logs": self.logs.ask,
                 "log_level": self.logs.ask_level,
-                "why": self._ask_why,
+                "stack": self.stacks.ask,
+                "why": lambda client, args: self.why.ask(client, args),
                 "memory": self._ask_memory,
+                "state": lambda client, args: self.records.state.ask(args),
+                "state_summary": lambda client, args: self.records.state.ask_summary(args),
             },
+        )
+        self.why = NodeWhy(
+            self.clients,
+            self.control,
+            self.leases,
+            self.router,
+            self.pool,
+            self.store,
+            self.host,
+            self.cluster_view,
+            self.book,
+            node_id=self.node_id,
+            running=self._running,
+            ask_head=head.ask,
+            head_problem=self._head_problem,
         )
         self.tasks = TaskTable(self.pages, self.clients, self.node_id, self.control.ask_client)
         self.holdings = Holdings(self.store, self.clients, self.pool, self.host, self.control.who_holds)
+        self.records = NodeRecords(
+            self.events,
+            self.pool,
+            self.store,
+            self.leases,
+            self.host,
+            self.cluster_view,
+            self.control,
+            self.holdings,
+            self.tasks,
+            self.job_configs,
+            node_id=self.node_id,
+            ip=self.node_ip,
+            is_head=config.head,
+            head=lambda: self.head_side,
+            connected=lambda: self.link is None or self.link.registered,
+            at_head=lambda: self.head.state.waiting() if self.head is not None else iter(()),
+            problems=self._problems,
+        )
+        self.memory.on_end = self.records.ended_for_memory
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
+
+    def _head_problem(self) -> str:
+        """Why the head cannot be asked now; "" when it can."""
+        return "" if self.link is None or self.link.registered else self.link.problem or "it is not there"
 
     @property
     def head_side(self) -> Any:
@@ -805,6 +900,7 @@ class Daemon:
         notify_systemd("STOPPING=1")
         await self._end_tasks()
         await self.memory.stop()
+        self.metrics.stop()
         self.collectors.stop()
         await self.gpus.stop()
         self.probe.stop()
@@ -820,6 +916,9 @@ class Daemon:
         await self.spilling.stop(delete=False)
         await self.logs.stop(ended=False)
         await self.environments.stop()
+        await self.records.stop("")
+        await self.stacks.stop(ended=False)
+        await self.book.stop()
         self.spawner.close()
         if self.storage is not None:
             await self.storage.close()
@@ -849,6 +948,7 @@ class Daemon:
         self.pool.stopping = True
         await self._end_tasks()
         await self.memory.stop()
+        self.metrics.stop()
         self.collectors.stop()
         await self.gpus.stop()
         self.probe.stop()
@@ -868,6 +968,8 @@ class Daemon:
         await self._stop_exchange()
         await self.spilling.stop(delete=True)
         await self.logs.stop(ended=True)
+        await self.book.stop()
+        await self.stacks.stop(ended=True)
         if self.storage is not None:
             await self.storage.close()
         for sock in self._sockets:
@@ -875,6 +977,7 @@ class Daemon:
         if self._owner_fd >= 0:
             self.loop.remove_reader(self._owner_fd)
             os.close(self._owner_fd)
+        await self.records.stop(self._stop_reason or "it was stopped")
         self.arena.close(unmap=True)
         self.ledger.close()
         remove_node_dir(Path(self.run_dir))
@@ -1012,6 +1115,7 @@ class Daemon:
         self.orders.forget_waiting()
         message = self._register()
         message.actors, message.groups, message.jobs = self.host.told(), self.orders.held_groups(), self._jobs()
+        message.deaths = self.book.of_actors()
         return message
 
     def _claim_actors(self, made_here: list[bytes]) -> None:
@@ -1088,6 +1192,10 @@ class Daemon:
         assert self.head is not None
         total, available = self.leases.capacity.own()
         self.head.nodes.own_amounts(self.head.own, total, available, self.view.waiting())
+
+    def _on_nodes_changed(self) -> None:
+        self.leases.kick()
+        self.metrics.on_nodes_changed()
 
     def _on_node_dead(self, entry: c.NodeEntry) -> None:
         if entry.number == self.number:
@@ -1167,14 +1275,6 @@ class Daemon:
         config = self.job_configs.get(str(args["job"]))
         return c.as_text(config) if config is not None else ""
 
-    async def _explain(self, args: dict[str, Any]) -> Any:
-        id_ = bytes.fromhex(args["id"])
-        told = await self.control.explain(id_)
-        if told["kind"] == "lease_pending":
-            told |= self.leases.explain(ids.prefix_of(id_), told["class"])
-            told["asked_of"] = self.router.where_sent(ids.prefix_of(id_), told["class"])
-        return told
-
     async def _tell_memory(self, args: dict[str, Any]) -> Any:
         told = await self.holdings.report(**wanted_of(args))
         return {"node": self.number, "name": self.config.node_name, "id": self.node_id, **told}
@@ -1185,7 +1285,10 @@ class Daemon:
         config = client.config or m.JobConfig()
         if client.job:  # it is back
             self._take_job(client.job, config)
+        new = not client.job
         client.job = await self.head_side.admit_job(client.job, config)
+        if new:
+            self.records.book.driver_came(client)
         config.node = self.number
         self._take_job(client.job, config)
 
@@ -1211,14 +1314,33 @@ class Daemon:
         if job not in self.job_configs:
             self._take_job(job, config)
 
+    def _on_buried(self, page: str, records: list[Record]) -> None:
+        """From any thread."""
+        self.loop.call_soon_threadsafe(self.records.died_running, page, records)
+
+    def _problems(self) -> Iterator[Problem]:
+        """What may go wrong for a while, and how it is now."""
+        for directory in self.spilling.files.directories:
+            yield "SPILLING", f"spilling to {directory.path}", directory.failed
+        for each in self.collectors.figures():
+            yield "COLLECTOR", f"the collector {each['name']}", "" if each["state"] == "OK" else each["problem"]
+        if self.head is not None:
+            health = self.head.storage.health
+            yield "HEAD", f"the head's storage ({health.kind})", health.why if health.degraded_since is not None else ""
+        elif self.link is not None:
+            yield "NODE", "the connection with the head", "" if self.link.registered else self.link.problem or "away"
+
     def _live_pages(self) -> set[str]:
         """From any thread."""
         drivers = [c for c in list(self.clients.values()) if c.kind == "driver" and not c.detached]
         return {*map(worker_page, list(self.pool.workers)), *(driver_page(c.prefix) for c in drivers)}
 
     def _on_job_over(self, client: Client) -> None:
+        self.metrics.on_driver_gone(client)
+        self.book.driver_ended(client)
         self.pages.ended(driver_page(client.prefix))
-        self.head_side.job_gone(client.job)
+        self.records.book.driver_left(client)
+        self.head_side.job_gone(client.job, "" if client.detached else f"its process (pid {client.pid}) has ended")
 
     async def _on_detach(self, client: Client) -> None:
         await self.logs.last_words(client.job)
@@ -1226,11 +1348,18 @@ class Daemon:
     # ------------------------------------------------------------ workers and actors
 
     def _on_worker_exit(self, worker: Worker, death: m.Death) -> None:
+        self.records.book.ended(worker, death)
         client = self.clients.get(worker.prefix)
         if client is not None:
             self.control.client_died(client)
+        self.metrics.on_worker_exit(worker, death)
+        self.book.worker_died(worker, death)
         self.leases.worker_exited(worker, death)
         self.host.worker_exited(worker, death)
+
+    def _running(self, wid: str) -> list[dict[str, Any]]:
+        """What this worker runs, or ran when it died; from any thread."""
+        return running_in(os.path.join(self.pages.directory, worker_page(wid)))
 
     def _on_spawner_lost(self) -> None:
         """Its workers died with it. Start another and give it everything to keep."""
@@ -1282,13 +1411,11 @@ class Daemon:
     def _on_output_end(self, worker: Worker) -> None:
         self.logs.ended(worker)
         self.pages.ended(worker_page(worker.id))
+        self.stacks.worker_ended(worker.id)
 
     async def _ask_timeline(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of all nodes, as far as they answer."""
         return await self.head_side.ask("timeline", {})
-
-    async def _ask_why(self, client: Client | None, args: dict[str, Any]) -> Any:
-        return await self.head_side.ask("why", args)
 
     async def _ask_memory(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of the cluster; of this node alone while the head is away."""
@@ -1318,6 +1445,7 @@ class Daemon:
                 log.exception("a round of housekeeping has failed; the next one is in %g s", _HOUSEKEEPING)
 
     def _tidy(self) -> None:
+        self.records.look()
         self.pool.oom.look()
         self.pool.trim(max(1, self.leases.capacity.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
         if self.head is not None:

@@ -7,10 +7,15 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _PROBE_SECONDS = 0.25
+_PIECE_SECONDS = 0.005
+_PIECE = 256
 SLOW_SECONDS = 0.05
 """In debug mode a callback that takes longer is told."""
 
@@ -27,6 +32,16 @@ def no_collections() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+async def pieces(things: list[T]) -> AsyncIterator[list[T]]:
+    """The same in small lists; the loop serves others between them, as often as it takes."""
+    began = time.monotonic()
+    for at in range(0, len(things), _PIECE):
+        yield things[at : at + _PIECE]
+        if time.monotonic() - began > _PIECE_SECONDS:
+            await asyncio.sleep(0)
+            began = time.monotonic()
 
 
 class RunQueue:
@@ -81,6 +96,8 @@ class LoopProbe:
         self._handle: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._beat: Callable[[], None] = lambda: None
+        self.on_look: Callable[[float, float], None] = lambda late, waited: None
+        """Four times a second: the seconds of both."""
         self._due = 0.0
 
     def start(self, loop: asyncio.AbstractEventLoop, beat: Callable[[], None]) -> None:
@@ -102,6 +119,7 @@ class LoopProbe:
         wait = min(late, (self._waited - waited) * 1000)
         self.longest_ms = max(self.longest_ms, late - wait)
         self.longest_wait_ms = max(self.longest_wait_ms, wait)
+        self.on_look((late - wait) / 1000, wait / 1000)
         self._beat()
         self._arm()
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from noded.families import Family
 from noded.lifecycle import LoopProbe
 from noded.node.control import Question
 from noded.node.lease_router import LeaseRouter
@@ -20,6 +21,7 @@ from noded.node.object_store import ObjectStore
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.workers import WorkerPool
+from noded.node_metrics import NodeMetrics
 from noded.resources import UNIT
 from noded.version import __version__
 
@@ -59,6 +61,8 @@ class View:
         request_stop: Callable[[], None],
         memory: Callable[[], dict[str, Any]],
         collectors: Callable[[], list[dict[str, Any]]],
+        records: Callable[[], dict[str, Any]],
+        metrics: NodeMetrics,
     ):
         self._identity = identity
         self._store = store
@@ -73,6 +77,8 @@ class View:
         self._request_stop = request_stop
         self._memory = memory
         self._collectors = collectors
+        self._records = records
+        self._metrics = metrics
         self._started = time.time()
 
     def questions(self) -> dict[str, Question]:
@@ -84,6 +90,12 @@ class View:
 
     def nodes(self) -> list[dict[str, Any]]:
         return self._nodes()
+
+    async def metrics(self) -> list[Family]:
+        return await self._metrics.scrape()
+
+    def targets(self) -> list[dict[str, Any]]:
+        return self._metrics.targets()
 
     def status(self) -> dict[str, Any]:
         figures = self._store.figures()
@@ -118,6 +130,7 @@ class View:
                 "longest_callback_ms": self._probe.longest_ms,
                 "longest_wait_for_cpu_ms": self._probe.longest_wait_ms,
             },
+            **self._records(),
             **self._router.figures(),
             **self._cluster(),
         }

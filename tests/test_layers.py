@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
+METRICS = {"families", "metrics_page"}
 LEAVES = {
     "exceptions",
     "error_parts",
@@ -29,8 +30,9 @@ LEAVES = {
     "log_answers",
     "log_files",
     "log_marks",
-}
-CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "shm", "telemetry", "wire"}
+    "stack_dump",
+} | METRICS
+CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "metrics_page", "shm", "telemetry", "wire"}
 
 # unit (a package or a module directly in noded/) -> what of noded it may import, besides itself.
 # "spawner.protocol" means that module alone. "" is `noded` itself, the public API.
@@ -46,22 +48,44 @@ ALLOWED: dict[str, set[str]] = {
         "version",
         "compat.environment",
         "head.storage",
+        "stack_dump",
         "startup",
+        "history",
+        "policy.query",
+        "policy.state_records",
         "log_answers",
         "log_query",
     },
-    "daemon": {"node", "head", "http", "packages", "view", "service", "startup", "shm", "wire", "policy"} | LEAVES,
+    "history": {"node", "policy", "telemetry"},
+    "daemon": {
+        "node",
+        "head",
+        "http",
+        "node_metrics",
+        "packages",
+        "view",
+        "service",
+        "startup",
+        "shm",
+        "wire",
+        "policy",
+    }
+    | LEAVES,
     "foreground": {"config", "daemon", "daemon_log", "lifecycle", "log_files", "service"},
     "startup": {"config", "node", "head", "shm", "wire"},
-    "view": {"node", "head", "wire"} | LEAVES,
+    "view": {"node", "node_metrics", "head", "wire"} | LEAVES,
+    "node_metrics": {"node", "head", "wire", "policy"} | LEAVES,
     "packages": {"node"} | LEAVES,
     "service": {"config"},
     # leaves
     "error_parts": set(),
+    "families": set(),
+    "metrics_page": set(),
     "exceptions": {"error_parts"},
     "ids": set(),
     "resources": set(),
     "lifecycle": set(),
+    "stack_dump": set(),
     "telemetry": set(),
     "daemon_log": set(),
     "log_marks": set(),
@@ -88,6 +112,7 @@ ALLOWED: dict[str, set[str]] = {
         "log_answers",
         "log_files",
         "log_marks",
+        "stack_dump",
         "telemetry",
         "shm",
         "wire",
@@ -95,14 +120,16 @@ ALLOWED: dict[str, set[str]] = {
         "runtime_env",
         "spawner.protocol",
         "version",
-    },
-    "head": {"exceptions", "ids", "resources", "config", "lifecycle", "version", "wire", "policy"},
-    "http": {"config", "lifecycle", "exceptions"},
+    }
+    | METRICS,
+    "head": {"exceptions", "families", "ids", "resources", "config", "lifecycle", "version", "wire", "policy"},
+    "http": {"config", "families", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
-    "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
-    "worker": {"client", "runtime_env", "log_marks"} | CLIENT_LEAVES,
+    "client": {"runtime_env", "policy.labels", "policy.deaths", "policy.reasons", "spawner.protocol", "version"}
+    | CLIENT_LEAVES,
+    "worker": {"client", "runtime_env", "log_marks", "stack_dump"} | CLIENT_LEAVES,
     # public helpers
-    "util": {"client", "exceptions", "log_query"},
+    "util": {"client", "exceptions", "policy.query", "policy.state_records", "log_query"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},
     "compat": {"", "client", "exceptions", "util"},
 }
@@ -113,6 +140,8 @@ ONLY_IN: dict[str, str] = {
     "redis": "noded.head.storage.redis_link",
     "click": "noded.cli",
     "rich": "noded.cli",
+    "prometheus_client": "noded.http.metrics",
+    "psutil": "noded.node.machine_figures",
     "pynvml": "noded.node.gpu_probe",  # NVML may hang: only a process of its own may load it
 }
 

@@ -1,85 +1,108 @@
 """The values of the user's metrics in this process: what ``noded.util.metrics`` records.
 
-Nothing leaves the process yet: ``snapshot()`` is what a node's metrics agent will read. Metrics of the same
-kind and name share their values, whichever object recorded them.
+They lie in a page (``noded/metrics_page.py``), which is a file as soon as it is known where the node looks for it: then
+its agent exports them. Metrics of the same kind, name and boundaries share their values, whoever recorded them.
 """
 
 from __future__ import annotations
 
 import bisect
+import os
+import sys
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from noded.metrics_page import MetricsPage, Series
 
 Tags = tuple[tuple[str, str], ...]
 """Sorted pairs of key and value."""
 
-
-class Series:
-    """The values of one metric, by tags."""
-
-    def __init__(self, kind: str, name: str, description: str, boundaries: Sequence[float] = ()):
-        self.kind = kind
-        self.name = name
-        self.description = description
-        self.boundaries = sorted(boundaries)
-        self.values: dict[Tags, Any] = {}
-        """A number; for a histogram the counts per bucket (one more than boundaries) and, last, the sum."""
-
-
 _lock = threading.Lock()
-_series: dict[tuple[str, str], Series] = {}
+_page: MetricsPage | None = None
+"""Made for the first series: most processes have none."""
+_path = ""
+_inode = 0
 
 
-def series(kind: str, name: str, description: str, boundaries: Sequence[float] = ()) -> Series:
-    """The one of this kind and name, made at first need."""
+def place(kind: str, name: str, description: str, tags: Tags, boundaries: Sequence[float] = ()) -> int:
+    """Where the values of this series are, for the functions below; -1: there are too many series."""
+    global _page
     with _lock:
-        found = _series.get((kind, name))
-        if found is None or (boundaries and found.boundaries != sorted(boundaries)):
-            found = _series[kind, name] = Series(kind, name, description, boundaries)
-        return found
+        if _page is None:
+            _page = MetricsPage()
+        if _path and not _inode:
+            _make_file()
+        return _page.place(Series(kind, name, description, tags, tuple(map(float, boundaries))))
 
 
-def tags_of(tags: Mapping[str, str]) -> Tags:
-    return tuple(sorted(tags.items()))
+def add(at: int, amount: float) -> None:
+    if at >= 0:
+        with _lock:
+            _page.values[at] += amount  # type: ignore[union-attr]
 
 
-def add(into: Series, tags: Tags, amount: float) -> None:
-    with _lock:
-        into.values[tags] = into.values.get(tags, 0.0) + amount
+def put(at: int, value: float) -> None:
+    if at >= 0:
+        with _lock:
+            _page.values[at] = value  # type: ignore[union-attr]
 
 
-def put(into: Series, tags: Tags, value: float) -> None:
-    with _lock:
-        into.values[tags] = float(value)
-
-
-def observe(into: Series, tags: Tags, value: float) -> None:
+def observe(at: int, boundaries: Sequence[float], value: float) -> None:
     """A bucket counts what is at most its boundary and above the one before; the last one all that is above."""
+    if at >= 0:
+        bucket = at + bisect.bisect_left(boundaries, value)
+        with _lock:
+            _page.values[bucket] += 1  # type: ignore[union-attr]
+            _page.values[at + len(boundaries) + 1] += value  # type: ignore[union-attr]
+
+
+def keep_in(path: str) -> None:
+    """The node looks for this process's page here. Again after each attach: a node that has started over has removed
+    the file.
+    """
+    global _path, _inode
     with _lock:
-        found = into.values.get(tags)
-        if found is None:
-            found = into.values[tags] = [0] * (len(into.boundaries) + 1) + [0.0]
-        found[bisect.bisect_left(into.boundaries, value)] += 1
-        found[-1] += value
+        if _inode and path == _path and _inode_of(path) == _inode:
+            return
+        moved = _inode and path != _path
+        _path, _inode = path, 0
+        if _page is not None:
+            if moved:
+                _page.clear_counts()  # the node there has them
+            _make_file()
 
 
-def snapshot() -> list[dict[str, Any]]:
-    """Every metric with its values so far, as plain data."""
-    with _lock:
-        return [
-            {
-                "kind": one.kind,
-                "name": one.name,
-                "description": one.description,
-                "boundaries": list(one.boundaries),
-                "values": [(dict(tags), _plain(one, value)) for tags, value in one.values.items()],
-            }
-            for one in _series.values()
-        ]
+def read_page() -> MetricsPage | None:
+    """This process's page; None before the first series."""
+    return _page
 
 
-def _plain(one: Series, value: Any) -> Any:
-    if one.kind != "histogram":
-        return value
-    return {"buckets": list(value[:-1]), "count": sum(value[:-1]), "sum": value[-1]}
+def _make_file() -> None:
+    global _path, _inode
+    assert _page is not None
+    try:
+        _page.keep(_path)
+        _inode = _inode_of(_path)
+    except OSError as error:  # a full disk must not keep it from working
+        print(f"noded: the metrics of this process are not exported: {error}", file=sys.stderr)
+        _path = ""
+
+
+def _inode_of(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+def _in_a_fork() -> None:
+    """The parent's page is the parent's; and another thread of it may have had the lock."""
+    global _lock, _path, _inode
+    _lock = threading.Lock()
+    _path, _inode = "", 0
+    if _page is not None:
+        _page.forget_file()
+        _page.clear_counts()
+
+
+os.register_at_fork(after_in_child=_in_a_fork)

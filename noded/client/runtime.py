@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from noded import exceptions as ex
 from noded import ids
-from noded.client import refs
+from noded.client import metrics, refs
 from noded.client.actors import Actors
 from noded.client.awaiting import Awaiting
 from noded.client.cancels import Cancels
@@ -34,6 +34,7 @@ from noded.client.refs import HoldTable, ObjectRef, Token
 from noded.client.space import Space
 from noded.client.streams import Streams
 from noded.client.tasks import Tasks
+from noded.metrics_page import page_path
 from noded.shm.arena import Arena
 from noded.telemetry import Page, driver_page
 from noded.version import __version__
@@ -294,6 +295,8 @@ class Runtime:
             welcome.cluster,
         )
         self.web_address = f"{'https' if welcome.tls else 'http'}://{welcome.address}"
+        if self.remote is None:
+            metrics.keep_in(page_path(self.run_dir, self.prefix))
         if same_node:
             if fd >= 0:
                 os.close(fd)

@@ -201,6 +201,12 @@ class Config:
     allowed_host: tuple[str, ...] = _option(
         values.hosts, "a host name", "Further Host name that HTTP requests may carry.", ()
     )
+    sd_file: Path | None = _option(  # noqa: RUF009 - it is a field()
+        _path,
+        "an absolute path, such as /var/lib/noded/nodes.json",
+        "File that this node keeps up to date with the addresses of all nodes, for Prometheus (file_sd_configs).",
+        Found("none; /sd tells the same"),
+    )
     tls_cert: Path | None = _option(  # noqa: RUF009 - it is a field()
         _path, _A_PATH, "TLS: this node's certificate, a PEM file; it serves as a client's, too.", Found("none: no TLS")
     )

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from noded.http.answers import answer, errors_as_json
 from noded.http.auth import guard
+from noded.http.metrics import Exposition
 from noded.http.view import NodeView
 
 API = "v0"
@@ -25,6 +26,7 @@ class Handlers:
     def __init__(self, view: NodeView, version: str) -> None:
         self._view = view
         self._version = version
+        self._exposition = Exposition()
 
     async def version(self, request: web.Request) -> web.Response:
         return answer({"version": self._version, "api": API})
@@ -34,6 +36,15 @@ class Handlers:
 
     async def nodes(self, request: web.Request) -> web.Response:
         return answer({"nodes": self._view.nodes()})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        return await self._exposition.answer(request, await self._view.metrics())
+
+    async def targets(self, request: web.Request) -> web.Response:
+        return answer(self._view.targets())
+
+    async def clean_up(self, app: web.Application) -> None:
+        self._exposition.stop()
 
     async def stop(self, request: web.Request) -> web.Response:
         self._view.request_stop()
@@ -54,6 +65,9 @@ def make_app(view: NodeView, token: bytes, allowed_hosts: Iterable[str], version
     app.router.add_get(f"/api/{API}/nodes", handlers.nodes)
     app.router.add_post(f"/api/{API}/stop", handlers.stop)
     app.router.add_get("/healthz", handlers.health)
+    app.router.add_get("/metrics", handlers.metrics)
+    app.router.add_get("/sd", handlers.targets)
+    app.on_cleanup.append(handlers.clean_up)
     return app
 
 

@@ -72,6 +72,10 @@ class Collectors:
             await collector.round()
         return collector.reading()
 
+    def wake(self, name: str) -> None:
+        """See to a round that begins from now on, and do not wait for it. Raises KeyError."""
+        self._collectors[name].wake()
+
     def last(self, name: str) -> Reading:
         """Without a round."""
         return self._collectors[name].reading()
@@ -179,6 +183,8 @@ class _Collector:
         """Of the round under way its deadline, else when the next one begins."""
         self._pause = 0.0
         """After the last failure; 0 when all is well."""
+        self._again = False
+        """A round is wanted after the one under way."""
         self._starved = False
         """So many threads are lost that the next round waits for the end of one."""
         self._stopped = False
@@ -209,9 +215,16 @@ class _Collector:
             # Shielded: it is others' round, too.
             await asyncio.shield(self._round)
 
+    def wake(self) -> None:
+        if self._round is not None:
+            self._again = True
+        elif not self._pause:
+            self.begin()
+
     def begin(self) -> None:
         if self._stopped or self._round is not None:
             return
+        self._again = False
         self._cancel_timer()
         if len(self._abandoned) >= _ABANDONED_MOST:
             self._starved = True
@@ -267,7 +280,7 @@ class _Collector:
             log.info("collector %s works again", self._name)
             self._state, self._since, self._problem = "OK", time.time(), ""
         self._end_round()
-        if self._every == 0:
+        if self._every == 0 or self._again:
             self.begin()
         elif self._every is not None:
             self._timer = self._loop.call_later(self._every, self.begin)

@@ -52,17 +52,24 @@ class Gpus:
     reason: str = ""
 
 
-class _Device(msgspec.Struct):
+class Load(msgspec.Struct):
+    """A GPU as it is now: ``memory`` and ``used`` in bytes, ``utilization`` in percent, ``temperature`` in degrees
+    Celsius; None where NVML does not tell. ``index`` is NVML's, which knows nothing of CUDA_VISIBLE_DEVICES.
+    """
+
     index: int
     uuid: str
     name: str
     memory: int
+    used: int | None
+    utilization: int | None
+    temperature: int | None
 
 
 class _Answer(msgspec.Struct):
     """What the helper prints. All fields are required, so that other JSON is not taken for it."""
 
-    devices: list[_Device]
+    devices: list[Load]
     failed: Literal["", "library", "driver", "other"]
     reason: str
 
@@ -92,6 +99,21 @@ async def detect_async(environ: Mapping[str, str], seconds: float = 2.0, root: P
     if answer.reason and not answer.devices:
         return Gpus("unknown", reason=answer.reason)
     return restrict(_devices(answer), allowed, answer.reason)
+
+
+def loads(environ: Mapping[str, str], seconds: float) -> list[Load]:
+    """What the GPUs that programs started with `environ` could use do now; blocks for at most so many seconds. Raises
+    RuntimeError when NVML does not tell.
+    """
+    try:
+        answer = asyncio.run(_ask(environ, seconds))
+    except _Unknown as unknown:
+        raise RuntimeError(str(unknown)) from unknown
+    if answer.failed or (answer.reason and not answer.devices):
+        raise RuntimeError(answer.reason)
+    allowed = restrict(_devices(answer), visible_ids(environ)).devices
+    uuids = {gpu.uuid for gpu in allowed}
+    return [load for load in answer.devices if load.uuid in uuids]
 
 
 def restrict(devices: Sequence[Gpu], allowed: Sequence[str] | None, reason: str = "") -> Gpus:

@@ -2,7 +2,8 @@
 
     python gpu_probe.py SECONDS
 
-It prints one line of JSON, `{"devices": [...], "failed": "", "reason": ""}`, and ends after SECONDS in any case.
+It prints one line of JSON, `{"devices": [...], "failed": "", "reason": ""}`, and ends after SECONDS in any case. A
+device comes with what it does now: memory in use, percent of the time at work, degrees; null where NVML does not tell.
 `failed` says what went wrong: "library" (it does not load), "driver" (it is not there), "other".
 Standard library and pynvml only; nothing of noded.
 """
@@ -64,6 +65,9 @@ def describe(nvml: Any, index: int) -> dict[str, Any]:
         "name": optional(nvml, lambda: nvml.nvmlDeviceGetName(handle), ""),
         # GPUs that share the machine's memory have none to tell of.
         "memory": optional(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total, 0),
+        "used": optional(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used, None),
+        "utilization": optional(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu, None),
+        "temperature": optional(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU), None),
     }
 
 

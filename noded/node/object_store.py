@@ -110,8 +110,10 @@ class ObjectStore:
         """Objects that a worker of another node says it has stored there, of which that node has not told: by worker,
         with its position.
         """
-        self._copies: dict[bytes, None] = {}
+        self._copies: dict[bytes, object] = {}
         """Of objects that other nodes have, and that may go when there is no room."""
+        self._copies_bytes = 0
+        self._evicted = {"evicted_bytes": 0, "evicted_objects": 0}
         self._deferred: set[bytes] = set()
         self._unfreed: list[bytes] = []
         self._freeing = False
@@ -268,7 +270,7 @@ class ObjectStore:
 
     def _free(self, entry: Entry) -> None:
         del self.entries[entry.id]
-        self._copies.pop(entry.id, None)
+        self._no_copy(entry)
         if ids.is_actor_id(entry.id):
             if entry.id.startswith(self._own):
                 self._on_actor_free(entry.id)
@@ -538,12 +540,15 @@ class ObjectStore:
             away.pinned = True
         else:
             away.cached = True
-            self._copies[entry.id] = None
+            if entry.id not in self._copies:
+                self._copies[entry.id] = None
+                self._copies_bytes += entry.size
             away.used = time.monotonic()
         self.elsewhere.copy(entry.id, entry.size)
 
     def drop_copy(self, entry: Entry) -> None:
         """It has left the arena; another node has it."""
+        self._count_evicted(entry)
         self._keep(entry)
         if not entry.id.startswith(self._own):
             self.elsewhere.uncopy(entry.id)
@@ -552,9 +557,17 @@ class ObjectStore:
 
     def _keep(self, entry: Entry) -> None:
         """It is no copy that may go any more."""
-        self._copies.pop(entry.id, None)
+        self._no_copy(entry)
         if entry.away is not None:
             entry.away.cached = False
+
+    def _no_copy(self, entry: Entry) -> None:
+        if self._copies.pop(entry.id, self) is None:
+            self._copies_bytes -= entry.size
+
+    def _count_evicted(self, entry: Entry) -> None:
+        self._evicted["evicted_bytes"] += entry.size
+        self._evicted["evicted_objects"] += 1
 
     def lost_here(self, entry: Entry, reason: str) -> None:
         """Its file cannot be read. Another node may have a copy; else it may be made again."""
@@ -732,6 +745,7 @@ class ObjectStore:
             if freed >= size:
                 break
             freed += shm.footprint(entry.size)
+            self._count_evicted(entry)
             self._keep(entry)
             self._maybe_free(entry)
         if not freed:
@@ -1000,6 +1014,8 @@ class ObjectStore:
         return {
             **self.space.figures(),
             **self.spilling.figures(),
+            **self._evicted,
+            "copies_bytes": self._copies_bytes,
             "objects": self.ready_count,
             "ids": len(self.entries),
             "recovering": len(self.recovering),

@@ -61,6 +61,8 @@ class Puller:
         self.idle = IdleChannels()
         self.waiting: set[Stream] = set()
         """Streams of large values that have no thread yet."""
+        self.pulled_bytes = 0
+        self.pulled_objects = 0
         self._pulls: dict[bytes, Pull] = {}
         self._large = ThreadPoolExecutor(threads, "transfer-pull")
         self._small = ThreadPoolExecutor(threads, "transfer-pull-small")
@@ -109,6 +111,8 @@ class Puller:
         running: dict[asyncio.Future[End], Stream] = {}
         try:
             await self._drive(pull, running, sources, more_sources)
+            self.pulled_bytes += size
+            self.pulled_objects += 1
         finally:
             del self._pulls[id_]
             if not pull.incoming.complete:

@@ -29,6 +29,7 @@ from noded.node.oom import Kills, OomWatch
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.policy import deaths
+from noded.policy.reasons import ENV_BUILDING, HEAD_AWAY, WORKER_STARTING
 from noded.runtime_env.prepared import Prepared, env_id
 from noded.version import __version__
 from noded.wire import messages as m
@@ -47,6 +48,7 @@ _EXIT_SECONDS = 5.0
 _REASON_KEPT = 300
 _BARE = 32 << 20
 """Bytes that a worker uses before it has run anything, and a little more."""
+_ENVS_KNOWN = 1000
 _STARTING = 32
 """So many workers start at once, so that a thousand actors do not stand in each other's way."""
 
@@ -79,6 +81,17 @@ class WorkerRecord(msgspec.Struct, array_like=True, omit_defaults=True):
     """What it is leased for may be run again."""
 
 
+@dataclass(frozen=True)
+class EnvMade:
+    """A runtime environment that was made ready on this node, or could not be."""
+
+    text: str
+    seconds: float
+    """That it took."""
+    failed: str
+    """Why it could not be; empty: it is ready."""
+
+
 @dataclass(eq=False)
 class Worker:
     id: str
@@ -92,6 +105,8 @@ class Worker:
     blocked: bool = False
     counts: Path | None = None
     """The file that counts what the kernel kills where it runs, see ``oom.py``."""
+    entered: float = 0.0
+    """When it was told to enter its job."""
     idle_since: float = field(default_factory=time.monotonic)
     uses: int = 0
     """Bytes of its own memory when its last lease was over."""
@@ -174,7 +189,10 @@ class WorkerPool:
         self._environments = environments
         self._prepared: dict[tuple[str, str], bytes] = {}
         """Runtime environments that are ready on this node, by job and id."""
+        self.envs: dict[str, EnvMade] = {}
+        """What became of runtime environments, by id, the latest last."""
         self._preparing: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._preparing_since: dict[tuple[str, str], float] = {}
         self._waiting_for_env: list[tuple[Assignee, str, str]] = []
         """(assignee, job, environment)"""
         self._waiting_for_job: list[tuple[Assignee, str, str]] = []
@@ -185,6 +203,8 @@ class WorkerPool:
         self._waiting: deque[tuple[Assignee, str, str]] = deque()
         """(assignee, job, environment) without a worker yet."""
         self._starting = 0
+        self.started = 0
+        """Workers, by this daemon."""
         self._template = False
         self._templates = deaths.Starts(first=0.05, longest=5.0, patience=4)
         self._starts = deaths.Starts(first=0.02, longest=5.0, patience=5)
@@ -192,6 +212,8 @@ class WorkerPool:
         self._entries: dict[tuple[str, str], deaths.Starts] = {}
         """Of workers that attached, and died when they were to enter this job and environment."""
         self.oom = OomWatch()
+        self.on_forked: Callable[[Worker], None] = lambda worker: None
+        """It has a process."""
         self.kept: Callable[[Worker], str] = lambda worker: ""
         """Asked of a worker whose lease is over: why it had better be replaced."""
         self.stopping = False
@@ -205,6 +227,7 @@ class WorkerPool:
             if key not in self._preparing:
                 # Before it is prepared, so that it is not evicted in between; until the job ends.
                 self._environments.acquire(key[1])
+                self._preparing_since[key] = time.monotonic()
                 self._preparing[key] = asyncio.get_running_loop().create_task(self._prepare(key, env), name="prepare")
             return
         ready = any(self._suits(worker, job, env_id(env), assignee) for worker in self._idle)
@@ -220,6 +243,7 @@ class WorkerPool:
 
     async def _prepare(self, key: tuple[str, str], env: str) -> None:
         """Make a runtime environment ready for a job, then serve who waits for it, or tell why not."""
+        began = time.monotonic()
         try:
             self._prepared[key] = msgspec.msgpack.encode(await self._environments.prepare(env))
             failed = ""
@@ -227,7 +251,11 @@ class WorkerPool:
             failed = str(problem) or type(problem).__name__
             self._environments.release(key[1])
         finally:
-            del self._preparing[key]
+            del self._preparing[key], self._preparing_since[key]
+        self.envs.pop(key[1], None)
+        self.envs[key[1]] = EnvMade(env, time.monotonic() - began, failed)
+        if len(self.envs) > _ENVS_KNOWN:
+            del self.envs[next(iter(self.envs))]
         mine = [w for w in self._waiting_for_env if w[1:] == (key[0], env)]
         self._waiting_for_env = [w for w in self._waiting_for_env if w[1:] != (key[0], env)]
         for assignee, job, _ in mine:
@@ -235,6 +263,28 @@ class WorkerPool:
                 self._on_env_failed(assignee, failed)
             else:
                 self.assign(assignee, job, env)
+
+    def explain(self, assignee: Any) -> tuple[str, str]:
+        """Why what has its resources has no worker yet: a kind of ``policy/reasons.py``, and the words."""
+        for waiting, job, env in self._waiting_for_env:
+            if waiting is assignee:
+                seconds = time.monotonic() - self._preparing_since.get((job, env_id(env)), time.monotonic())
+                return ENV_BUILDING, f"its runtime environment is being made ready on this node, since {seconds:.1f} s"
+        for waiting, job, _ in self._waiting_for_job:
+            if waiting is assignee:
+                return HEAD_AWAY, f"its node has asked the head about its job {job}, and waits for the answer"
+        worker = next((w for w in self.workers.values() if w.assigned is assignee), None)
+        if worker is not None and worker.record.env:
+            seconds = time.monotonic() - worker.entered
+            words = f"its worker (pid {worker.record.pid}) enters its runtime environment, since {seconds:.1f} s"
+            return ENV_BUILDING, words
+        if worker is not None:
+            return WORKER_STARTING, f"its worker (pid {worker.record.pid}) enters its job"
+        reason = f"{self._starting} workers are starting on this node, and {len(self._waiting)} wait for one"
+        failures = self._templates.failures + self._starts.failures
+        if failures:
+            reason += f"; {failures} starts in a row have failed, so the next one comes after a pause"
+        return WORKER_STARTING, reason
 
     def job_known(self, job: str) -> None:
         """``job_config`` knows it now."""
@@ -288,6 +338,7 @@ class WorkerPool:
             self._environments.acquire(id_)
         self.save(worker)
         worker.job_sent = m.SetJob(job, config or m.JobConfig(), 1, env, self._prepared.get((job, id_), b""))
+        worker.entered = time.monotonic()
         worker.client.send(worker.job_sent)
 
     def on_job_ready(self, worker: Worker, job: str, failed: str) -> None:
@@ -369,6 +420,7 @@ class WorkerPool:
         self.workers[wid] = worker
         self.by_prefix[worker.prefix] = worker
         self._starting += 1
+        self.started += 1
         self.save(worker)
         base = os.path.join(self._log_dir, f"worker-{wid}")
         args = {
@@ -477,6 +529,7 @@ class WorkerPool:
                 worker.record.pid = packet["pid"]
                 worker.counts = self.oom.of(packet["pid"])
                 self.save(worker)
+                self.on_forked(worker)
         elif kind == "exit":
             self._exited(packet)
         elif kind == "fork_failed":

@@ -1,7 +1,8 @@
 """A stand-in for libnvidia-ml.so.1, compiled from C, that tells of GPUs which are not there.
 
 The environment of the process that loads it says how it behaves (`StandIn.env`). It has what pynvml asks for a
-count, handles, names, UUIDs and memory; everything else is missing from it, as from an old driver.
+count, handles, names, UUIDs, memory, utilisation and temperature; everything else is missing from it, as from an old
+driver.
 """
 
 from __future__ import annotations
@@ -76,8 +77,22 @@ struct memory { unsigned long long total, available, used; };
 int nvmlDeviceGetMemoryInfo(void *device, struct memory *memory) {
     (void)device;
     memory->total = strtoull(option("STANDIN_NVML_MEMORY"), NULL, 10);
-    memory->used = 0;
-    memory->available = memory->total;
+    memory->used = strtoull(option("STANDIN_NVML_USED"), NULL, 10);
+    memory->available = memory->total - memory->used;
+    return SUCCESS;
+}
+
+struct rates { unsigned gpu, memory; };
+int nvmlDeviceGetUtilizationRates(void *device, struct rates *rates) {
+    (void)device;
+    rates->gpu = number("STANDIN_NVML_BUSY");
+    rates->memory = 0;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetTemperature(void *device, int sensor, unsigned *degrees) {
+    (void)device; (void)sensor;
+    *degrees = 41;
     return SUCCESS;
 }
 """
@@ -112,12 +127,14 @@ class StandIn:
         error: int = 0,
         lost: int | None = None,
         calls: Path | None = None,
+        used: int = 0,
+        busy: int = 0,
     ) -> dict[str, str]:
         """What to add to the environment of a process, so that it finds `count` GPUs of these names.
 
         `mood`: "hang", "hang at first" (needs `calls`), "crash" (SIGSEGV), "abort", "exit", "chatter" (prints to
         stdout). `error`: nvmlInit's return code. `lost`: the index of a GPU that fails. `calls`: a file that gets a
-        line per nvmlInit.
+        line per nvmlInit. `used`: bytes of memory in use; `busy`: percent of the time at work.
         """
         settings: Mapping[str, object] = {
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(self.directory), os.environ.get("LD_LIBRARY_PATH")])),
@@ -128,5 +145,7 @@ class StandIn:
             "STANDIN_NVML_ERROR": error,
             "STANDIN_NVML_LOST": "" if lost is None else lost,
             "STANDIN_NVML_CALLS": calls or "",
+            "STANDIN_NVML_USED": used,
+            "STANDIN_NVML_BUSY": busy,
         }
         return {name: str(value) for name, value in settings.items()}

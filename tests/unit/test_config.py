@@ -130,6 +130,7 @@ def test_every_option_by_flag_variable_and_file(env: dict[str, str], toml: Path)
         "tls_key": ("/tls/node.key", Path("/tls/node.key")),
         "tls_ca": ("~/ca.pem", Path.home() / "ca.pem"),
         "allowed_host": ("A.example, b.example", ("a.example", "b.example")),
+        "sd_file": ("/var/lib/noded/nodes.json", Path("/var/lib/noded/nodes.json")),
         "supervise": ("true", True),
         "given_spawner": ("true", True),
         "log_level": ("debug", "debug"),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from noded.client.metrics import snapshot
+from noded.client import metrics
+from noded.metrics_page import as_plain
 from noded.util.metrics import Counter, Gauge, Histogram
 
 _names = (f"metric_{number}" for number in itertools.count())
@@ -21,8 +22,13 @@ def name() -> str:
 
 
 def values(name: str) -> Any:
-    (found,) = [one for one in snapshot() if one["name"] == name]
-    return found["values"]
+    """What a reader of this process's page would see of it."""
+    page = metrics.read_page()
+    return (
+        []
+        if page is None
+        else [(dict(series.tags), as_plain(series, values)) for series, values in page.series() if series.name == name]
+    )
 
 
 def test_a_counter_adds_up_per_tags(name: str) -> None:
