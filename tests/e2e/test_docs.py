@@ -87,8 +87,8 @@ def test_the_settings_of_a_page_exist(page: Path) -> None:
     others = {
         "NODED_" + name
         for name in (
-            "ADDRESS CHAOS_SEED CHAOS_STORAGE CONFIG DEDUP_LOGS GPUS_WITHOUT_ASKING HOME MARK RECORD_REF_CREATION_SITES "
-            "REDIS_PASSWORD REDIS_SENTINEL_PASSWORD RUN_DIR TOKEN TOKEN_FILE"
+            "ADDRESS CHAOS_SEED CHAOS_STORAGE CONFIG DEDUP_LOGS GPUS_WITHOUT_ASKING HOME MARK "
+            "RECORD_REF_CREATION_SITES REDIS_PASSWORD REDIS_SENTINEL_PASSWORD RUN_DIR TOKEN TOKEN_FILE"
         ).split()
     }
     for line in "\n".join(blocks(page, "sh")).splitlines():
