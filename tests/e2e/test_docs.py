@@ -80,6 +80,7 @@ def test_the_settings_of_a_page_exist(page: Path) -> None:
         "--help",
         "--version",
         "--as-ray",
+        "--node",
         "--undo",
         "--yes",
         "--group-by",
