@@ -20,7 +20,7 @@ BENCH ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # As root: `apt-get install` where the command is missing. Otherwise tests that need it are skipped and say so.
-PACKAGES := ip:iproute2 nft:nftables openssl:openssl redis-server:redis-server
+PACKAGES := ip:iproute2 nft:nftables openssl:openssl redis-server:redis-server prometheus:prometheus
 
 .PHONY: demo test test-slow compat bench lint fmt clean venv packages
 .DEFAULT_GOAL := test

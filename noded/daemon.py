@@ -49,6 +49,7 @@ from noded.node.capacity import Capacity
 from noded.node.cluster_view import ClusterView
 from noded.node.collectors import Collectors
 from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, start_time, unusable
+from noded.node.death_book import DeathBook
 from noded.node.directory import Directory
 from noded.node.doors import Doors
 from noded.node.events import EventLog
@@ -70,13 +71,16 @@ from noded.node.pages import Pages
 from noded.node.peer_messages import PeerMessages
 from noded.node.peers import Peers
 from noded.node.records import NodeRecords, Problem
+from noded.node.running import running_in
 from noded.node.runtime_envs import RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.spilling import Spilling
+from noded.node.stacks import Stacks
 from noded.node.task_table import TaskTable
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
+from noded.node.why import NodeWhy
 from noded.node.workers import Worker, WorkerPool, WorkerRecord
 from noded.node_metrics import NodeMetrics
 from noded.packages import Packages
@@ -177,6 +181,9 @@ class Daemon:
         self.control: ControlServer
         self.holdings: Holdings
         self.logs: NodeLogs
+        self.why: NodeWhy
+        self.stacks: Stacks
+        self.book: DeathBook
         self.environments: RuntimeEnvs
         self.packages: Packages
         self.pages: Pages
@@ -268,6 +275,7 @@ class Daemon:
             self.cluster_id = self.head.cluster_id
         self._write_standing()
         self._build_node(welcome.guard_until)
+        await self.book.start()
         if self._recovered:
             self.leases.capacity.restore_groups()  # before the leases, which may be in them
             self._restore(welcome)
@@ -277,9 +285,10 @@ class Daemon:
         if self._recovered:
             self._restored(welcome)
         await self.environments.start()
+        self.stacks.start()
         await asyncio.to_thread(self.pages.start)
         self.gpus.start(self.loop, self.leases)
-        self.logs.monitor.start(self.loop)
+        self.logs.monitor.start(self.collectors)
         self.control.start(self._control_socket)
         self.listener.start(self.loop)
         self.probe.start(self.loop, self.listener.beat)
@@ -451,6 +460,7 @@ class Daemon:
         base = Path(self.run_dir) if config.private else cluster_dir(config)
         self.events = EventLog(self.log_dir, node=self.number, node_id=self.node_id)
         self.pages = Pages(self.log_dir, self.node_id, self._live_pages, self._on_buried)
+        self.book = DeathBook(self.log_dir, self.node_id, self._running)
         self.environments = RuntimeEnvs(
             (base if config.head or config.private else node_home(config)) / "runtime_envs",
             lambda uri: self.head_side.load_package(uri),
@@ -505,6 +515,7 @@ class Daemon:
             self.job_configs,
             self.peers,
             head.ask,
+            head_is_there=lambda: self.link is None or self.link.registered,
             limits=None
             if config.private
             else Limits(config.log_worker_max_bytes, config.log_node_max_bytes, config.log_retention_days),
@@ -546,7 +557,7 @@ class Daemon:
             forget=lambda client: self.control.forget(client),
             labels=lambda: self.labels,
         )
-        self.leases.router = self.router
+        self.leases.router, self.leases.death_of = self.router, self.book.death_of
         self.leases.group_gone = self.router.group_gone
         self.peers.handlers = PeerMessages(
             self.cluster_view,
@@ -573,10 +584,12 @@ class Daemon:
             request_stop=self._stop_for,
             claim_actors=self._claim_actors,
             questions={
-                "explain": self._explain,
                 "state": lambda args: self.records.state.tell(args),
                 "state_summary": lambda args: self.records.state.tell_summary(args),
                 "drivers": lambda args: self.records.state.tell_drivers(args),
+                "explain": lambda args: self.why.explain(args),
+                "stack": lambda args: self.stacks.tell(args),
+                "explain_at": lambda args: self.why.explain_at(args),
                 "memory": self._tell_memory,
                 "status": self._tell_status,
                 "timeline": self._tell_timeline,
@@ -633,6 +646,18 @@ class Daemon:
         )
         if self.head is not None:
             self.head.nodes.refresh = self._refresh_own
+        self.stacks = Stacks(
+            self.pool,
+            log_dir=self.log_dir,
+            run_dir=self.run_dir,
+            tag=self.tag,
+            node_id=self.node_id,
+            node_name=config.node_name,
+            number=self.number,
+            running=self._running,
+            ask_head=head.ask,
+            head_problem=self._head_problem,
+        )
         self.control = ControlServer(
             self.loop,
             self.ledger,
@@ -660,11 +685,27 @@ class Daemon:
                 "timeline": self._ask_timeline,
                 "logs": self.logs.ask,
                 "log_level": self.logs.ask_level,
-                "why": self._ask_why,
+                "stack": self.stacks.ask,
+                "why": lambda client, args: self.why.ask(client, args),
                 "memory": self._ask_memory,
                 "state": lambda client, args: self.records.state.ask(args),
                 "state_summary": lambda client, args: self.records.state.ask_summary(args),
             },
+        )
+        self.why = NodeWhy(
+            self.clients,
+            self.control,
+            self.leases,
+            self.router,
+            self.pool,
+            self.store,
+            self.host,
+            self.cluster_view,
+            self.book,
+            node_id=self.node_id,
+            running=self._running,
+            ask_head=head.ask,
+            head_problem=self._head_problem,
         )
         self.tasks = TaskTable(self.pages, self.clients, self.node_id, self.control.ask_client)
         self.holdings = Holdings(self.store, self.clients, self.pool, self.host, self.control.who_holds)
@@ -689,6 +730,10 @@ class Daemon:
         )
         self.memory.on_end = self.records.ended_for_memory
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
+
+    def _head_problem(self) -> str:
+        """Why the head cannot be asked now; "" when it can."""
+        return "" if self.link is None or self.link.registered else self.link.problem or "it is not there"
 
     @property
     def head_side(self) -> Any:
@@ -869,9 +914,11 @@ class Daemon:
         await self._stop_exchange()
         self.control.stop()
         await self.spilling.stop(delete=False)
-        await self.logs.stop()
+        await self.logs.stop(ended=False)
         await self.environments.stop()
         await self.records.stop("")
+        await self.stacks.stop(ended=False)
+        await self.book.stop()
         self.spawner.close()
         if self.storage is not None:
             await self.storage.close()
@@ -912,7 +959,7 @@ class Daemon:
         elif self.head is not None:
             await self.head.stop("the head was stopped")
         self._stop_watching_storage()
-        await self.logs.last_words(None)
+        await self.logs.last_words_of_all()
         self.control.stop()
         await self.environments.stop()
         await self.spawner.stop()
@@ -921,6 +968,8 @@ class Daemon:
         await self._stop_exchange()
         await self.spilling.stop(delete=True)
         await self.logs.stop(ended=True)
+        await self.book.stop()
+        await self.stacks.stop(ended=True)
         if self.storage is not None:
             await self.storage.close()
         for sock in self._sockets:
@@ -1066,6 +1115,7 @@ class Daemon:
         self.orders.forget_waiting()
         message = self._register()
         message.actors, message.groups, message.jobs = self.host.told(), self.orders.held_groups(), self._jobs()
+        message.deaths = self.book.of_actors()
         return message
 
     def _claim_actors(self, made_here: list[bytes]) -> None:
@@ -1225,14 +1275,6 @@ class Daemon:
         config = self.job_configs.get(str(args["job"]))
         return c.as_text(config) if config is not None else ""
 
-    async def _explain(self, args: dict[str, Any]) -> Any:
-        id_ = bytes.fromhex(args["id"])
-        told = await self.control.explain(id_)
-        if told["kind"] == "lease_pending":
-            told |= self.leases.explain(ids.prefix_of(id_), told["class"])
-            told["asked_of"] = self.router.where_sent(ids.prefix_of(id_), told["class"])
-        return told
-
     async def _tell_memory(self, args: dict[str, Any]) -> Any:
         told = await self.holdings.report(**wanted_of(args))
         return {"node": self.number, "name": self.config.node_name, "id": self.node_id, **told}
@@ -1295,6 +1337,7 @@ class Daemon:
 
     def _on_job_over(self, client: Client) -> None:
         self.metrics.on_driver_gone(client)
+        self.book.driver_ended(client)
         self.pages.ended(driver_page(client.prefix))
         self.records.book.driver_left(client)
         self.head_side.job_gone(client.job, "" if client.detached else f"its process (pid {client.pid}) has ended")
@@ -1310,8 +1353,13 @@ class Daemon:
         if client is not None:
             self.control.client_died(client)
         self.metrics.on_worker_exit(worker, death)
+        self.book.worker_died(worker, death)
         self.leases.worker_exited(worker, death)
         self.host.worker_exited(worker, death)
+
+    def _running(self, wid: str) -> list[dict[str, Any]]:
+        """What this worker runs, or ran when it died; from any thread."""
+        return running_in(os.path.join(self.pages.directory, worker_page(wid)))
 
     def _on_spawner_lost(self) -> None:
         """Its workers died with it. Start another and give it everything to keep."""
@@ -1363,13 +1411,11 @@ class Daemon:
     def _on_output_end(self, worker: Worker) -> None:
         self.logs.ended(worker)
         self.pages.ended(worker_page(worker.id))
+        self.stacks.worker_ended(worker.id)
 
     async def _ask_timeline(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of all nodes, as far as they answer."""
         return await self.head_side.ask("timeline", {})
-
-    async def _ask_why(self, client: Client | None, args: dict[str, Any]) -> Any:
-        return await self.head_side.ask("why", args)
 
     async def _ask_memory(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of the cluster; of this node alone while the head is away."""

@@ -7,8 +7,10 @@ so where a byte stands never changes. Everything here reads files: not for an ev
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -71,6 +73,15 @@ def files_of(worker: str) -> tuple[str, str]:
     return f"worker-{worker}.out", f"worker-{worker}.err"
 
 
+def open_file(path: str) -> int:
+    """A descriptor to read it. Raises OSError, also for what is no plain file: anybody may have put it there."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, "it is no plain file", path)
+    return fd
+
+
 def list_files(directory: str) -> list[LogFile]:
     """All of them, the one that was written last at the end. A directory that is not there has none."""
     found = []
@@ -79,15 +90,15 @@ def list_files(directory: str) -> list[LogFile]:
     except OSError:
         return []
     for entry in entries:
-        if not valid(entry.name):
+        if not valid(entry.name) or not entry.is_file(follow_symlinks=False):
             continue
         try:
-            stat = entry.stat(follow_symlinks=False)
+            told = entry.stat(follow_symlinks=False)
         except OSError:  # removed meanwhile
             continue
         worker, is_error = worker_of(entry.name) or ("", False)
         found.append(
-            LogFile(entry.name, worker, is_error, stat.st_size, stat.st_blocks * 512, stat.st_mtime),
+            LogFile(entry.name, worker, is_error, told.st_size, told.st_blocks * 512, told.st_mtime),
         )
     return sorted(found, key=lambda file: file.modified)
 
@@ -95,7 +106,7 @@ def list_files(directory: str) -> list[LogFile]:
 def whose(path: str) -> Mark:
     """The first mark that tells the job; an empty one when there is none."""
     try:
-        with open(path, "rb") as file:
+        with open(open_file(path), "rb") as file:
             data = file.read(HEAD_KEPT)
     except OSError:
         return Mark()
@@ -118,11 +129,11 @@ def read(path: str, cursor: Cursor, wanted: str = "", *, exact: bool = False, un
     """The next bytes from ``cursor`` on; with ``wanted`` only those of this task or actor. ``exact``: lines that were
     not ended stay so. ``unfinished``: also the line at the file's end that has no end yet. Raises OSError.
     """
-    with open(path, "rb") as file:
+    with open(open_file(path), "rb") as file:
         fd = file.fileno()
-        stat = os.fstat(fd)
-        size = stat.st_size
-        if cursor.inode not in (0, stat.st_ino) or cursor.at > size:
+        told = os.fstat(fd)
+        size = told.st_size
+        if cursor.inode not in (0, told.st_ino) or cursor.at > size:
             cursor = Cursor()  # another file by now, or emptied by somebody
         out: list[bytes] = []
         at, mine, dropped, got = cursor.at, cursor.mine, 0, 0
@@ -146,7 +157,7 @@ def read(path: str, cursor: Cursor, wanted: str = "", *, exact: bool = False, un
                     got += len(out[-1])
             at += len(data)
             at_end = at >= size or not data
-        return Chunk(b"".join(out), Cursor(at, stat.st_ino, mine), at_end, dropped)
+        return Chunk(b"".join(out), Cursor(at, told.st_ino, mine), at_end, dropped)
 
 
 def _lines(fd: int, at: int, size: int, begin: int, end: int, unfinished: bool) -> tuple[bytes, int, int]:
@@ -173,10 +184,10 @@ def _lines(fd: int, at: int, size: int, begin: int, end: int, unfinished: bool) 
 
 def tail(path: str, count: int) -> Cursor:
     """Where the last ``count`` lines begin, as far as they are among the last 8 MB. Raises OSError."""
-    with open(path, "rb") as file:
+    with open(open_file(path), "rb") as file:
         fd = file.fileno()
-        stat = os.fstat(fd)
-        position, least = stat.st_size, max(hole(fd, stat.st_size)[1], stat.st_size - _SCAN)
+        told = os.fstat(fd)
+        position, least = told.st_size, max(hole(fd, told.st_size)[1], told.st_size - _SCAN)
         block = b""
         while position > least:
             step = min(max(64 << 10, len(block)), position - least)
@@ -185,8 +196,8 @@ def tail(path: str, count: int) -> Cursor:
             starts = list(_line_starts(block, position == 0))
             if len(starts) > count or position == least:
                 first = starts[-count] if len(starts) >= count > 0 else (starts[0] if starts and count else len(block))
-                return Cursor(position + first, stat.st_ino)
-        return Cursor(position, stat.st_ino)
+                return Cursor(position + first, told.st_ino)
+        return Cursor(position, told.st_ino)
 
 
 def _line_starts(block: bytes, whole: bool) -> Iterator[int]:
@@ -204,7 +215,7 @@ def _line_starts(block: bytes, whole: bool) -> Iterator[int]:
 def mentions(path: str, id_: str) -> bool:
     """Whether a mark in this file has this id. Raises OSError."""
     needle = b"\x1f" + id_.encode()
-    with open(path, "rb") as file:
+    with open(open_file(path), "rb") as file:
         fd = file.fileno()
         size = os.fstat(fd).st_size
         begin, end = hole(fd, size)

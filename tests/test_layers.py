@@ -30,6 +30,7 @@ LEAVES = {
     "log_answers",
     "log_files",
     "log_marks",
+    "stack_dump",
 } | METRICS
 CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "metrics_page", "shm", "telemetry", "wire"}
 
@@ -47,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "version",
         "compat.environment",
         "head.storage",
+        "stack_dump",
         "startup",
         "history",
         "policy.query",
@@ -83,6 +85,7 @@ ALLOWED: dict[str, set[str]] = {
     "ids": set(),
     "resources": set(),
     "lifecycle": set(),
+    "stack_dump": set(),
     "telemetry": set(),
     "daemon_log": set(),
     "log_marks": set(),
@@ -109,6 +112,7 @@ ALLOWED: dict[str, set[str]] = {
         "log_answers",
         "log_files",
         "log_marks",
+        "stack_dump",
         "telemetry",
         "shm",
         "wire",
@@ -121,8 +125,9 @@ ALLOWED: dict[str, set[str]] = {
     "head": {"exceptions", "families", "ids", "resources", "config", "lifecycle", "version", "wire", "policy"},
     "http": {"config", "families", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
-    "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
-    "worker": {"client", "runtime_env", "log_marks"} | CLIENT_LEAVES,
+    "client": {"runtime_env", "policy.labels", "policy.deaths", "policy.reasons", "spawner.protocol", "version"}
+    | CLIENT_LEAVES,
+    "worker": {"client", "runtime_env", "log_marks", "stack_dump"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions", "policy.query", "policy.state_records", "log_query"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},

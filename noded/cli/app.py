@@ -153,14 +153,32 @@ def purge(yes: bool, force: bool, **flags: Any) -> None:
 @click.option("--cluster", metavar="NAME", help="The cluster to ask.  [default: NODED_CLUSTER, else default]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def why(id_: str, cluster: str | None, as_json: bool) -> None:
-    """Say why a task, an object, an actor or a placement group waits, or what became of it.
+    """Say why something waits, or what became of it.
 
-    ID is the hexadecimal id, as refs, handles and errors print it.
+    ID is the hexadecimal id of a task, an object, an actor or a placement group, as refs, handles and errors print it,
+    that of a worker or a job, or the id, name or number of a node.
     """
-    from noded.cli.cluster import explain_id
+    from noded.cli.why import explain_id
 
     with wrong_settings_are_usage_errors():
         explain_id(chosen_cluster({"cluster": cluster}, os.environ), os.environ, id_, as_json)
+
+
+@command.command()
+@click.argument("id_", metavar="[ID]", default="")
+@click.option("--node", default="", metavar="NODE", help="The daemon of this node: its id, name or number.")
+@click.option("--cluster", metavar="NAME", help="The cluster to ask.  [default: NODED_CLUSTER, else default]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def stack(id_: str, node: str, cluster: str | None, as_json: bool) -> None:
+    """Show the Python stacks of all threads of workers, also of one that is stuck.
+
+    ID is that of a worker, a task, a call or an actor, or a pid; a job's is for all its workers; without one it is for
+    all workers of the cluster.
+    """
+    from noded.cli.why import show_stacks
+
+    with wrong_settings_are_usage_errors():
+        show_stacks(chosen_cluster({"cluster": cluster}, os.environ), os.environ, id_, node, as_json)
 
 
 @command.command()

@@ -23,7 +23,7 @@ from noded.cli.memory import columns
 from noded.cli.status import size
 from noded.config import NodeInfo, find_nodes, home
 from noded.log_answers import LogDirectory
-from noded.log_query import Part, Wanted, files_of, list_files, read
+from noded.log_query import ANY, Part, Wanted, files_of, list_files, read
 
 _SECONDS = 8.0
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -35,7 +35,7 @@ def show_logs(cluster: str, env: Mapping[str, str], wanted: Wanted, *, as_json: 
     wanted = _checked(wanted)
     asking = _Asking(cluster, env)
     everything = not any((wanted.worker, wanted.id, wanted.job, wanted.node))
-    told = list_files(asking, wanted)
+    told = list_files(asking, wanted._replace(name=ANY) if everything else wanted)
     asking.tell(told)
     if everything or as_json:
         click.echo(json.dumps(told, indent=2)) if as_json else _show_list(told)

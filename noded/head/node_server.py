@@ -231,7 +231,7 @@ class NodeServer:
             link.send(greeting)
             self._nodes.tell_all(session.api)
             self._business.jobs_of(record.number, message.jobs)
-            self._actors.registered(record, message.actors)
+            self._actors.registered(record, message.actors, message.deaths)
             for group in message.groups:
                 if group.spec is not None and message.head_journalled:
                     self._business.adopt_group(group.spec)

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -222,6 +222,10 @@ class NodeTable:
             return record.reason
         return self._dead_starts.get(message.node_id, "")
 
+    def why_dead(self, id_: str) -> str:
+        """Why the start of a node with this id was declared dead; empty when it was not."""
+        return self._dead_starts.get(id_, "")
+
     def is_dying(self, record: NodeRecord) -> bool:
         """Its death is being written: nothing of it counts any more."""
         return record.number in self._dying
@@ -353,7 +357,8 @@ class NodeTable:
     @staticmethod
     def _view(record: NodeRecord) -> NodeView:
         may = record.state == "ALIVE" and not (record.draining or record.joining) and record.api is not None
-        return NodeView(record.id, dict(record.available), dict(record.total), record.labels, may)
+        draining = record.draining and record.state == "ALIVE"
+        return NodeView(record.id, dict(record.available), dict(record.total), record.labels, may, draining)
 
     def take(self, record: NodeRecord, amounts: dict[str, int]) -> None:
         """Something was sent there: until it reports, count that as taken."""
@@ -372,7 +377,7 @@ class NodeTable:
         if record.state != "DEAD":
             view = self._view(record)
             left = self._given.off(record.id, view.available)
-            self.cluster.update(NodeView(view.id, left, view.total, view.labels, view.schedulable))
+            self.cluster.update(replace(view, available=left))
 
     # ------------------------------------------------------------ the judge
 
@@ -521,6 +526,11 @@ class NodeTable:
                 return record
         found = [r for r in self.records.values() if r.state != "DEAD" and len(word) >= 4 and r.id.startswith(word)]
         return found[0] if len(found) == 1 else None
+
+    def known(self, word: str) -> NodeRecord | None:
+        """As ``find``, and where no such node lives, the last one of the dead that had this id, name or number."""
+        dead = [r for r in self.records.values() if r.state == "DEAD" and word in (r.id, r.name, str(r.number))]
+        return self.find(word) or max(dead, key=lambda r: r.since, default=None)
 
     def alive(self) -> Sequence[NodeRecord]:
         if self._alive is None:

@@ -578,21 +578,9 @@ class ControlServer:
 
     # ------------------------------------------------------------ questions
 
-    async def explain(self, id_: bytes) -> dict[str, Any]:
-        """What the client that made this id says of it. Raises Refusal."""
-        client = self.clients.get(ids.prefix_of(id_))
-        if client is None:
-            return {"kind": "owner_gone", "reason": "the process that made it has ended"}
-        if client.session is None or not client.told:
-            return {"kind": "owner_away", "reason": f"the process that made it (pid {client.pid}) is not connected now"}
-        try:
-            return await self.ask_client(client, lambda number: m.Explain(number, id_), EXPLAIN_SECONDS)
-        except TimeoutError:
-            return {
-                "kind": "owner_busy",
-                "reason": f"the process that made it (pid {client.pid}) does not answer within "
-                f"{EXPLAIN_SECONDS * 1000:g} ms: it is busy in code that holds Python's lock, or stopped",
-            }
+    async def explain(self, client: Client, id_: bytes) -> dict[str, Any]:
+        """What the client that made this id says of it; raises TimeoutError when it does not answer."""
+        return await self.ask_client(client, lambda number: m.Explain(number, id_), EXPLAIN_SECONDS)
 
     async def who_holds(self, client: Client, wanted: list[bytes], seconds: float, *, how: bool) -> dict[str, Any]:
         """What this client says of its holds. Raises TimeoutError."""

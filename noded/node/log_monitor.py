@@ -1,4 +1,4 @@
-"""Follows the output files of workers in a thread of its own, and hands new lines to the event loop for the drivers.
+"""Follows the output files of workers, off the event loop, and hands new lines to it for the drivers.
 
 inotify says which files have grown; nothing else is looked at, and a file is open only while it is read. What is read
 is bounded (``log_pace.py``): who writes faster is behind, and when far behind skipped ahead; the files have it all, and
@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from noded.log_files import files_of, worker_of
+from noded.log_files import files_of, open_file, worker_of
 from noded.log_marks import MARK, pieces
+from noded.node.collectors import Collectors
 from noded.node.log_caps import LogCaps
 from noded.node.log_offsets import Offsets
 from noded.node.log_pace import Pace
@@ -29,10 +30,12 @@ log = logging.getLogger("noded.logs")
 CHUNK = 128 << 10
 """Bytes that are read of a file at once."""
 ROUND_SECONDS = 0.02
-"""Rounds begin no faster than this, so that many small writes are one read."""
-_IDLE_SECONDS = 60.0
+"""Rounds begin no faster than this."""
+DEADLINE = 20.0
+"""Seconds that a round may take."""
+_IDLE_SECONDS = 5.0
+_BUSY_SECONDS = 2.0
 _BEHIND_SECONDS = 0.05
-_AFTER_FAULT = 1.0
 _LAST_BYTES = 1 << 20
 """Of a file whose worker has ended, or whose driver leaves: so much at most is passed on at once."""
 _AWAY_SECONDS = 10.0
@@ -108,31 +111,34 @@ class LogMonitor:
         """Names of files that were read since the last hand-over."""
         self._read: list[tuple[str, m.LogLines]] = []
         """Not handed over yet."""
-        self._watch: Watch
-        self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._watch: Watch | None = None
+        self._busy = threading.Lock()
+        """A round that was given up may still end, while the next one has begun."""
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # ------------------------------------------------------------ on the loop
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def start(self, collectors: Collectors) -> None:
+        self._loop = asyncio.get_running_loop()
         self._watch = Watch(self._directory, self._living)
         self._behind = self._watch.living()
-        self._thread = threading.Thread(target=self._run, name="log monitor", daemon=True)
-        self._thread.start()
+        collectors.add("logs", self.round, deadline=DEADLINE, every=0)
 
-    async def stop(self, ended: list[tuple[str, str, int]]) -> None:
-        """``ended``: workers that have ended by now and were not told of."""
-        if self._thread is None:
-            return
-        await self._order("ended", ended)
-        self._stopping = True
-        self._watch.wake()
-        await asyncio.to_thread(self._thread.join)
-        self._thread = None
-        self._watch.close()
-        self._offsets.close()
+    async def last_round(self, workers: list[tuple[str, str, int]], *, ended: bool) -> None:
+        """When the collectors have stopped: what these have written; ``ended``: and they have ended."""
+        if self._watch is not None:
+            self._put(_Order("ended" if ended else "catch up", workers))
+            try:
+                await asyncio.to_thread(self.round, 0.0)
+            except Exception:
+                log.exception("the last lines of workers may be missing at their drivers; their files have them")
+
+    def close(self) -> None:
+        """After the last round."""
+        watch, self._watch = self._watch, None
+        if watch is not None and self._busy.acquire(timeout=0):
+            watch.close()
+            self._offsets.close()
 
     def ended(self, worker: str, job: str, pid: int) -> None:
         """It is gone: its last lines, the unfinished one too, then forget it. Empty files are removed."""
@@ -140,17 +146,13 @@ class LogMonitor:
 
     async def catch_up(self, workers: list[tuple[str, str, int]]) -> None:
         """Returns when everything that they have written so far was delivered, or skipped with a word."""
-        await self._order("catch up", workers)
-
-    async def _order(self, kind: str, workers: list[tuple[str, str, int]]) -> None:
-        if self._thread is None:
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._put(_Order(kind, workers, done=future))
-        await future
+        if self._watch is not None:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._put(_Order("catch up", workers, done=future))
+            await future
 
     def _put(self, order: _Order) -> None:
-        if self._thread is not None:
+        if self._watch is not None:
             self._orders.append(order)
             self._watch.wake()
 
@@ -161,22 +163,28 @@ class LogMonitor:
             if not future.done():
                 future.set_result(None)
 
-    # ------------------------------------------------------------ the thread
+    # ------------------------------------------------------------ off the loop
 
-    def _run(self) -> None:
-        while not self._stopping:
-            begun = time.monotonic()
-            try:
-                self.round()
-            except Exception:
-                log.exception("a round of following the workers' output has failed; the next one is in a moment")
-                time.sleep(_AFTER_FAULT)
-            time.sleep(max(0.0, begun + ROUND_SECONDS - time.monotonic()) if not self._orders else 0.0)
+    def round(self, seconds: float = _IDLE_SECONDS) -> dict[str, int]:
+        """Wait so long for something to do, do it, hand over what was read; figures: files that are followed, and those
+        of them that are behind. Raises what went wrong with a file, at the end.
+        """
+        if not self._busy.acquire(timeout=_BUSY_SECONDS):
+            raise TimeoutError("the round before has not ended yet")
+        try:
+            if self._watch is not None:
+                begun = time.monotonic()
+                self._round(self._watch, seconds)
+                if not self._orders:  # many small writes are to be one read
+                    time.sleep(max(0.0, begun + ROUND_SECONDS - time.monotonic()))
+            return {"followed": len(self._files), "behind": len(self._behind)}
+        finally:
+            self._busy.release()
 
-    def round(self) -> None:
-        """Wait for something to do, do it, hand over what was read. Raises what went wrong with a file, at the end."""
-        seconds = _BEHIND_SECONDS if self._behind or self._later else _IDLE_SECONDS
-        self._behind |= self._watch.changed(0.0 if self._orders else seconds)
+    def _round(self, watch: Watch, seconds: float) -> None:
+        if self._behind or self._later:
+            seconds = min(seconds, _BEHIND_SECONDS)
+        self._behind |= watch.changed(0.0 if self._orders else seconds)
         orders = self._later + [self._orders.popleft() for _ in range(len(self._orders))]
         self._later = []
         done = [order.done for order in orders if order.done is not None]
@@ -221,7 +229,7 @@ class LogMonitor:
             return False
         worker, is_error = found
         try:
-            fd = os.open(os.path.join(self._directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = open_file(os.path.join(self._directory, name))
         except OSError:  # removed by somebody
             self._files.pop(name, None)
             self._caps.forget(name)
@@ -276,7 +284,7 @@ class LogMonitor:
         for name in files_of(worker):
             path = os.path.join(self._directory, name)
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                fd = open_file(path)
             except OSError:
                 self._files.pop(name, None)
                 continue

@@ -27,6 +27,8 @@ log = logging.getLogger("noded.logs")
 
 ASK_SECONDS = 6.0
 """So long a client's question waits for the head, before this node answers for itself."""
+_AWAY_SECONDS = 1.0
+"""So long while it is known to be away: it may just be started again."""
 _CATCH_UP_SECONDS = 1.2
 _UNREAD_LIMIT = 4 << 20
 """A driver that leaves so many bytes unread gets no more lines, but a count."""
@@ -47,6 +49,7 @@ class NodeLogs:
         peers: Peers,
         ask_head: Callable[[str, dict[str, Any]], Any],
         *,
+        head_is_there: Callable[[], bool],
         limits: Limits | None,
         number: int,
         name: str,
@@ -59,6 +62,7 @@ class NodeLogs:
         self._job_configs = job_configs
         self._peers = peers
         self._ask_head = ask_head
+        self._head_is_there = head_is_there
         self._number, self._name, self._node_id = number, name, node_id
         self._files = LogDirectory(
             directory,
@@ -115,9 +119,10 @@ class NodeLogs:
     def ended(self, worker: Worker) -> None:
         self.monitor.ended(worker.id, worker.record.job, worker.record.pid)
 
-    async def stop(self, *, ended: bool = False) -> None:
-        """``ended``: so have all workers."""
-        await self.monitor.stop(self._workers_of(None) if ended else [])
+    async def stop(self, *, ended: bool) -> None:
+        """Collectors have stopped by now. ``ended``: so have all workers."""
+        await self.monitor.last_round(self._workers_of(None) if ended else [], ended=ended)
+        self.monitor.close()
 
     def told(self) -> dict[str, Callable[[dict[str, Any]], Any]]:
         """What the head may ask a node."""
@@ -165,12 +170,12 @@ class NodeLogs:
 
     # ------------------------------------------------------------ a driver leaves
 
-    async def last_words(self, job: str | None) -> None:
-        """All that workers of this job (of all, for None) have written by now goes to the drivers first."""
+    async def last_words(self, job: str) -> None:
+        """All that workers of this job have written by now goes to its driver first."""
         try:
             async with asyncio.timeout(_CATCH_UP_SECONDS):
                 await self.monitor.catch_up(self._workers_of(job))
-                if job is not None and self._peers.peers:
+                if self._peers.peers:
                     await self._await_others(job, await self._ask_head("last_words", {"job": job}))
         except (TimeoutError, ValueError) as problem:
             log.info("what job %s has written may not all be shown to its driver: %s", job, problem or "it takes long")
@@ -186,6 +191,10 @@ class NodeLogs:
             self._came.clear()
             await self._came.wait()
 
+    async def last_words_of_all(self) -> None:
+        """Of this node, before drivers lose their connection; collectors have stopped."""
+        await self.monitor.last_round(self._workers_of(None), ended=False)
+
     def forget_job(self, job: str) -> None:
         self._sent.pop(job, None)
         self._drivers.pop(job, None)
@@ -197,7 +206,8 @@ class NodeLogs:
     async def ask(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of the cluster; of this node alone while the head is away."""
         try:
-            return await asyncio.wait_for(self._ask_head("logs", args), ASK_SECONDS)
+            seconds = ASK_SECONDS if self._head_is_there() else _AWAY_SECONDS
+            return await asyncio.wait_for(self._ask_head("logs", args), seconds)
         except TimeoutError:
             if str(args.get("node") or self._number) not in (str(self._number), self._name, self._node_id):
                 raise ValueError(f"the head does not answer, so node {args['node']} cannot be asked") from None

@@ -29,6 +29,7 @@ from noded.node.oom import Kills, OomWatch
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.policy import deaths
+from noded.policy.reasons import ENV_BUILDING, HEAD_AWAY, WORKER_STARTING
 from noded.runtime_env.prepared import Prepared, env_id
 from noded.version import __version__
 from noded.wire import messages as m
@@ -104,6 +105,8 @@ class Worker:
     blocked: bool = False
     counts: Path | None = None
     """The file that counts what the kernel kills where it runs, see ``oom.py``."""
+    entered: float = 0.0
+    """When it was told to enter its job."""
     idle_since: float = field(default_factory=time.monotonic)
     uses: int = 0
     """Bytes of its own memory when its last lease was over."""
@@ -189,6 +192,7 @@ class WorkerPool:
         self.envs: dict[str, EnvMade] = {}
         """What became of runtime environments, by id, the latest last."""
         self._preparing: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._preparing_since: dict[tuple[str, str], float] = {}
         self._waiting_for_env: list[tuple[Assignee, str, str]] = []
         """(assignee, job, environment)"""
         self._waiting_for_job: list[tuple[Assignee, str, str]] = []
@@ -223,6 +227,7 @@ class WorkerPool:
             if key not in self._preparing:
                 # Before it is prepared, so that it is not evicted in between; until the job ends.
                 self._environments.acquire(key[1])
+                self._preparing_since[key] = time.monotonic()
                 self._preparing[key] = asyncio.get_running_loop().create_task(self._prepare(key, env), name="prepare")
             return
         ready = any(self._suits(worker, job, env_id(env), assignee) for worker in self._idle)
@@ -246,7 +251,7 @@ class WorkerPool:
             failed = str(problem) or type(problem).__name__
             self._environments.release(key[1])
         finally:
-            del self._preparing[key]
+            del self._preparing[key], self._preparing_since[key]
         self.envs.pop(key[1], None)
         self.envs[key[1]] = EnvMade(env, time.monotonic() - began, failed)
         if len(self.envs) > _ENVS_KNOWN:
@@ -258,6 +263,28 @@ class WorkerPool:
                 self._on_env_failed(assignee, failed)
             else:
                 self.assign(assignee, job, env)
+
+    def explain(self, assignee: Any) -> tuple[str, str]:
+        """Why what has its resources has no worker yet: a kind of ``policy/reasons.py``, and the words."""
+        for waiting, job, env in self._waiting_for_env:
+            if waiting is assignee:
+                seconds = time.monotonic() - self._preparing_since.get((job, env_id(env)), time.monotonic())
+                return ENV_BUILDING, f"its runtime environment is being made ready on this node, since {seconds:.1f} s"
+        for waiting, job, _ in self._waiting_for_job:
+            if waiting is assignee:
+                return HEAD_AWAY, f"its node has asked the head about its job {job}, and waits for the answer"
+        worker = next((w for w in self.workers.values() if w.assigned is assignee), None)
+        if worker is not None and worker.record.env:
+            seconds = time.monotonic() - worker.entered
+            words = f"its worker (pid {worker.record.pid}) enters its runtime environment, since {seconds:.1f} s"
+            return ENV_BUILDING, words
+        if worker is not None:
+            return WORKER_STARTING, f"its worker (pid {worker.record.pid}) enters its job"
+        reason = f"{self._starting} workers are starting on this node, and {len(self._waiting)} wait for one"
+        failures = self._templates.failures + self._starts.failures
+        if failures:
+            reason += f"; {failures} starts in a row have failed, so the next one comes after a pause"
+        return WORKER_STARTING, reason
 
     def job_known(self, job: str) -> None:
         """``job_config`` knows it now."""
@@ -311,6 +338,7 @@ class WorkerPool:
             self._environments.acquire(id_)
         self.save(worker)
         worker.job_sent = m.SetJob(job, config or m.JobConfig(), 1, env, self._prepared.get((job, id_), b""))
+        worker.entered = time.monotonic()
         worker.client.send(worker.job_sent)
 
     def on_job_ready(self, worker: Worker, job: str, failed: str) -> None:

@@ -52,7 +52,8 @@ class NamedStream(io.TextIOWrapper):
         self._open: Any = None
         """Whose mark was the last; None: nobody's, a call has ended."""
         self._job_told: str | None = None
-        self._part: list[str] = []
+        self._parts: dict[Any, list[str]] = {}
+        """By author: the beginning of a line, until its end comes. Lines of several threads do not mix."""
         self._midline = False
         """The last thing that went out was the first part of a line."""
         self._known = self._size()
@@ -66,44 +67,26 @@ class NamedStream(io.TextIOWrapper):
     # ------------------------------------------------------------ writing
 
     def write(self, text: str) -> int:
-        """Whole lines go out in one write, so that lines of several processes or threads do not mix."""
-        if NamedStream.ask is None:
-            author = NamedStream.now
-            if author is not self._open and text:
-                self._begin(author)
-            return self._put(text)
+        """Whole lines go out in one write, so that lines of several processes do not mix."""
         with self._lock:  # else the mark of one thread could come before the line of another
-            author = NamedStream.ask() or NamedStream.now
-            if author is not self._open and text:
-                self._begin(author)
-            return self._put(text)
-
-    def _put(self, text: str) -> int:
-        head, newline, tail = text.rpartition("\n")
-        if newline:
-            super().write("".join(self._part) + head + newline)
-            self._part.clear()
-            self._midline = False
-        if tail:
-            self._part.append(tail)
+            author = _author()
+            head, newline, tail = text.rpartition("\n")
+            if newline:
+                before = self._parts.pop(author, None)
+                self._out(author, ("".join(before) if before else "") + head + newline)
+            if tail:
+                self._parts.setdefault(author, []).append(tail)
         NamedStream.said = True
         return len(text)
 
-    def _begin(self, author: Any) -> None:
-        """The mark goes out with what it is for."""
-        cut = self._finish_line()
-        unmarked = self._unmarked(author) if self._open is None else ""
-        self._open = author
-        self._part.append(cut + unmarked + self._mark(author, CUT if cut else "").line())
-
-    def _finish_line(self) -> str:
-        """What ends the line of the one before; empty where it has ended."""
-        if not self._part and not self._midline:
-            return ""
-        text = "".join(self._part) + "\n"
-        self._part.clear()
-        self._midline = False
-        return text
+    def _out(self, author: Any, text: str) -> None:
+        if author is not self._open:
+            cut = "\n" if self._midline else ""
+            unmarked = self._unmarked(author) if self._open is None else ""
+            self._open = author
+            text = cut + unmarked + self._mark(author, CUT if cut else "").line() + text
+        self._midline = not text.endswith("\n")
+        super().write(text)
 
     def _mark(self, author: Any, span: str = "") -> Mark:
         job = pid = ""
@@ -113,11 +96,12 @@ class NamedStream(io.TextIOWrapper):
         return Mark(author.label, author.task_hex, author.actor_hex, span, job, pid)
 
     def flush(self) -> None:
-        part = self.__dict__.get("_part")
-        if part:
-            super().write("".join(part))
-            part.clear()
-            self._midline = True
+        parts = self.__dict__.get("_parts")  # it may be called before there are any
+        if parts:
+            with self._lock:
+                for author in [_author()] if NamedStream.ask is not None else list(parts):
+                    if part := parts.pop(author, None):
+                        self._out(author, "".join(part))
         super().flush()
 
     def isatty(self) -> bool:
@@ -142,18 +126,26 @@ class NamedStream(io.TextIOWrapper):
     def over(self, author: Any) -> None:
         """This call has ended, or may have written by other ways."""
         with self._lock:
+            if part := self._parts.pop(author, None):
+                self._out(author, "".join(part))
+            span = ""
             if self._open is None:
                 text = self._unmarked(author)
-                span = ""
+                if not text:
+                    return
             elif NamedStream.ask is None or self._open is author:
-                text = self._finish_line()
+                text = "\n" if self._midline else ""
                 span = CUT if text else ""
             else:
                 return  # another one's mark is open
-            if text or self._open is not None:
-                self._open = None
-                super().write(text + Mark(actor=author.actor_hex, span=span).line())
-                self._known = self._size()
+            self._open, self._midline = None, False
+            super().write(text + Mark(actor=author.actor_hex, span=span).line())
+            self._known = self._size()
+
+
+def _author() -> Any:
+    ask = NamedStream.ask
+    return NamedStream.now if ask is None else ask() or NamedStream.now
 
 
 _installed: list[NamedStream] = []
@@ -175,11 +167,13 @@ def call_over(author: Any) -> None:
 
 
 def rest() -> None:
-    """Unfinished lines go out with the answer of what wrote them: its caller may end the program next. And it is time
-    to look what C code has written.
+    """The worker has answered and rests. Unfinished lines go out with the answer of what wrote them: its caller may end
+    the program next. And it is time to look what C code has written.
     """
+    if NamedStream.ask is not None:
+        return  # calls that run see to themselves
     for stream in _installed:
-        if stream._part:
+        if stream._parts:
             stream.flush()
         elif stream._open is None and stream._size() != stream._known:
             call_over(NamedStream.now)

@@ -27,9 +27,9 @@ from noded.policy.state_records import (
     TaskState,
     WorkerState,
 )
+from noded.util.identify import id_of
 from noded.util.state.asking import ask, refuse_gaps
 from noded.util.state.exception import RayStateApiException, WrongQuestion
-from noded.util.state.explaining import id_of
 
 T = TypeVar("T", bound=StateSchema)
 Filters = Iterable[tuple[str, str, Any]] | None
