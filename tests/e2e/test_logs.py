@@ -19,7 +19,7 @@ from harness.members import Members
 from harness.wait import wait_for
 
 import noded
-from noded.util.state_logs import get_log, list_logs
+from noded.util.state import get_log, list_logs
 
 MB = 1_000_000
 RunProgram = Callable[..., Any]
