@@ -17,7 +17,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,10 @@ from noded.node.capacity import Capacity
 from noded.node.cluster_view import ClusterView
 from noded.node.collectors import Collectors
 from noded.node.control import REMOTE_GRACE, ClientRecord, ControlServer, start_time, unusable
+from noded.node.death_book import DeathBook
 from noded.node.directory import Directory
 from noded.node.doors import Doors
+from noded.node.events import EventLog
 from noded.node.gpu_finder import GpuFinder
 from noded.node.head_link import HeadLink, JoinError
 from noded.node.holdings import Holdings
@@ -58,22 +60,27 @@ from noded.node.lease_router import LeaseRouter
 from noded.node.leases import Leases
 from noded.node.ledger import Ledger, LedgerError
 from noded.node.listener import Listener, ListenError
+from noded.node.log_caps import Limits
+from noded.node.logs import NodeLogs
 from noded.node.memory import MemoryMonitor
 from noded.node.memory_usage import room_left
 from noded.node.object_store import ObjectStore
 from noded.node.oom import protect_daemon
 from noded.node.orders import NodeOrders
-from noded.node.output import OutputMonitor
 from noded.node.pages import Pages
 from noded.node.peer_messages import PeerMessages
 from noded.node.peers import Peers
+from noded.node.records import NodeRecords, Problem
+from noded.node.running import running_in
 from noded.node.runtime_envs import RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.node.spilling import Spilling
+from noded.node.stacks import Stacks
 from noded.node.task_table import TaskTable
 from noded.node.transfer_pull import Puller
 from noded.node.transfer_server import TransferServer
+from noded.node.why import NodeWhy
 from noded.node.workers import Worker, WorkerPool, WorkerRecord
 from noded.node_metrics import NodeMetrics
 from noded.packages import Packages
@@ -96,7 +103,7 @@ from noded.startup import (
     spill_files,
     sweep_spill,
 )
-from noded.telemetry import driver_page, worker_page
+from noded.telemetry import Record, driver_page, worker_page
 from noded.version import __version__
 from noded.view import Identity, View
 from noded.wire import cluster_messages as c
@@ -173,10 +180,15 @@ class Daemon:
         self.host: NodeActorHost
         self.control: ControlServer
         self.holdings: Holdings
-        self.output: OutputMonitor
+        self.logs: NodeLogs
+        self.why: NodeWhy
+        self.stacks: Stacks
+        self.book: DeathBook
         self.environments: RuntimeEnvs
         self.packages: Packages
         self.pages: Pages
+        self.events: EventLog
+        self.records: NodeRecords
         self.tasks: TaskTable
         self.listener: Listener
         self.gateway: Gateway
@@ -263,6 +275,7 @@ class Daemon:
             self.cluster_id = self.head.cluster_id
         self._write_standing()
         self._build_node(welcome.guard_until)
+        await self.book.start()
         if self._recovered:
             self.leases.capacity.restore_groups()  # before the leases, which may be in them
             self._restore(welcome)
@@ -272,9 +285,10 @@ class Daemon:
         if self._recovered:
             self._restored(welcome)
         await self.environments.start()
+        self.stacks.start()
         await asyncio.to_thread(self.pages.start)
         self.gpus.start(self.loop, self.leases)
-        self.output.start()
+        self.logs.monitor.start(self.collectors)
         self.control.start(self._control_socket)
         self.listener.start(self.loop)
         self.probe.start(self.loop, self.listener.beat)
@@ -282,6 +296,7 @@ class Daemon:
             await self.link.join()
         self.pool.prepare()
         self.memory.start(self.loop)
+        await self.records.start(self._register(), recovered=self._recovered)
         self._watch_owner()
         self._started = self.loop.time()
         self._housekeeper = self.loop.create_task(self._keep_house(), name="housekeeper")
@@ -412,6 +427,7 @@ class Daemon:
                 local_clients=lambda prefix: prefix in self.clients or bool(self.store.recovering),
                 store_package=lambda uri, data: self.packages.keep(uri, data),
                 read_package=lambda uri: self.environments.read(uri),
+                emit=lambda *args, **fields: self.events.emit(*args, **fields),
                 on_write=self.metrics.on_write,
             )
 
@@ -442,7 +458,9 @@ class Daemon:
         self.cluster_view.on_change = self._on_nodes_changed
         self.leases = Leases(capacity, self.epoch, self._worker_path, self._refuse_place)
         base = Path(self.run_dir) if config.private else cluster_dir(config)
-        self.pages = Pages(self.log_dir, self.node_id, self._live_pages)
+        self.events = EventLog(self.log_dir, node=self.number, node_id=self.node_id)
+        self.pages = Pages(self.log_dir, self.node_id, self._live_pages, self._on_buried)
+        self.book = DeathBook(self.log_dir, self.node_id, self._running)
         self.environments = RuntimeEnvs(
             (base if config.head or config.private else node_home(config)) / "runtime_envs",
             lambda uri: self.head_side.load_package(uri),
@@ -461,7 +479,6 @@ class Daemon:
                 epoch=self._head_epoch,
             )
         head = self.head_side
-        self.output = OutputMonitor(self.log_dir, self._who_writes, self._deliver_output, keep=not config.private)
         self.pool = WorkerPool(
             self.spawner,
             self.ledger,
@@ -490,6 +507,23 @@ class Daemon:
         )
         self.store = ObjectStore(self.arena, self.ledger, self.clients, lambda id_: head.unheld(id_), self.number)
         self.peers = Peers(self.loop, self.cluster_view, self.doors.dial, self._peer_attach)
+        self.logs = NodeLogs(
+            self.log_dir,
+            self.run_dir,
+            self.pool,
+            self.clients,
+            self.job_configs,
+            self.peers,
+            head.ask,
+            head_is_there=lambda: self.link is None or self.link.registered,
+            limits=None
+            if config.private
+            else Limits(config.log_worker_max_bytes, config.log_node_max_bytes, config.log_retention_days),
+            number=self.number,
+            name=config.node_name,
+            node_id=self.node_id,
+            ip=self.node_ip,
+        )
         self.puller = Puller(self.arena.fd, lambda address: self.doors.dial_now(address, "transfer"))
         self.directory = Directory(self.store, self.peers, self.cluster_view, self.clients, self.puller)
         self.store.elsewhere = self.directory
@@ -523,7 +557,7 @@ class Daemon:
             forget=lambda client: self.control.forget(client),
             labels=lambda: self.labels,
         )
-        self.leases.router = self.router
+        self.leases.router, self.leases.death_of = self.router, self.book.death_of
         self.leases.group_gone = self.router.group_gone
         self.peers.handlers = PeerMessages(
             self.cluster_view,
@@ -533,7 +567,7 @@ class Daemon:
             me=self._peer_attach,
             save=lambda client: self.control.save(client),
             cancel=lambda client, message: self.control.cancel_here(client, message),
-            output=self.show_output,
+            output=self.logs.from_peer,
             need=self.peers.need,
         )
         self.host = NodeActorHost(self.leases, self.pool, head, self._take_job)
@@ -550,10 +584,16 @@ class Daemon:
             request_stop=self._stop_for,
             claim_actors=self._claim_actors,
             questions={
-                "explain": self._explain,
+                "state": lambda args: self.records.state.tell(args),
+                "state_summary": lambda args: self.records.state.tell_summary(args),
+                "drivers": lambda args: self.records.state.tell_drivers(args),
+                "explain": lambda args: self.why.explain(args),
+                "stack": lambda args: self.stacks.tell(args),
+                "explain_at": lambda args: self.why.explain_at(args),
                 "memory": self._tell_memory,
                 "status": self._tell_status,
                 "timeline": self._tell_timeline,
+                **self.logs.told(),
                 "actor_payload": self._tell_actor_payload,
                 "package": self.packages.tell,
                 "job_config": self._tell_job_config,
@@ -601,10 +641,23 @@ class Daemon:
             request_stop=self.request_stop,
             memory=self.memory.figures,
             collectors=self.collectors.figures,
+            records=lambda: self.records.figures(),
             metrics=self.metrics,
         )
         if self.head is not None:
             self.head.nodes.refresh = self._refresh_own
+        self.stacks = Stacks(
+            self.pool,
+            log_dir=self.log_dir,
+            run_dir=self.run_dir,
+            tag=self.tag,
+            node_id=self.node_id,
+            node_name=config.node_name,
+            number=self.number,
+            running=self._running,
+            ask_head=head.ask,
+            head_problem=self._head_problem,
+        )
         self.control = ControlServer(
             self.loop,
             self.ledger,
@@ -630,13 +683,57 @@ class Daemon:
                 **self.view.questions(),
                 "await_package": self.packages.ask_await,
                 "timeline": self._ask_timeline,
-                "why": self._ask_why,
+                "logs": self.logs.ask,
+                "log_level": self.logs.ask_level,
+                "stack": self.stacks.ask,
+                "why": lambda client, args: self.why.ask(client, args),
                 "memory": self._ask_memory,
+                "state": lambda client, args: self.records.state.ask(args),
+                "state_summary": lambda client, args: self.records.state.ask_summary(args),
             },
+        )
+        self.why = NodeWhy(
+            self.clients,
+            self.control,
+            self.leases,
+            self.router,
+            self.pool,
+            self.store,
+            self.host,
+            self.cluster_view,
+            self.book,
+            node_id=self.node_id,
+            running=self._running,
+            ask_head=head.ask,
+            head_problem=self._head_problem,
         )
         self.tasks = TaskTable(self.pages, self.clients, self.node_id, self.control.ask_client)
         self.holdings = Holdings(self.store, self.clients, self.pool, self.host, self.control.who_holds)
+        self.records = NodeRecords(
+            self.events,
+            self.pool,
+            self.store,
+            self.leases,
+            self.host,
+            self.cluster_view,
+            self.control,
+            self.holdings,
+            self.tasks,
+            self.job_configs,
+            node_id=self.node_id,
+            ip=self.node_ip,
+            is_head=config.head,
+            head=lambda: self.head_side,
+            connected=lambda: self.link is None or self.link.registered,
+            at_head=lambda: self.head.state.waiting() if self.head is not None else iter(()),
+            problems=self._problems,
+        )
+        self.memory.on_end = self.records.ended_for_memory
         self.gateway = Gateway(self.view, self.token, (config.host, *config.allowed_host), __version__)
+
+    def _head_problem(self) -> str:
+        """Why the head cannot be asked now; "" when it can."""
+        return "" if self.link is None or self.link.registered else self.link.problem or "it is not there"
 
     @property
     def head_side(self) -> Any:
@@ -817,8 +914,11 @@ class Daemon:
         await self._stop_exchange()
         self.control.stop()
         await self.spilling.stop(delete=False)
-        await self.output.stop()
+        await self.logs.stop(ended=False)
         await self.environments.stop()
+        await self.records.stop("")
+        await self.stacks.stop(ended=False)
+        await self.book.stop()
         self.spawner.close()
         if self.storage is not None:
             await self.storage.close()
@@ -859,19 +959,17 @@ class Daemon:
         elif self.head is not None:
             await self.head.stop("the head was stopped")
         self._stop_watching_storage()
-        for worker in list(self.pool.workers):
-            self.output.catch_up(worker)
-        await asyncio.sleep(0)
+        await self.logs.last_words_of_all()
         self.control.stop()
-        await self.output.stop()
         await self.environments.stop()
         await self.spawner.stop()
         if self.link is not None:  # now that nothing of it runs any more
             await self.link.stop("" if self.starts_over else self._stop_reason or "it was stopped")
         await self._stop_exchange()
         await self.spilling.stop(delete=True)
-        for worker in list(self.pool.workers):
-            self.output.ended(worker)
+        await self.logs.stop(ended=True)
+        await self.book.stop()
+        await self.stacks.stop(ended=True)
         if self.storage is not None:
             await self.storage.close()
         for sock in self._sockets:
@@ -879,6 +977,7 @@ class Daemon:
         if self._owner_fd >= 0:
             self.loop.remove_reader(self._owner_fd)
             os.close(self._owner_fd)
+        await self.records.stop(self._stop_reason or "it was stopped")
         self.arena.close(unmap=True)
         self.ledger.close()
         remove_node_dir(Path(self.run_dir))
@@ -1016,6 +1115,7 @@ class Daemon:
         self.orders.forget_waiting()
         message = self._register()
         message.actors, message.groups, message.jobs = self.host.told(), self.orders.held_groups(), self._jobs()
+        message.deaths = self.book.of_actors()
         return message
 
     def _claim_actors(self, made_here: list[bytes]) -> None:
@@ -1175,14 +1275,6 @@ class Daemon:
         config = self.job_configs.get(str(args["job"]))
         return c.as_text(config) if config is not None else ""
 
-    async def _explain(self, args: dict[str, Any]) -> Any:
-        id_ = bytes.fromhex(args["id"])
-        told = await self.control.explain(id_)
-        if told["kind"] == "lease_pending":
-            told |= self.leases.explain(ids.prefix_of(id_), told["class"])
-            told["asked_of"] = self.router.where_sent(ids.prefix_of(id_), told["class"])
-        return told
-
     async def _tell_memory(self, args: dict[str, Any]) -> Any:
         told = await self.holdings.report(**wanted_of(args))
         return {"node": self.number, "name": self.config.node_name, "id": self.node_id, **told}
@@ -1193,7 +1285,10 @@ class Daemon:
         config = client.config or m.JobConfig()
         if client.job:  # it is back
             self._take_job(client.job, config)
+        new = not client.job
         client.job = await self.head_side.admit_job(client.job, config)
+        if new:
+            self.records.book.driver_came(client)
         config.node = self.number
         self._take_job(client.job, config)
 
@@ -1219,6 +1314,22 @@ class Daemon:
         if job not in self.job_configs:
             self._take_job(job, config)
 
+    def _on_buried(self, page: str, records: list[Record]) -> None:
+        """From any thread."""
+        self.loop.call_soon_threadsafe(self.records.died_running, page, records)
+
+    def _problems(self) -> Iterator[Problem]:
+        """What may go wrong for a while, and how it is now."""
+        for directory in self.spilling.files.directories:
+            yield "SPILLING", f"spilling to {directory.path}", directory.failed
+        for each in self.collectors.figures():
+            yield "COLLECTOR", f"the collector {each['name']}", "" if each["state"] == "OK" else each["problem"]
+        if self.head is not None:
+            health = self.head.storage.health
+            yield "HEAD", f"the head's storage ({health.kind})", health.why if health.degraded_since is not None else ""
+        elif self.link is not None:
+            yield "NODE", "the connection with the head", "" if self.link.registered else self.link.problem or "away"
+
     def _live_pages(self) -> set[str]:
         """From any thread."""
         drivers = [c for c in list(self.clients.values()) if c.kind == "driver" and not c.detached]
@@ -1226,24 +1337,29 @@ class Daemon:
 
     def _on_job_over(self, client: Client) -> None:
         self.metrics.on_driver_gone(client)
+        self.book.driver_ended(client)
         self.pages.ended(driver_page(client.prefix))
-        self.head_side.job_gone(client.job)
+        self.records.book.driver_left(client)
+        self.head_side.job_gone(client.job, "" if client.detached else f"its process (pid {client.pid}) has ended")
 
-    def _on_detach(self, client: Client) -> None:
-        for worker in list(self.pool.workers.values()):
-            if worker.record.job == client.job:
-                self.output.catch_up(worker.id, unfinished=True)
+    async def _on_detach(self, client: Client) -> None:
+        await self.logs.last_words(client.job)
 
     # ------------------------------------------------------------ workers and actors
 
     def _on_worker_exit(self, worker: Worker, death: m.Death) -> None:
+        self.records.book.ended(worker, death)
         client = self.clients.get(worker.prefix)
         if client is not None:
             self.control.client_died(client)
-        self.output.died(worker.id, worker.record.job, worker.record.pid)
         self.metrics.on_worker_exit(worker, death)
+        self.book.worker_died(worker, death)
         self.leases.worker_exited(worker, death)
         self.host.worker_exited(worker, death)
+
+    def _running(self, wid: str) -> list[dict[str, Any]]:
+        """What this worker runs, or ran when it died; from any thread."""
+        return running_in(os.path.join(self.pages.directory, worker_page(wid)))
 
     def _on_spawner_lost(self) -> None:
         """Its workers died with it. Start another and give it everything to keep."""
@@ -1292,16 +1408,14 @@ class Daemon:
 
     # ------------------------------------------------------------ output
 
-    def _on_output_end(self, wid: str) -> None:
-        self.output.ended(wid)
-        self.pages.ended(worker_page(wid))
+    def _on_output_end(self, worker: Worker) -> None:
+        self.logs.ended(worker)
+        self.pages.ended(worker_page(worker.id))
+        self.stacks.worker_ended(worker.id)
 
     async def _ask_timeline(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of all nodes, as far as they answer."""
         return await self.head_side.ask("timeline", {})
-
-    async def _ask_why(self, client: Client | None, args: dict[str, Any]) -> Any:
-        return await self.head_side.ask("why", args)
 
     async def _ask_memory(self, client: Client | None, args: dict[str, Any]) -> Any:
         """Of the cluster; of this node alone while the head is away."""
@@ -1313,25 +1427,6 @@ class Daemon:
                 pass
         told = merge([await self._tell_memory(args)], **wanted_of(args))
         return {**told, "problem": "the head does not answer: this is what this node alone has"}
-
-    def _who_writes(self, wid: str) -> tuple[str, int] | None:
-        worker = self.pool.workers.get(wid)
-        return None if worker is None else (worker.record.job, worker.record.pid)
-
-    def _deliver_output(self, job: str, message: m.LogLines) -> None:
-        config = self.job_configs.get(job)
-        if config is not None and config.node not in (0, self.number):
-            if config.log_to_driver:
-                self.peers.send(config.node, c.Output(job, message))
-            return
-        self.show_output(job, message)
-
-    def show_output(self, job: str, message: m.LogLines) -> None:
-        """To the job's driver, who is a client of this node."""
-        for client in self.clients.values():
-            if client.kind == "driver" and client.job == job and not client.detached:
-                if client.config is None or client.config.log_to_driver:
-                    client.send(message)
 
     # ------------------------------------------------------------ housekeeping
 
@@ -1350,6 +1445,7 @@ class Daemon:
                 log.exception("a round of housekeeping has failed; the next one is in %g s", _HOUSEKEEPING)
 
     def _tidy(self) -> None:
+        self.records.look()
         self.pool.oom.look()
         self.pool.trim(max(1, self.leases.capacity.total.get("CPU", 0) // UNIT), _IDLE_WORKER_SECONDS)
         if self.head is not None:
@@ -1386,6 +1482,7 @@ class Daemon:
         present |= {actor.lease.job for actor in self.host.hosted.values()}
         for job in self.job_configs.keys() - present:
             del self.job_configs[job]
+            self.logs.forget_job(job)
 
 
 HEAD_QUESTIONS = (

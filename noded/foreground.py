@@ -12,9 +12,11 @@ import os
 import sys
 from dataclasses import replace
 
-from noded.config import Config, make_node_dir, node_dir
+from noded.config import Config, log_dir, make_dir, make_node_dir, node_dir
 from noded.daemon import Daemon, StartError
-from noded.lifecycle import setup_logging, time_callbacks
+from noded.daemon_log import setup_logging
+from noded.lifecycle import time_callbacks
+from noded.log_files import DAEMON_LOG
 from noded.service import StartLock, running_daemon
 
 log = logging.getLogger("noded.daemon")
@@ -44,7 +46,7 @@ def _run(config: Config, lock: StartLock) -> int:
 
 def _run_once(config: Config, lock: StartLock) -> tuple[Daemon, int]:
     daemon = Daemon(config, on_ready=lock.release)
-    setup_logging(config, daemon.run_dir)
+    _set_up_log(config)
     pid = running_daemon(daemon.run_dir)
     if pid is not None and pid != os.getpid():
         return daemon, _fail_start(
@@ -63,6 +65,13 @@ def _run_once(config: Config, lock: StartLock) -> tuple[Daemon, int]:
     except StartError as error:
         log.debug("cannot start", exc_info=True)
         return daemon, _fail_start(config, str(error))
+
+
+def _set_up_log(config: Config) -> None:
+    """A private node's daemon has no terminal of its own: what it says is in its run directory alone."""
+    directory = node_dir(config) if config.private else make_dir(log_dir(config))
+    path = str(directory / ("noded.log" if config.private else DAEMON_LOG))
+    setup_logging(path, config.log_level, config.log_format, stderr=not config.private)
 
 
 def _fail_start(config: Config, text: str) -> int:

@@ -110,3 +110,17 @@ def is_actor_id(id_: bytes) -> bool:
 
 def is_group_id(id_: bytes) -> bool:
     return id_.endswith(_GROUP_SUFFIX)
+
+
+def parse(text: str) -> bytes | None:
+    """The id of a task, object, actor or placement group as it is printed; None: that is none."""
+    try:
+        id_ = bytes.fromhex(text)
+    except ValueError:
+        return None
+    return id_ if len(id_) == ID_SIZE and len(text) == 2 * ID_SIZE else None
+
+
+def is_worker_or_job(text: str) -> bool:
+    """It has the form of a worker's id, of what a worker or driver calls itself (its prefix), or of a job's id."""
+    return len(text) in (2 * PREFIX_SIZE, 8, 16) and all(digit in "0123456789abcdef" for digit in text)

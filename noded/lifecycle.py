@@ -1,4 +1,4 @@
-"""What the daemon's components share: logging set-up, and how long the loop's callbacks take."""
+"""What the daemon's components share: how long the loop's callbacks take, and what keeps them short."""
 
 from __future__ import annotations
 
@@ -7,60 +7,19 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _PROBE_SECONDS = 0.25
+_PIECE_SECONDS = 0.005
+_PIECE = 256
 SLOW_SECONDS = 0.05
 """In debug mode a callback that takes longer is told."""
 
 log = logging.getLogger("noded.loop")
-
-
-class LogConfig(Protocol):
-    """What is used of the configuration."""
-
-    @property
-    def log_level(self) -> str: ...
-
-    @property
-    def log_format(self) -> str: ...
-
-    @property
-    def private(self) -> bool: ...
-
-
-class JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        import orjson
-
-        entry = {
-            "time": record.created,
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["error"] = self.formatException(record.exc_info)
-        return orjson.dumps(entry).decode()
-
-
-def setup_logging(config: LogConfig, run_dir: str) -> None:
-    """To stderr; a private node's daemon has no terminal of its own and writes into its run directory."""
-    handler: logging.Handler
-    if config.private:
-        os.makedirs(run_dir, mode=0o700, exist_ok=True)
-        handler = logging.FileHandler(os.path.join(run_dir, "noded.log"))
-    else:
-        handler = logging.StreamHandler()
-    if config.log_format == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(config.log_level.upper())
 
 
 @contextmanager
@@ -73,6 +32,16 @@ def no_collections() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+async def pieces(things: list[T]) -> AsyncIterator[list[T]]:
+    """The same in small lists; the loop serves others between them, as often as it takes."""
+    began = time.monotonic()
+    for at in range(0, len(things), _PIECE):
+        yield things[at : at + _PIECE]
+        if time.monotonic() - began > _PIECE_SECONDS:
+            await asyncio.sleep(0)
+            began = time.monotonic()
 
 
 class RunQueue:

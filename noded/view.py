@@ -61,6 +61,7 @@ class View:
         request_stop: Callable[[], None],
         memory: Callable[[], dict[str, Any]],
         collectors: Callable[[], list[dict[str, Any]]],
+        records: Callable[[], dict[str, Any]],
         metrics: NodeMetrics,
     ):
         self._identity = identity
@@ -76,6 +77,7 @@ class View:
         self._request_stop = request_stop
         self._memory = memory
         self._collectors = collectors
+        self._records = records
         self._metrics = metrics
         self._started = time.time()
 
@@ -128,6 +130,7 @@ class View:
                 "longest_callback_ms": self._probe.longest_ms,
                 "longest_wait_for_cpu_ms": self._probe.longest_wait_ms,
             },
+            **self._records(),
             **self._router.figures(),
             **self._cluster(),
         }

@@ -17,7 +17,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 METRICS = {"families", "metrics_page"}
-LEAVES = {"exceptions", "error_parts", "ids", "resources", "config", "lifecycle", "telemetry", "version"} | METRICS
+LEAVES = {
+    "exceptions",
+    "error_parts",
+    "ids",
+    "resources",
+    "config",
+    "lifecycle",
+    "telemetry",
+    "version",
+    "daemon_log",
+    "log_answers",
+    "log_files",
+    "log_marks",
+    "stack_dump",
+} | METRICS
 CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "metrics_page", "shm", "telemetry", "wire"}
 
 # unit (a package or a module directly in noded/) -> what of noded it may import, besides itself.
@@ -34,8 +48,15 @@ ALLOWED: dict[str, set[str]] = {
         "version",
         "compat.environment",
         "head.storage",
+        "stack_dump",
         "startup",
+        "history",
+        "policy.query",
+        "policy.state_records",
+        "log_answers",
+        "log_query",
     },
+    "history": {"node", "policy", "telemetry"},
     "daemon": {
         "node",
         "head",
@@ -50,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
         "policy",
     }
     | LEAVES,
-    "foreground": {"config", "daemon", "lifecycle", "service"},
+    "foreground": {"config", "daemon", "daemon_log", "lifecycle", "log_files", "service"},
     "startup": {"config", "node", "head", "shm", "wire"},
     "view": {"node", "node_metrics", "head", "wire"} | LEAVES,
     "node_metrics": {"node", "head", "wire", "policy"} | LEAVES,
@@ -64,7 +85,13 @@ ALLOWED: dict[str, set[str]] = {
     "ids": set(),
     "resources": set(),
     "lifecycle": set(),
+    "stack_dump": set(),
     "telemetry": set(),
+    "daemon_log": set(),
+    "log_marks": set(),
+    "log_files": {"log_marks"},
+    "log_answers": {"log_files", "log_marks"},
+    "log_query": set(),
     "version": set(),
     "config": {"exceptions"},
     # below the processes
@@ -81,6 +108,11 @@ ALLOWED: dict[str, set[str]] = {
         "resources",
         "config",
         "lifecycle",
+        "daemon_log",
+        "log_answers",
+        "log_files",
+        "log_marks",
+        "stack_dump",
         "telemetry",
         "shm",
         "wire",
@@ -93,10 +125,11 @@ ALLOWED: dict[str, set[str]] = {
     "head": {"exceptions", "families", "ids", "resources", "config", "lifecycle", "version", "wire", "policy"},
     "http": {"config", "families", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
-    "client": {"runtime_env", "policy.labels", "policy.deaths", "spawner.protocol", "version"} | CLIENT_LEAVES,
-    "worker": {"client", "runtime_env"} | CLIENT_LEAVES,
+    "client": {"runtime_env", "policy.labels", "policy.deaths", "policy.reasons", "spawner.protocol", "version"}
+    | CLIENT_LEAVES,
+    "worker": {"client", "runtime_env", "log_marks", "stack_dump"} | CLIENT_LEAVES,
     # public helpers
-    "util": {"client", "exceptions"},
+    "util": {"client", "exceptions", "policy.query", "policy.state_records", "log_query"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},
     "compat": {"", "client", "exceptions", "util"},
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from noded.cli import state_commands
 from noded.cli.options import SETTINGS_HELP, given, node_options, some_options, wrong_settings_are_usage_errors
 from noded.config import OPTIONS, Config, chosen_cluster
 
@@ -152,14 +153,32 @@ def purge(yes: bool, force: bool, **flags: Any) -> None:
 @click.option("--cluster", metavar="NAME", help="The cluster to ask.  [default: NODED_CLUSTER, else default]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def why(id_: str, cluster: str | None, as_json: bool) -> None:
-    """Say why a task, an object, an actor or a placement group waits, or what became of it.
+    """Say why something waits, or what became of it.
 
-    ID is the hexadecimal id, as refs, handles and errors print it.
+    ID is the hexadecimal id of a task, an object, an actor or a placement group, as refs, handles and errors print it,
+    that of a worker or a job, or the id, name or number of a node.
     """
-    from noded.cli.cluster import explain_id
+    from noded.cli.why import explain_id
 
     with wrong_settings_are_usage_errors():
         explain_id(chosen_cluster({"cluster": cluster}, os.environ), os.environ, id_, as_json)
+
+
+@command.command()
+@click.argument("id_", metavar="[ID]", default="")
+@click.option("--node", default="", metavar="NODE", help="The daemon of this node: its id, name or number.")
+@click.option("--cluster", metavar="NAME", help="The cluster to ask.  [default: NODED_CLUSTER, else default]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def stack(id_: str, node: str, cluster: str | None, as_json: bool) -> None:
+    """Show the Python stacks of all threads of workers, also of one that is stuck.
+
+    ID is that of a worker, a task, a call or an actor, or a pid; a job's is for all its workers; without one it is for
+    all workers of the cluster.
+    """
+    from noded.cli.why import show_stacks
+
+    with wrong_settings_are_usage_errors():
+        show_stacks(chosen_cluster({"cluster": cluster}, os.environ), os.environ, id_, node, as_json)
 
 
 @command.command()
@@ -195,6 +214,61 @@ def memory(cluster: str | None, sort_by: str, group_by: str, limit: int, stats_o
         )
 
 
+@command.command()
+@click.option("--worker", default="", metavar="ID", help="What this worker has written.")
+@click.option("--task", default="", metavar="ID", help="What this task or actor call has written, to the byte.")
+@click.option("--actor", default="", metavar="ID", help="What this actor has written, in all its lives.")
+@click.option("--job", default="", metavar="ID", help="What the workers of this program have written.")
+@click.option("--node", default="", metavar="NODE", help="The log of this node's daemon: its name, id or number.")
+@click.option("-f", "--follow", is_flag=True, help="Go on as more comes.")
+@click.option("-n", "--tail", type=click.IntRange(0, 1_000_000), help="Only the last lines, so many of each file.")
+@click.option("--err", is_flag=True, help="stderr; without it stdout.")
+@click.option("--cluster", metavar="NAME", help="The cluster to ask.  [default: NODED_CLUSTER, else default]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: which files there are.")
+def logs(
+    worker: str,
+    task: str,
+    actor: str,
+    job: str,
+    node: str,
+    follow: bool,
+    tail: int | None,
+    err: bool,
+    cluster: str | None,
+    as_json: bool,
+) -> None:
+    """Show what workers and daemons have written, also ended ones.
+
+    Without an ID: the files of all nodes. Run it on any machine that has a node of the cluster.
+    """
+    from noded.cli.logs import show_logs
+    from noded.log_query import Wanted
+
+    with wrong_settings_are_usage_errors():
+        wanted = Wanted(worker, task, actor, job, node, "", err, tail, follow)
+        show_logs(chosen_cluster({"cluster": cluster}, os.environ), os.environ, wanted, as_json=as_json)
+
+
+@command.command("log-level")
+@click.argument("component", required=False, default="")
+@click.argument("level", required=False, default="")
+@click.option("--node", default="", metavar="NODE", help="Of this node: its name, id or number.  [default: one here]")
+@click.option("--cluster", metavar="NAME", help="The cluster to ask.  [default: NODED_CLUSTER, else default]")
+def log_level(component: str, level: str, node: str, cluster: str | None) -> None:
+    """Show, or change while it runs, what a daemon logs.
+
+    COMPONENT is one of those that it shows without arguments, such as leases; left out, the level is for all that
+    have none of their own. LEVEL is debug, info, warning or error, and for a component also default. A daemon that is
+    started again begins with --log-level.
+    """
+    from noded.cli.logs import set_level
+
+    if component and not level:
+        component, level = "", component
+    with wrong_settings_are_usage_errors():
+        set_level(chosen_cluster({"cluster": cluster}, os.environ), os.environ, component, level, node)
+
+
 @command.command(context_settings={"allow_interspersed_args": False}, options_metavar="[--as-ray] [-m]")
 @click.option("--as-ray", is_flag=True, help="In it, and in all it starts, `import ray` means noded.")
 @click.option("-m", "as_module", is_flag=True, help="PROGRAM is the name of a module.")
@@ -208,3 +282,7 @@ def run(as_ray: bool, as_module: bool, program: str, arguments: tuple[str, ...])
     from noded.cli.run import run_program
 
     run_program([program, *arguments], as_module=as_module, as_ray=as_ray)
+
+
+for each in state_commands.COMMANDS:
+    command.add_command(each)

@@ -1,4 +1,4 @@
-"""`noded drain` and `noded why`: what a whole cluster is asked, through any of its nodes on this machine.
+"""What a whole cluster is asked, through any of its nodes on this machine, and `noded drain`.
 
 Each node passes such a question on to the head, wherever that is; where the head is away, so is the answer. `ask_any`
 serves `noded status` as well.
@@ -7,7 +7,6 @@ serves `noded status` as well.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +16,6 @@ from noded.cli.control import ControlError, Refusal, request
 from noded.config import NodeInfo, find_nodes
 
 SECONDS = 5.0
-_ID = re.compile(r"[0-9a-f]{32}", re.IGNORECASE)
 
 
 def ask_any(nodes: Iterable[NodeInfo], what: str, arguments: dict[str, Any], seconds: float = SECONDS) -> Any:
@@ -44,23 +42,6 @@ def drain_node(cluster: str, env: Mapping[str, str], word: str, *, on: bool) -> 
         click.echo(f"undo: noded drain --undo {told['node']}{flag}")
 
 
-def explain_id(cluster: str, env: Mapping[str, str], text: str, as_json: bool) -> None:
-    id_ = text.strip().lower().removeprefix("0x")
-    if not _ID.fullmatch(id_):
-        raise click.ClickException(
-            f"{text!r} is no id: give the 32 hexadecimal digits that a ref, a handle or an error shows"
-        )
-    told = ask(cluster, env, "why", {"id": id_})
-    if as_json:
-        click.echo(json.dumps(told, indent=2))
-        return
-    click.echo(f"kind    {told.get('kind') or told.get('state')}")
-    if told.get("reason"):
-        click.echo(f"reason  {told['reason']}")
-    for line in _facts({name: value for name, value in told.items() if name not in ("kind", "reason")}):
-        click.echo(line)
-
-
 def ask(cluster: str, env: Mapping[str, str], what: str, arguments: dict[str, Any], seconds: float = SECONDS) -> Any:
     """Of any node of it here. Raises ClickException."""
     nodes = [node for node in find_nodes(env) if node.cluster == cluster and node.alive]
@@ -76,11 +57,11 @@ def ask(cluster: str, env: Mapping[str, str], what: str, arguments: dict[str, An
         raise click.ClickException(f"{error} (is the head away? see `noded status`)") from None
 
 
-def _facts(told: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def facts_of(told: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """One fact a line; those of a part behind its name. What is not known is left out."""
     for name, value in told.items():
         if isinstance(value, Mapping):
-            yield from _facts(value, f"{prefix}{name}.")
+            yield from facts_of(value, f"{prefix}{name}.")
         elif value not in (None, "", [], {}):
             shown = json.dumps(value) if isinstance(value, (list, bool)) else value
             yield f"{prefix}{name}  {shown}"

@@ -197,6 +197,14 @@ def _facts(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield "spilling", f"nothing goes to {disk['path']} now: {disk['problem']}"
     if memory := status.get("memory"):
         yield "memory", _memory_text(memory)
+    for row in status.get("demand") or ():
+        yield "waiting", _demand_text(row)
+    if (failures := status.get("failures")) and failures.get("by_kind"):
+        yield "worker deaths", ", ".join(f"{count} by {kind}" for kind, count in failures["by_kind"].items())
+        for row in failures["last"]:
+            yield "", _failure_text(row)
+    if (events := status.get("events")) and (events["problem"] or events["dropped"]):
+        yield "events", f"{events['dropped']} were dropped: {events['problem'] or 'it is well again'}"
     if link := status.get("head_link"):
         yield "head", _link_text(link)
     if storage := status.get("storage"):
@@ -225,6 +233,18 @@ def _store_text(store: Mapping[str, Any]) -> str:
     if store.get("withheld"):
         parts.append(f"{size(store['withheld'])} cannot be used: memory is short")
     return ", ".join(parts)
+
+
+def _demand_text(row: Mapping[str, Any]) -> str:
+    """So many of what, which ask for so much, and why they wait."""
+    asks = ", ".join(f"{_amount(name, amount)} {name}" for name, amount in row["asks"].items())
+    longest = f", {duration(row['waits_s'])} at most" if row["waits_s"] >= 1 else ""
+    return f"{row['count']} × {row['name']} ({asks or 'nothing'}){longest}: {row['kind']}: {row['reason']}"
+
+
+def _failure_text(row: Mapping[str, Any]) -> str:
+    when = time.strftime("%H:%M:%S", time.localtime(row["end_time_ms"] / 1000))
+    return f"{when} worker {row['worker_id']} (pid {row['pid']}): {row['exit_detail']}"
 
 
 def _storage_text(storage: Mapping[str, Any], now: float) -> str:

@@ -279,6 +279,7 @@ class Actors:
             self.tasks.streams.worker_lost_locked(task)
             if task.retries and message.state == "restarting":
                 task.retries -= 1
+                self.tasks.note_attempt(task, message.death or m.Death(link.worker, link.pid, kind=deaths.UNSEEN))
                 self.tasks.again_locked(task)
                 actor.queue.appendleft(task)
             else:

@@ -18,7 +18,7 @@ from noded.client.actor_handle import ActorHandle
 from noded.client.context import RuntimeContext, gpu_ids
 from noded.client.generators import ObjectRefGenerator
 from noded.client.options import check_sizes
-from noded.client.output import print_lines
+from noded.client.output import Printer
 from noded.client.refs import REMOTE, ObjectRef
 from noded.client.runtime import Runtime, current, runtime, set_auto_init, set_current
 from noded.wire import messages as m
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _lock = threading.RLock()
 _local: LocalCluster | None = None
+_printer: Printer | None = None
 _GRACE = 60.0
 
 job_env: dict[str, str] = {}
@@ -104,7 +105,7 @@ def init(
     from noded.client import discovery
     from noded.client.local_cluster import LocalCluster
 
-    global _local
+    global _local, _printer
     with _lock:
         if current() is not None:
             if ignore_reinit_error:
@@ -179,8 +180,15 @@ def init(
             log_to_driver=log_to_driver is not False,
             entrypoint=" ".join(sys.argv[:2])[:200],
         )
+        _printer = Printer()
         rt = Runtime(
-            "driver", run_dir, prefix=b"", job_config=config, grace=_GRACE, on_message=print_lines, remote=remote
+            "driver",
+            run_dir,
+            prefix=b"",
+            job_config=config,
+            grace=_GRACE,
+            on_message=_printer.on_message,
+            remote=remote,
         )
         try:
             rt.start(10.0)
@@ -192,6 +200,8 @@ def init(
             if isinstance(problem, ex.LocalDaemonDiedError):
                 raise ConnectionError(str(problem)) from problem
             raise
+        _printer.home = rt.node_ip
+        _printer.flag = "" if rt.cluster == "default" else f" --cluster {rt.cluster}"
         sites.record(rt, os.environ)
         set_current(rt)
         rt.interrupts.install()
@@ -229,7 +239,7 @@ def shutdown(wait_for_processes: bool = False, _exiting_interpreter: bool = Fals
     """Leave the cluster; a private one ends, and its processes have ended when this returns, asked for or not. Harmless
     when not connected.
     """
-    global _local
+    global _local, _printer
     with _lock:
         rt = current()
         if rt is None or rt.kind == "worker":
@@ -238,8 +248,13 @@ def shutdown(wait_for_processes: bool = False, _exiting_interpreter: bool = Fals
         with rt.interrupts:
             if local is not None:
                 local.expect_end()
+            left = "" if local is not None else _left_behind(rt)
             if not rt.lost_reason:
                 rt.detach()
+            if _printer is not None:
+                _printer.finish(left)
+                _printer = None
+            if not rt.lost_reason:
                 if local is not None:
                     with rt.lock:
                         rt.control.send(m.Ask(0, "stop"), b"{}")
@@ -248,6 +263,19 @@ def shutdown(wait_for_processes: bool = False, _exiting_interpreter: bool = Fals
             rt.stop()
             if local is not None:
                 local.stop()
+
+
+def _left_behind(rt: Runtime) -> str:
+    """Where to read what this program's workers write from now on; empty when they have nothing to do."""
+    if rt.job_config is None or not rt.job_config.log_to_driver or rt.lost_reason:
+        return ""
+    with rt.lock:
+        count = len(rt.tasks.open_tasks())
+    if not count:
+        return ""
+    which = "1 task" if count == 1 else f"{count} tasks"
+    flag = "" if rt.cluster == "default" else f" --cluster {rt.cluster}"
+    return f"{which} had not ended when this program left; what they wrote after that: noded logs --job {rt.job}{flag}"
 
 
 def is_initialized() -> bool:

@@ -75,7 +75,8 @@ class Control:
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._thread: threading.Thread | None = None
+        self.helper: threading.Thread | None = None
+        """Which reads and writes the connection."""
 
     # ------------------------------------------------------------ any thread, under the lock
 
@@ -150,15 +151,15 @@ class Control:
                     "status`, or start one with `noded start --head`"
                 )
             time.sleep(0.01)
-        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-        self._thread.start()
+        self.helper = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self.helper.start()
 
     def stop(self) -> None:
         """End the helper and close the link."""
         self._stopping = True
         self.poke()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(5)
+        if self.helper is not None and self.helper is not threading.current_thread():
+            self.helper.join(5)
         if self.link is not None:
             self.link.close()
             self.link = None

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from noded import ids
 from noded.client import failures
 from noded.client.refs import AWAY, FAILED, PENDING, REMOTE
+from noded.policy import reasons
 
 if TYPE_CHECKING:
     from noded.client.runtime import Runtime
-    from noded.client.submission import Task
+    from noded.client.submission import Task, WorkerLink
 
 
 def explain(runtime: Runtime, id_: bytes) -> dict[str, Any]:
@@ -30,56 +31,80 @@ def explain(runtime: Runtime, id_: bytes) -> dict[str, Any]:
         error = ref._value  # type: ignore[union-attr]
         if isinstance(error, BaseException):
             return failures.told(error)
-        # The user's own, which is not unpickled here.
-        return {"state": "failed", "kind": "failed", "reason": "it has ended with an error, which get() raises"}
+        return failures.raised(failures.RAISED)
     if state == AWAY:
         node, size = ref._value  # type: ignore[union-attr]
-        return {"state": "ready", "kind": "ready", "reason": f"its value of {size} bytes lies on node {node}"}
+        return {"state": "ready", "kind": reasons.READY, "reason": f"its value of {size} bytes lies on node {node}"}
     if state in (PENDING, REMOTE):
-        return {"state": "pending", "kind": "value_pending", "reason": "its value is not there yet"}
-    return {
-        "state": "ready",
-        "kind": "ready" if state is not None else "done_or_dropped",
-        "reason": "it is there" if state is not None else "it has ended, or nobody here refers to it any more",
-    }
+        return {"state": "pending", "kind": reasons.VALUE_PENDING, "reason": "its value is not there yet"}
+    if state is None:
+        reason = "it has ended, or nobody here refers to it any more"
+        return {"state": "ready", "kind": reasons.DONE_OR_DROPPED, "reason": reason}
+    return {"state": "ready", "kind": reasons.READY, "reason": "it is there"}
 
 
 def _task(runtime: Runtime, task: Task) -> dict[str, Any]:
     told: dict[str, Any] = {"name": task.name, "state": "pending", "owner_pid": runtime.pid}
+    if (attempt := runtime.tasks.attempts.get(task.seq)) is not None:
+        told |= {"last_attempt": attempt, "retries_left": task.retries}
     if task.link is not None:
-        worker = task.link
-        told |= {"worker": worker.worker, "pid": worker.pid, "node": worker.node}
-        if worker.session is not None and worker.session.suspended:
-            return {**told, "kind": "link_down", "reason": "the connection to its worker is down, and is made again"}
-        ahead = next(iter(worker.inflight), task.seq)
-        if ahead != task.seq and worker.running != task.seq:
-            reason = f"it is behind {sum(1 for s in worker.inflight if s < task.seq)} others at its worker"
-            return {**told, "kind": "behind_others", "reason": reason}
-        return {**told, "state": "running", "kind": "running", "reason": f"a worker has it (pid {worker.pid})"}
+        return told | _at_worker(task, task.link)
     if task.unresolved:
-        missing = [ref.hex() for _, ref in task.deps or () if ref._state in (PENDING, REMOTE)]
-        return {
-            **told,
-            "kind": "arguments_pending",
-            "reason": f"{len(missing)} of its arguments are not there yet, as {', '.join(missing[:1])}",
-            "missing": missing[:10],
-        }
+        return told | _arguments(task)
     queue = task.queue
     if queue is None:
-        for actor in runtime.actors.actors.values():
-            if task in actor.queue or task in actor.parked:
-                before = list(actor.queue).index(task) if task in actor.queue else 0
-                return {
-                    **told,
-                    "kind": "actor_not_ready" if actor.link is None else "behind_calls",
-                    "reason": f"its actor {actor.id.hex()} is {actor.state}; {before} calls are before it",
-                    "actor": actor.id.hex(),
-                }
-        return {**told, "kind": "submitting", "reason": "it is being submitted"}
+        return told | _call(runtime, task)
     return {
         **told,
-        "kind": "lease_pending",
+        "kind": reasons.LEASE_PENDING,
         "reason": f"it waits for a worker, with {len(queue.ready)} others of its kind; {len(queue.leases)} workers "
         "run them now",
         "class": queue.number,
     }
+
+
+def _at_worker(task: Task, worker: WorkerLink) -> dict[str, Any]:
+    told: dict[str, Any] = {"worker": worker.worker, "pid": worker.pid, "node": worker.node}
+    if worker.session is not None and worker.session.suspended:
+        return {**told, "kind": reasons.LINK_DOWN, "reason": "the connection to its worker is down, and is made again"}
+    before = sum(1 for seq in worker.inflight if seq < task.seq)
+    if before and worker.running != task.seq and worker.actor is None:
+        return {**told, "kind": reasons.BEHIND_OTHERS, "reason": f"it is behind {before} others at its worker"}
+    if task.cancelled:
+        reason = f"it was cancelled, and its worker (pid {worker.pid}) has not ended it yet"
+        return {**told, "kind": reasons.CANCELLING, "reason": reason}
+    stream = task.stream
+    if stream is not None and stream.window and stream.arrived - stream.taken >= stream.window:
+        reason = (
+            f"{stream.arrived} of its items have arrived, its consumer has taken {stream.taken}, and it may be "
+            f"{stream.window} ahead: it waits for the next to be taken"
+        )
+        return {**told, "kind": reasons.BACKPRESSURE, "reason": reason, "taken": stream.taken, "items": stream.arrived}
+    told |= {"state": "running", "kind": reasons.RUNNING, "reason": f"a worker has it (pid {worker.pid})"}
+    return {**told, "calls_before": before} if before else told
+
+
+def _arguments(task: Task) -> dict[str, Any]:
+    missing = [ref.hex() for _, ref in task.deps or () if ref._state in (PENDING, REMOTE)]
+    reason = f"{len(missing)} of its arguments are not there yet, as {', '.join(missing[:1])}"
+    return {"kind": reasons.ARGUMENTS_PENDING, "reason": reason, "missing": missing[:10]}
+
+
+def _call(runtime: Runtime, task: Task) -> dict[str, Any]:
+    """A call that is not at its actor yet."""
+    for actor in runtime.actors.actors.values():
+        if task not in actor.queue:
+            continue
+        told: dict[str, Any] = {"actor": actor.id.hex()}
+        before = list(actor.queue).index(task)
+        if actor.link is None or actor.killing:
+            reason = f"its actor {actor.id.hex()} is {actor.state}; {before} calls are before it"
+            return {**told, "kind": reasons.ACTOR_NOT_READY, "reason": reason, "calls_before": before}
+        reason = f"{before} calls are before it, and {len(actor.link.inflight)} are with its actor {actor.id.hex()}"
+        first = actor.queue[0]
+        if first.unresolved:
+            missing = _arguments(first)
+            reason += f"; the first of them, {first.name}, waits: {missing['reason']}"
+            told["missing"] = missing["missing"]
+        return {**told, "kind": reasons.BEHIND_CALLS, "reason": reason, "calls_before": before}
+    return {"kind": reasons.SUBMITTING, "reason": "it is being submitted"}

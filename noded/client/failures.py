@@ -6,7 +6,7 @@ from typing import Any
 
 from noded import exceptions as ex
 from noded.client.submission import Task
-from noded.policy import deaths
+from noded.policy import deaths, reasons
 from noded.wire import messages as m
 
 
@@ -22,6 +22,26 @@ _CRASHES = {
     deaths.NODE_LOST: ex.WorkerNodeDiedError,
 }
 _ACTOR_DEATHS = dict.fromkeys((deaths.OOM, deaths.MEMORY_LIMIT, deaths.NODE_MEMORY), ex.ActorOutOfMemoryError)
+
+
+_CAUSES: dict[type[BaseException], str] = {
+    ex.TaskUnschedulableError: reasons.NEVER,
+    ex.ActorUnschedulableError: reasons.NEVER,
+    ex.RuntimeEnvSetupError: deaths.ENV,
+    ex.TaskCancelledError: deaths.CANCELLED,
+    ex.TaskPlacementGroupRemoved: deaths.REMOVED,
+    ex.ActorPlacementGroupRemoved: deaths.REMOVED,
+    ex.TaskError: reasons.RAISED,
+}
+"""Of errors that tell of no process."""
+
+
+RAISED = "it has ended with an error of its own code, which get() raises"
+
+
+def raised(reason: str) -> dict[str, Any]:
+    """As ``told``, of an error of the user's, which is not unpickled for that."""
+    return {"state": "failed", "kind": reasons.FAILED, "cause": reasons.RAISED, "reason": reason}
 
 
 def crashed(name: str, death: m.Death) -> ex.WorkerCrashedError:
@@ -63,10 +83,18 @@ def actor_died(text: str, actor_id: str, death: m.Death) -> ex.ActorDiedError:
 
 def told(error: BaseException) -> dict[str, Any]:
     """An error of noded's own for who asks why (``explain.py``): with what it knows of the end of a process."""
-    facts = {"state": "failed", "kind": "failed", "error": type(error).__name__}
-    facts["reason"] = str(error).partition("\n")[0]
+    facts = {"state": "failed", "kind": reasons.FAILED, "error": type(error).__name__}
+    first, _, rest = str(error).partition("\n")
+    facts["reason"] = first
+    if isinstance(error, ex.RuntimeEnvSetupError) and rest.strip():  # the end of a traceback
+        facts["reason"] = f"{first} {rest.strip().splitlines()[-1].strip()}"
+    for kind, cause in _CAUSES.items():
+        if isinstance(error, kind):
+            facts["cause"] = cause
     if not isinstance(error, ex.WorkerCrashedError | ex.ActorDiedError):
         return facts
-    names = {"kind": "cause"} | {x: x for x in ("pid", "node", "exit_code", "signal", "max_rss", "stderr_tail")}
-    known = {as_: value for name, as_ in names.items() if (value := getattr(error, name)) not in (None, "", [])}
+    names = {"kind": "cause", "worker_id": "worker"} | {
+        x: x for x in ("pid", "node", "exit_code", "signal", "max_rss", "stderr_tail")
+    }
+    known = {as_: value for name, as_ in names.items() if (value := getattr(error, name, "")) not in (None, "", [])}
     return {**facts, **known}

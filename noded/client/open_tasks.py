@@ -28,7 +28,7 @@ def tell(runtime: Runtime, limit: int) -> dict[str, Any]:
     found = [
         [
             task.seq,
-            task.name,
+            (task.extra.name if task.extra is not None else "") or task.name,
             state,
             actor,
             task.link.worker if task.link is not None else "",

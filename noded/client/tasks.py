@@ -20,7 +20,7 @@ import msgspec
 from noded import ids
 from noded.client import codec
 from noded.client.control import Control
-from noded.client.failures import cancelled, crashed, told, unschedulable
+from noded.client.failures import RAISED, cancelled, crashed, raised, told, unschedulable
 from noded.client.generators import Stream
 from noded.client.lineage import Lineage
 from noded.client.objects import INLINE_LIMIT, Objects
@@ -28,7 +28,7 @@ from noded.client.reader import Reader
 from noded.client.refs import AWAY, FAILED, INLINE, PENDING, REMOTE, STORED, HoldTable, ObjectRef
 from noded.client.streams import Streams, extra_of
 from noded.client.submission import Function, Task, TaskQueue, WorkerLink, pack_arguments, pinned_offset, place_of
-from noded.policy import deaths
+from noded.policy import deaths, reasons
 from noded.telemetry import DONE, SUBMITTED, Page
 from noded.telemetry import FAILED as HAS_FAILED
 from noded.wire import messages as m
@@ -105,7 +105,9 @@ class Tasks:
         self.waiting: set[Task] = set()
         """Tasks with unresolved arguments: kept alive here."""
         self.failures: dict[int, dict[str, Any]] = {}
-        """What the last errors of noded's own told, by the number of the task, for who asks why."""
+        """What the last errors told, by the number of the task, for who asks why."""
+        self.attempts: dict[int, dict[str, Any]] = {}
+        """Likewise of those that run, or will run, once more: how the last attempt ended."""
         self.lineage: Lineage
         self._removed_groups: dict[bytes, None] = {}
         """Placement groups that this process knows to be removed."""
@@ -568,6 +570,7 @@ class Tasks:
                 self._retry(task, worker, message.hseq)
                 return
             self._fail_refs(task, error)
+            self._note_failure(task, error)
         else:
             at = 0
             stored = False
@@ -602,6 +605,7 @@ class Tasks:
         """Its code raised what the caller wants to be retried."""
         self._handed_over(task, worker, hseq)
         task.retries -= 1
+        self.note_attempt(task, None)
         self.again_locked(task)
         if task.queue is not None:
             task.queue.ready.append(task)
@@ -675,16 +679,20 @@ class Tasks:
             if token is not None and hseq:
                 token.hold.give_after(worker.prefix, hseq)
 
+    def _note_failure(self, task: Task, error: Any, reason: str = RAISED) -> None:
+        """An exception, or a serialised error value, of which ``reason`` says whose it is."""
+        known = told(error) if isinstance(error, BaseException) else raised(reason)
+        self.failures[task.seq] = {**known, "name": task.name}
+        if len(self.failures) > _FAILURES_KEPT:
+            del self.failures[next(iter(self.failures))]
+
     def fail_locked(self, task: Task, error: Any) -> None:
         """Over with an error: an exception, or a serialised error value."""
         if task.over:
             return
         self.waiting.discard(task)
         self._fail_refs(task, error)
-        if isinstance(error, BaseException):
-            self.failures[task.seq] = {**told(error), "name": task.name}
-            if len(self.failures) > _FAILURES_KEPT:
-                del self.failures[next(iter(self.failures))]
+        self._note_failure(task, error, "an argument of it has ended with an error, which get() raises")
         for ref in task.refs:
             if worker := task.link:
                 # Had the worker stored a result before it died, the daemon counts us as its holder: give that up. Not
@@ -795,11 +803,13 @@ class Tasks:
             if task.cancelled:
                 self.fail_locked(task, cancelled(task, ", by ending its worker"))
             elif message.death.free and task.queue is not None and task.queue.retriable:
+                self.note_attempt(task, message.death)
                 self.again_locked(task)
                 task.queue.ready.appendleft(task)
             elif task.retries != 0 and task.queue is not None and not (too_large and len(tasks) == 1):
                 task.retries -= 1
                 task.suspect = True
+                self.note_attempt(task, message.death)
                 self.again_locked(task)
                 task.queue.ready.appendleft(task)
             elif worker.actor is None:
@@ -807,6 +817,17 @@ class Tasks:
         if queue is not None:
             self.pump_locked(queue)
         self.reader.notify()
+
+    def note_attempt(self, task: Task, death: m.Death | None) -> None:
+        """How it ended, for who asks why it still waits; None: its code raised what is to be tried again."""
+        self.attempts.pop(task.seq, None)
+        self.attempts[task.seq] = (
+            {"kind": reasons.RAISED, "reason": "its code raised an error that is to be tried again"}
+            if death is None
+            else {"kind": death.kind, "reason": death.reason, **deaths.facts(death)}
+        )
+        if len(self.attempts) > _FAILURES_KEPT:
+            del self.attempts[next(iter(self.attempts))]
 
     def again_locked(self, task: Task) -> None:
         """It will run once more. The first run may have stored results, for which the daemon counts us as holder:

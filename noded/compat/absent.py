@@ -40,7 +40,6 @@ ABSENT = {
     "ray.util.serialization_addons": _INTERNAL,
     "ray.util.sgd": _REMOVED,
     "ray.util.spark": "is an adapter for Spark",
-    "ray.util.state": "noded has no state API yet; `noded status` shows what a node is doing",
     "ray.util.timer": _INTERNAL,
     "ray.util.tpu": "noded knows no TPUs",
     "ray.util.tracing": "noded has no OpenTelemetry hooks",

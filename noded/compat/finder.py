@@ -58,6 +58,9 @@ MODULES = {
             "queue",
             "scheduling_strategies",
             "serialization",
+            "state",
+            "state.common",
+            "state.exception",
         )
     },
 }

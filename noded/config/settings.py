@@ -31,7 +31,8 @@ _A_SIZE = "a number of bytes, such as 2GB, 512MiB or 1e9"
 _OTHER_VARIABLES = frozenset(
     "NODED_" + name
     for name in (
-        "CONFIG GPUS_WITHOUT_ASKING HOME MARK REDIS_PASSWORD REDIS_SENTINEL_PASSWORD RUN_DIR TOKEN TOKEN_FILE"
+        "CONFIG DEDUP_LOGS GPUS_WITHOUT_ASKING HOME MARK REDIS_PASSWORD REDIS_SENTINEL_PASSWORD RUN_DIR TOKEN "
+        "TOKEN_FILE"
     ).split()
 )
 
@@ -239,6 +240,24 @@ class Config:
         "info",
     )
     log_format: str = _option(values.matching("text|json"), "text or json", "Form of the log: text or json.", "text")
+    log_worker_max_bytes: int = _option(
+        values.log_size,
+        "a number of bytes, at least 64 KiB, such as 100MB",
+        "Most that a worker's stdout, and its stderr, may take on disk; the newest lines are kept.",
+        100_000_000,
+    )
+    log_node_max_bytes: int = _option(
+        values.log_size,
+        "a number of bytes, at least 64 KiB, such as 2GB",
+        "Most that they may take for all workers of this node together, also ended ones.",
+        2_000_000_000,
+    )
+    log_retention_days: float = _option(
+        values.number,
+        "a number of days, zero or more",
+        "Days for which the output of workers that have ended is kept.",
+        7.0,
+    )
     supervised: bool = _option(
         values.flag, "true or false", "Started by the process of --supervise.", False, hidden=True
     )

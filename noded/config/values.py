@@ -77,6 +77,13 @@ def store_size(value: Any) -> int:
     return result
 
 
+def log_size(value: Any) -> int:
+    """Below this there would be little between two cuts."""
+    if (result := size(value)) < 64 << 10:
+        raise ValueError
+    return result
+
+
 def matching(pattern: str) -> Parser:
     def parse(value: Any) -> str:
         if re.fullmatch(pattern, value) is None:

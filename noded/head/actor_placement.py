@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from noded import ids
 from noded.head.nodes import NodeRecord, NodeTable
-from noded.policy import deaths, labels, scheduling
+from noded.policy import deaths, labels, reasons, scheduling
 from noded.wire import cluster_messages as c
 from noded.wire import messages as m
 
@@ -152,7 +152,9 @@ class ActorPlacement:
                 self._host(node, record, wait=False)
                 return True
             return False
-        pending.why = (answer.kind, answer.reason) if isinstance(answer, scheduling.Wait) else ("never", answer.reason)
+        pending.why = (
+            (answer.kind, answer.reason) if isinstance(answer, scheduling.Wait) else (reasons.NEVER, answer.reason)
+        )
         if isinstance(answer, scheduling.Never):
             # One that has lived waits for a node like the one that it had.
             first = record.state == "pending"
@@ -213,7 +215,7 @@ class ActorPlacement:
         record = pending.record
         where = record.spec.where
         nodes = self._group_nodes(where.group)
-        pending.why = ("group_pending", "its placement group is not created yet")
+        pending.why = (reasons.GROUP_PENDING, f"its placement group {where.group.hex()} is not created yet")
         if nodes is None:
             return False
         if not nodes:
@@ -229,6 +231,7 @@ class ActorPlacement:
         now = time.monotonic()
         free = [n for n in there if pending.shunned.get(n.id, 0.0) <= now]
         if not there:
+            pending.why = (reasons.NODE_AWAY, "the nodes of its placement group's bundles are away")
             return False
         pending.shunned = {id_: until for id_, until in pending.shunned.items() if until > now}
         self._host((free or there)[0], record, wait=len(there) == 1 or not free)
@@ -304,7 +307,7 @@ class ActorPlacement:
             return
         self.pending[id_] = pending
         pending.shunned[node.id] = time.monotonic() + 2 * _LOOK_SECONDS
-        pending.why = (scheduling.RESOURCES_BUSY, reason)
+        pending.why = (reasons.RESOURCES_BUSY, reason)
         self.kick()
 
     def exited(self, node: NodeRecord, id_: bytes, instance: int, death: m.Death | None) -> None:
@@ -351,8 +354,9 @@ class ActorPlacement:
         if parked is not None and not adopted.payload:
             adopted.payload = parked.payload
 
-    def registered(self, node: NodeRecord, actors: list[c.HostedActor]) -> None:
-        """A node is there (again), and has these."""
+    def registered(self, node: NodeRecord, actors: list[c.HostedActor], ended: Sequence[c.DeadActor] = ()) -> None:
+        """A node is there (again), and has these; those have ended there lately."""
+        causes = {dead.death.worker: dead.death for dead in ended}
         stops = self._stops.pop(node.number, [])
         for stop in stops:
             assert node.api is not None
@@ -366,12 +370,16 @@ class ActorPlacement:
                 continue
             if record.worker:
                 reason = "its worker ended while its node or the head was away"
-                self._lose(record, m.Death(record.worker, reason=reason, kind=deaths.UNSEEN))
+                unseen = m.Death(record.worker, reason=reason, kind=deaths.UNSEEN)
+                self._lose(record, causes.get(record.worker, unseen))
             elif record.no_restart or (record.spec.id, record.instance) in killed:
                 self._lose(record, None)
             elif record.spec.id not in self.pending:
                 # It was on its way there.
                 self._host(node, record, wait=True)
+        for dead in ended:
+            if dead.id not in there and dead.death.kind not in deaths.FORGETTABLE:
+                self.table.gone(dead.id, dead.death)  # one that nobody has told of since the head's start
         self.settle()
 
     def settle(self) -> None:
@@ -415,5 +423,10 @@ class ActorPlacement:
     # ------------------------------------------------------------ questions
 
     def why(self, id_: bytes) -> tuple[str, str] | None:
+        """None: it is at a node, which knows."""
         pending = self.pending.get(id_)
-        return pending.why if pending is not None else None
+        if pending is not None:
+            return pending.why if pending.why[0] else (reasons.STARTING, "a node is being chosen for it")
+        if id_ in self._parked:
+            return reasons.NODE_AWAY, "a node of before the head's start may have it, and has not come back yet"
+        return None

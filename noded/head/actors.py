@@ -116,6 +116,8 @@ class ActorTable:
         """The same, by the number of the node where they were made."""
         self.names: dict[tuple[str, str], bytes] = {}
         self.rejected: dict[bytes, str] = {}
+        self.on_change: Callable[[ActorRecord], None] = lambda record: None
+        """Its state has."""
         self._storage = storage
         self._deaths = ActorDeaths(storage)
         self._notify = notify
@@ -151,6 +153,7 @@ class ActorTable:
         record = ActorRecord(spec, payload)
         record.watchers = self._watchers.pop(spec.id, set()) | {prefix}
         self._add(record)
+        self.on_change(record)
         place = self.host.place_unless_hosted if again else self.host.place
         if record.durable:
             record.written = self._spawn(self._write_then_place(record, place))
@@ -243,6 +246,7 @@ class ActorTable:
     def started(self, record: ActorRecord, worker: str, pid: int) -> None:
         record.worker, record.pid = worker, pid
         record.state, record.death, record.reason = "starting", None, ""
+        self.on_change(record)
         self.save(record)
         self._tell(record)
 
@@ -252,6 +256,7 @@ class ActorTable:
             record.state = "alive"
             if not record.spec.max_restarts and not record.durable:
                 record.payload = b""
+            self.on_change(record)
             self._tell(record)
 
     def constructor_failed(self, id_: bytes, error: bytes) -> None:
@@ -288,6 +293,7 @@ class ActorTable:
             record.kill_reason = record.kill_kind = (
                 ""  # of a kill that lets it restart: the next end has a cause of its own
             )
+            self.on_change(record)
             record.worker, record.node = "", 0
             self._tell(record)
             if record.durable:
@@ -311,6 +317,7 @@ class ActorTable:
         elif death is not None:
             record.reason, record.kind = death.reason, death.kind
         record.state, record.death = "dead", death
+        self.on_change(record)
         key = record.spec.namespace, record.spec.name
         if record.spec.name and self.names.get(key) == record.spec.id:
             del self.names[key]
@@ -435,6 +442,7 @@ class ActorTable:
         if new:
             self.save(record)
         if before != (record.state, record.worker):
+            self.on_change(record)
             self._tell(record)
         return record
 

@@ -19,7 +19,7 @@ from itertools import islice
 
 from noded.head.nodes import NodeRecord, NodeTable
 from noded.policy import bundles as policy
-from noded.policy import labels, scheduling
+from noded.policy import labels, reasons, scheduling
 from noded.policy.nodes import NodeView
 from noded.wire import cluster_messages as c
 from noded.wire import messages as m
@@ -177,10 +177,10 @@ class GroupPlacement:
         if isinstance(found, policy.Never):
             if not self._nodes.waiting_for_nodes:
                 self._infeasible(plan, found.reason)
-            plan.why = "infeasible", found.reason
+            plan.why = reasons.INFEASIBLE, found.reason
             return False
         if isinstance(found, policy.Wait):
-            plan.why = "resources_busy", found.reason
+            plan.why = reasons.RESOURCES_BUSY, found.reason
             if self._may_queue(plan):
                 freed = self._assign(plan, self._without_groups())
                 numbers = self._numbers(freed) if isinstance(freed, policy.Assignment) else []
@@ -227,7 +227,7 @@ class GroupPlacement:
         now = time.monotonic()
         if now - plan.since < _AGED or any(p.queued_until > now for p in self._queueing()):
             return False
-        return plan is next((p for p in self.waiting.values() if p.why[0] != "infeasible"), plan)
+        return plan is next((p for p in self.waiting.values() if p.why[0] != reasons.INFEASIBLE), plan)
 
     def _numbers(self, found: policy.Assignment) -> list[int]:
         return [node.number if (node := self._nodes.by_id(id_)) is not None else 0 for id_ in found.nodes]
@@ -245,7 +245,7 @@ class GroupPlacement:
         return [NodeView(r.id, left[r.number], r.total, r.labels, True) for r in alive]
 
     def _infeasible(self, plan: Plan, reason: str) -> None:
-        plan.why = "infeasible", reason
+        plan.why = reasons.INFEASIBLE, reason
         plan.on_infeasible(reason)
 
     def _ask(self, plan: Plan, numbers: list[int], *, wait: bool) -> None:
@@ -468,9 +468,35 @@ class GroupPlacement:
         return list(plan.nodes) if plan.created else None
 
     def why(self, id_: bytes) -> tuple[str, str] | None:
+        """None: it does not wait."""
         plan = self.plans.get(id_)
         if plan is None or plan.created:
             return None
         if plan.asked:
-            return "reserving", f"its bundles are being reserved on {len(plan.asked)} nodes"
-        return plan.why
+            numbers = ", ".join(f"{len(indices)} on node {number}" for number, indices in plan.asked.items())
+            return reasons.RESERVING, f"its bundles are being reserved: {numbers}"
+        if plan.adopting:
+            return reasons.NODE_AWAY, "nodes that had bundles of it before the head's start are not back yet"
+        if plan.why[0] == reasons.INFEASIBLE:
+            return self._absent(plan) or plan.why
+        return plan.why if plan.why[0] else (reasons.RESERVING, "nodes for its bundles are being chosen")
+
+    def asked(self, id_: bytes) -> list[int]:
+        """The nodes that are reserving bundles of it."""
+        plan = self.plans.get(id_)
+        return list(plan.asked) if plan is not None else []
+
+    def _absent(self, plan: Plan) -> tuple[str, str] | None:
+        """It could be held, if nodes that take nothing now did."""
+        if any(record.state == "AWAY" and not record.total for record in self._nodes.alive()):
+            return reasons.NODE_AWAY, "nodes that were there before the head started are not back yet"
+        views = list(self._nodes.cluster)
+        if all(view.schedulable for view in views):
+            return None
+        whole = [NodeView(view.id, view.total, view.total, view.labels) for view in views]
+        if isinstance(self._assign(plan, whole), policy.Never):
+            return None
+        away = [view.id for view in views if not view.schedulable and not view.draining]
+        if away:
+            return reasons.NODE_AWAY, f"only with nodes that are away, as {away[0]}, can it be held"
+        return reasons.NODE_DRAINING, "only with nodes that are draining can it be held"

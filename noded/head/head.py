@@ -21,12 +21,16 @@ from noded.head.actor_placement import ActorPlacement
 from noded.head.actors import ActorRecord, ActorTable
 from noded.head.group_placement import GroupPlacement
 from noded.head.jobs import JobTable
+from noded.head.logs import HeadLogs
 from noded.head.node_server import NodeServer
 from noded.head.nodes import NodeRecord, NodeTable
 from noded.head.placement_groups import TABLE as GROUPS
 from noded.head.placement_groups import GroupTable
+from noded.head.stacks import ask_stacks
+from noded.head.state import Emit, HeadState
 from noded.head.storage import Put, Storage, StorageError
 from noded.head.storage.timed import TimedStorage
+from noded.head.why import HeadWhy
 from noded.lifecycle import no_collections
 from noded.policy import deaths
 from noded.policy.holdings import NODE_SECONDS, merge, wanted_of
@@ -48,7 +52,8 @@ Question = Callable[[dict[str, Any], int], Awaitable[Any]]
 
 class Head:
     """``may_create(prefix)``, ``client_known(prefix)``: of clients of the head's own node. ``packages``: store and read
-    packages of runtime environments. ``on_write(seconds)``: a write of state has become durable.
+    packages of runtime environments. ``emit``: write down what happens. ``on_write(seconds)``: a write of state
+    has become durable.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Head:
         local_clients: Callable[[bytes], bool],
         store_package: Callable[[str, bytes], None],
         read_package: Callable[[str], Awaitable[bytes]],
+        emit: Emit,
         on_write: Callable[[float], None],
     ):
         self.storage = storage = TimedStorage(storage, on_write)
@@ -77,6 +83,7 @@ class Head:
         self._read_package = read_package
         self.jobs = JobTable(storage)
         self.nodes = NodeTable(storage, on_alive=self._on_alive, on_dead=self._on_dead, on_room=self._on_room)
+        self.logs = HeadLogs(self.nodes)
         self.group_places = GroupPlacement(self.nodes)
         self.actor_places = ActorPlacement(
             self.nodes, group_nodes=self.group_places.nodes_of, job_config=lambda job: self.jobs.get(job)
@@ -92,6 +99,9 @@ class Head:
             may_create=self._may_make_group,
             outlives=lambda id_: self.is_detached(id_) and self.actors.records[id_].state != "dead",
         )
+        self.state = HeadState(
+            self.nodes, self.actors, self.actor_places, self.groups, self.group_places, self.jobs, emit
+        )
         self.server = NodeServer(loop, self.nodes, self.actor_places, self.group_places, self)
         self.own: NodeRecord
         self._driver_jobs: dict[int, set[str]] = {}
@@ -102,6 +112,7 @@ class Head:
         self._loop = loop
         self._look: asyncio.TimerHandle | None = None
         self._next_look = 0.0
+        self._why = HeadWhy(self.nodes, self.actors, self.actor_places, self.groups, self.group_places, self._job_lives)
         self._questions: dict[str, Question] = {
             "number": self._ask_number,
             "admit_job": self._ask_admit_job,
@@ -116,12 +127,18 @@ class Head:
             "get_placement_group": self._ask_get_group,
             "await_placement_group": self._ask_await_group,
             "drain": self._ask_drain,
-            "why": self._ask_why,
             "memory": self._ask_memory,
             "cluster": self._ask_cluster,
             "job_config": self._ask_job_config,
             "job_lives": self._ask_job_lives,
             "timeline": self._ask_timeline,
+            "state": self.state.ask,
+            "state_summary": self.state.ask_summary,
+            "logs": self.logs.ask,
+            "last_words": self.logs.last_words,
+            "log_level": self.logs.level,
+            "stack": self._ask_stack,
+            **self._why.questions(),
         }
         self._handlers: dict[type, Callable[[bytes, Any, bytes], None]] = {
             m.CreateActor: lambda p, msg, payload: self.actors.create(p, msg.spec, payload, msg.again),
@@ -300,20 +317,22 @@ class Head:
             self._admitting -= 1
         return job
 
-    def job_gone(self, job: str) -> None:
+    def job_gone(self, job: str, reason: str) -> None:
         for jobs in self._driver_jobs.values():
             jobs.discard(job)
-        self.end_job(job)
+        self.end_job(job, reason)
 
     def jobs_of(self, number: int, jobs: list[str]) -> None:
         before = self._driver_jobs.get(number, set())
         self._driver_jobs[number] = set(jobs)
         for job in before - set(jobs):
-            self.end_job(job)
+            self.end_job(job, "its driver ended while its node was away")
         for job in set(jobs) - self.jobs.known():
             self._learn_job(number, job)
 
-    def end_job(self, job: str) -> None:
+    def end_job(self, job: str, reason: str) -> None:
+        """``reason``: empty when its driver has left in order."""
+        self.jobs.ended(job, reason)
         self.actors.job_ended(job)
         self.groups.job_ended(job)
         spare = [r.spec.id for r in self.actors.records.values() if r.spec.detached and r.state != "dead"]
@@ -322,6 +341,12 @@ class Head:
                 node.api.end_job(c.EndJob(job, spare))
         if not self.actors.has_detached(job):  # they may restart, and need its import path then
             self.jobs.over(job)
+
+    def _job_lives(self, job: str) -> tuple[int, str] | None:
+        """The number of its driver's node (0: that has ended) and what it runs; None: nothing of it lives."""
+        config = self.jobs.get(job)
+        number = next((number for number, jobs in self._driver_jobs.items() if job in jobs), 0)
+        return (number, config.entrypoint if config is not None else "") if number or config is not None else None
 
     def present_jobs(self) -> set[str]:
         return {job for jobs in self._driver_jobs.values() for job in jobs}
@@ -391,7 +416,7 @@ class Head:
         for job in self.jobs.known() - self.present_jobs():
             if job not in self._swept:
                 self._swept.add(job)
-                self.end_job(job)  # its driver may have ended while the head was away
+                self.end_job(job, "its driver ended while the head was away")
             elif not self.actors.has_detached(job):
                 self.jobs.over(job)
 
@@ -430,7 +455,7 @@ class Head:
 
     def _on_dead(self, node: NodeRecord) -> None:
         for job in self._driver_jobs.pop(node.number, set()):
-            self.end_job(job)
+            self.end_job(job, f"the driver's node, {node.name}, is dead: {node.reason}")
         self.actor_places.node_died(node)
         self.group_places.node_died(node)
 
@@ -569,18 +594,6 @@ class Head:
             "actors": sum(1 for r in self.actors.records.values() if r.state != "dead"),
         }
 
-    async def _why_of_home(self, id_: bytes) -> Any:
-        """Of a task or an object, the node of the process that made its id knows."""
-        home = self.nodes.records.get(ids.node_of(id_))
-        if home is None:
-            return {"state": "unknown_id", "kind": "no_such_id", "reason": "no node of this cluster has made this id"}
-        if home.state == "DEAD":
-            reason = f"the node where it was made, {home.name}, is dead: {home.reason}"
-            return {"state": "lost", "kind": "owner_gone", "reason": reason}
-        if home.api is None:
-            return {"state": "pending", "kind": "node_away", "reason": f"the node {home.name} is away: {home.reason}"}
-        return await home.api.ask("explain", {"id": id_.hex()})
-
     async def _ask_job_config(self, args: dict[str, Any], number: int) -> Any:
         config = self.jobs.get(str(args["job"]))
         if config is None:
@@ -597,6 +610,9 @@ class Head:
         asked = [node.api.ask("timeline", {}) for node in self.nodes.records.values() if node.api is not None]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         return [event for answer in answers if not isinstance(answer, BaseException) for event in answer]
+
+    async def _ask_stack(self, args: dict[str, Any], number: int) -> Any:
+        return await ask_stacks(self.nodes, args)
 
     async def _ask_memory(self, args: dict[str, Any], number: int) -> Any:
         """Who holds what, on all nodes that answer."""
@@ -616,59 +632,6 @@ class Head:
             return {"node": record.number, "name": record.name, "id": record.id, "problem": problem}
 
         return merge(await asyncio.gather(*map(report, asked)), **wanted)
-
-    async def _ask_why(self, args: dict[str, Any], number: int) -> Any:
-        """Why something waits, or what became of it: kinds and their meaning are in ``docs/why.md``."""
-        id_ = _id_of(args.get("id"))
-        if not ids.is_group_id(id_) and not ids.is_actor_id(id_):
-            return await self._why_of_home(id_)
-        if ids.is_group_id(id_):
-            group = self.groups.records.get(id_)
-            if group is None:
-                return {"state": "removed" if self.groups.gone(id_) else "not_created", "kind": "", "reason": ""}
-            kind, reason = self.group_places.why(id_) or ("", group.reason)
-            return {"state": group.state, "kind": kind, "reason": reason or group.reason}
-        record = self.actors.records.get(id_)
-        if record is None:
-            home = self.nodes.records.get(ids.node_of(id_))
-            lives = home is not None and home.state != "DEAD"
-            kind, reason = ("not_created", "nobody has created it (yet)") if lives else ("ended", "it has ended")
-            return {"state": kind, "kind": kind, "reason": reason}
-        node = self.nodes.records.get(record.node)
-        told: dict[str, Any] = {
-            "state": record.state,
-            "class_name": record.spec.class_name,
-            "node": {"id": node.id, "name": node.name, "state": node.state, "reason": node.reason} if node else None,
-            "restarts": record.restarts,
-            "worker": record.worker,
-            "pid": record.pid,
-            "kind": "",
-            "reason": record.reason,
-        }
-        found = self.actor_places.why(id_)
-        if found is not None:
-            told["kind"], told["reason"] = found
-        elif node is not None and node.state == "AWAY":
-            told["kind"], told["reason"] = "node_away", f"its node {node.name} is away: {node.reason}"
-        elif record.state in ("pending", "restarting") and node is not None:
-            told["kind"], told["reason"] = "starting", f"it waits on node {node.name} for resources or a worker"
-        elif record.state == "starting":
-            told["kind"], told["reason"] = "constructor", f"its constructor runs, pid {record.pid}"
-        if record.state == "dead":
-            told["kind"] = record.kind
-        if record.death is not None:
-            told["death"] = msgspec.to_builtins(record.death)
-        return told
-
-
-def _id_of(text: Any) -> bytes:
-    try:
-        id_ = bytes.fromhex(str(text))
-    except ValueError:
-        id_ = b""
-    if len(id_) != ids.ID_SIZE:
-        raise ValueError(f"{text!r} is no id: ids have {2 * ids.ID_SIZE} hexadecimal digits, as they are printed")
-    return id_
 
 
 class _Known:

@@ -1,13 +1,17 @@
 """The job table: one job per driver, with what its workers need to know of it.
 
 Written before the driver is welcomed, so that a restarted head can give a job's workers their configuration while the
-driver itself is stopped or slow.
+driver itself is stopped or slow. Those that have ended are remembered for a while, for people to look at; what a head
+that restarts has forgotten of them, the log of events has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import msgspec
 
@@ -17,25 +21,48 @@ from noded.wire import messages as m
 log = logging.getLogger("noded.jobs")
 
 TABLE = "jobs"
+_ENDED_KEPT = 1000
+
+
+@dataclass(eq=False)
+class JobRecord:
+    config: m.JobConfig
+    status: str = "RUNNING"
+    """RUNNING, SUCCEEDED or FAILED: of its driver; a job that has ended may still have detached actors."""
+    message: str = ""
+    """Why it has failed."""
+    started: float = 0.0
+    """Seconds since the epoch, when this head first knew of it; 0: it is older than the head. Likewise ``ended``."""
+    ended: float = 0.0
 
 
 class JobTable:
+    """``on_change(job, record)``: its driver has come, or has ended."""
+
     def __init__(self, storage: Storage):
         self._storage = storage
         self._next = 0
-        self._jobs: dict[str, m.JobConfig] = {}
+        self._jobs: dict[str, JobRecord] = {}
+        self._ended: dict[str, JobRecord] = {}
         self.started = 0
         self.finished = 0
         self._writes: set[asyncio.Task[None]] = set()
+        self.on_change: Callable[[str, JobRecord], None] = lambda job, record: None
 
     def get(self, job: str) -> m.JobConfig | None:
-        return self._jobs.get(job)
+        record = self._jobs.get(job)
+        return record.config if record is not None else None
 
     def configs(self) -> dict[str, m.JobConfig]:
-        return dict(self._jobs)
+        return {job: record.config for job, record in self._jobs.items()}
 
     def known(self) -> set[str]:
         return set(self._jobs)
+
+    def records(self) -> Iterator[tuple[str, JobRecord]]:
+        """Also those that have ended, as far as they are remembered."""
+        yield from self._jobs.items()
+        yield from ((job, record) for job, record in self._ended.items() if job not in self._jobs)
 
     async def admit(self, job: str, config: m.JobConfig) -> str:
         """Register a driver's job; a new id unless it has one. Returns when the record is durable."""
@@ -43,13 +70,30 @@ class JobTable:
             self._next += 1
             self.started += 1
             job = f"{self._storage.epoch & 0xFFFF:04x}{self._next & 0xFFFF:04x}"
-        if self._jobs.get(job) != config:
-            self._jobs[job] = config
-            await self._storage.write([Put(TABLE, job, msgspec.msgpack.encode(config))])
+        known = self._jobs.get(job)
+        if known is None:
+            record = self._jobs[job] = JobRecord(config, started=time.time())
+            self.on_change(job, record)
+        elif known.config != config:
+            known.config = config
+        else:
+            return job
+        await self._storage.write([Put(TABLE, job, msgspec.msgpack.encode(config))])
         return job
 
+    def ended(self, job: str, message: str) -> None:
+        """The driver has left in order, or, with a message, has not."""
+        record = self._jobs.get(job)
+        if record is not None and record.status == "RUNNING":
+            record.status, record.message = "FAILED" if message else "SUCCEEDED", message
+            record.ended = time.time()
+            self._ended[job] = record
+            if len(self._ended) > _ENDED_KEPT:
+                del self._ended[next(iter(self._ended))]
+            self.on_change(job, record)
+
     def over(self, job: str) -> None:
-        """The driver has left or died."""
+        """Nothing of it is left."""
         if self._jobs.pop(job, None) is not None:
             self.finished += 1
             self._write(Delete(TABLE, job))
@@ -67,7 +111,7 @@ class JobTable:
 
     async def restore(self) -> None:
         for job, value in (await self._storage.load(TABLE)).items():
-            self._jobs.setdefault(job, msgspec.msgpack.decode(value, type=m.JobConfig))
+            self._jobs.setdefault(job, JobRecord(msgspec.msgpack.decode(value, type=m.JobConfig)))
 
     async def stop(self) -> None:
         """Let writes finish."""

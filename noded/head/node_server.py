@@ -43,7 +43,7 @@ class Business(Protocol):
 
     def creator_gone(self, prefix: bytes) -> None: ...
 
-    def job_gone(self, job: str) -> None: ...
+    def job_gone(self, job: str, reason: str) -> None: ...
 
     def jobs_of(self, number: int, jobs: list[str]) -> None:
         """The drivers of that node are of these jobs; other jobs that had theirs there have ended."""
@@ -231,7 +231,7 @@ class NodeServer:
             link.send(greeting)
             self._nodes.tell_all(session.api)
             self._business.jobs_of(record.number, message.jobs)
-            self._actors.registered(record, message.actors)
+            self._actors.registered(record, message.actors, message.deaths)
             for group in message.groups:
                 if group.spec is not None and message.head_journalled:
                     self._business.adopt_group(group.spec)
@@ -274,7 +274,7 @@ class NodeServer:
         elif kind is c.CreatorGone:
             self._business.creator_gone(message.prefix)
         elif kind is c.JobGone:
-            self._business.job_gone(message.job)
+            self._business.job_gone(message.job, message.reason)
         elif kind is c.GroupReserved:
             self._groups.reserved(record, message)
         elif kind is c.GroupReleased:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -100,6 +100,8 @@ class NodeRecord:
     local: bool = False
     api: NodeApi | None = None
     """None while it is not connected."""
+    started: float = 0.0
+    """When this start of it first registered, seconds since the epoch; 0: before the head's start."""
     liveness: Liveness | None = None
     since: float = field(default_factory=time.time)
     """Of its state."""
@@ -157,6 +159,8 @@ class NodeTable:
         self._dying: set[int] = set()
         self._dead_starts: dict[str, str] = {}
         """Starts of nodes that were declared dead, and why."""
+        self.on_change: Callable[[NodeRecord], None] = lambda record: None
+        """Its state has."""
         self.refresh: Callable[[], None] = lambda: None
         """Called before a decision: the head's own node is seen as it is now."""
 
@@ -218,6 +222,10 @@ class NodeTable:
             return record.reason
         return self._dead_starts.get(message.node_id, "")
 
+    def why_dead(self, id_: str) -> str:
+        """Why the start of a node with this id was declared dead; empty when it was not."""
+        return self._dead_starts.get(id_, "")
+
     def is_dying(self, record: NodeRecord) -> bool:
         """Its death is being written: nothing of it counts any more."""
         return record.number in self._dying
@@ -231,7 +239,7 @@ class NodeTable:
         if record.id and record.id != message.node_id and record.state != "DEAD":
             await self._declare_dead(record, "it started over: its workers had ended")
         if record.id != message.node_id:
-            record.id, record.draining = message.node_id, False
+            record.id, record.draining, record.started = message.node_id, False, time.time()
             self._count(record)
             await self._storage.write([self._put(StoredNode(1, record.number, message.name, record.id))])
             self.records[record.number] = record  # it may have been forgotten as one dead long ago meanwhile
@@ -259,6 +267,7 @@ class NodeTable:
         record = self.records.get(message.number)
         if record is None or record.id != message.node_id:
             record = self.records[message.number] = NodeRecord(message.number, message.name)
+            record.started = time.time()
         record.local, record.api, record.id, record.name = True, api, message.node_id, message.name
         record.address, record.ip, record.hostname = message.address, message.node_ip, message.hostname
         record.run_dir, record.pid = message.run_dir, message.pid
@@ -273,6 +282,7 @@ class NodeTable:
         self._touch(record)
         self._write([self._put(StoredNode(1, record.number, record.name, record.id))])
         self._flush_soon()
+        self.on_change(record)
         return record
 
     def heard(self, record: NodeRecord, message: c.Report) -> None:
@@ -320,12 +330,14 @@ class NodeTable:
         if record.api is not None:
             record.api.drain(on)
         self._changed(record)
+        self.on_change(record)
 
     def _set_state(self, record: NodeRecord, state: str, reason: str) -> None:
         before, record.state, record.reason = record.state, state, reason
         self._count(record)
         if before != state:
             record.since = time.time()
+            self.on_change(record)
             if not record.local:
                 log.info("node %s (%s, %s) is %s%s", record.name, record.number, record.address, state,
                          f": {reason}" if reason else "")  # fmt: skip
@@ -345,7 +357,8 @@ class NodeTable:
     @staticmethod
     def _view(record: NodeRecord) -> NodeView:
         may = record.state == "ALIVE" and not (record.draining or record.joining) and record.api is not None
-        return NodeView(record.id, dict(record.available), dict(record.total), record.labels, may)
+        draining = record.draining and record.state == "ALIVE"
+        return NodeView(record.id, dict(record.available), dict(record.total), record.labels, may, draining)
 
     def take(self, record: NodeRecord, amounts: dict[str, int]) -> None:
         """Something was sent there: until it reports, count that as taken."""
@@ -364,7 +377,7 @@ class NodeTable:
         if record.state != "DEAD":
             view = self._view(record)
             left = self._given.off(record.id, view.available)
-            self.cluster.update(NodeView(view.id, left, view.total, view.labels, view.schedulable))
+            self.cluster.update(replace(view, available=left))
 
     # ------------------------------------------------------------ the judge
 
@@ -513,6 +526,11 @@ class NodeTable:
                 return record
         found = [r for r in self.records.values() if r.state != "DEAD" and len(word) >= 4 and r.id.startswith(word)]
         return found[0] if len(found) == 1 else None
+
+    def known(self, word: str) -> NodeRecord | None:
+        """As ``find``, and where no such node lives, the last one of the dead that had this id, name or number."""
+        dead = [r for r in self.records.values() if r.state == "DEAD" and word in (r.id, r.name, str(r.number))]
+        return self.find(word) or max(dead, key=lambda r: r.since, default=None)
 
     def alive(self) -> Sequence[NodeRecord]:
         if self._alive is None:

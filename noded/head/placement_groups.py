@@ -83,6 +83,8 @@ class GroupTable:
         self.records: dict[bytes, GroupRecord] = {}
         self.names: dict[tuple[str, str], bytes] = {}
         self.rejected: dict[bytes, str] = {}
+        self.on_change: Callable[[GroupRecord], None] = lambda record: None
+        """Its state has."""
         self._storage = storage
         self._host = host
         self._notify = notify
@@ -173,6 +175,7 @@ class GroupTable:
     def _tell_infeasible(self, record: GroupRecord) -> None:
         if record.state == "pending" and record.reason and not record.infeasible:
             record.infeasible = True
+            self.on_change(record)
             self._tell(record)
 
     # ------------------------------------------------------------ questions
@@ -288,6 +291,7 @@ class GroupTable:
             self._notify(prefix, at)
 
     def _write(self, record: GroupRecord) -> None:
+        self.on_change(record)
         self._dirty[record.spec.id] = record
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._keep_writing(), name="placement groups")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from noded.policy.given import Given
 from noded.policy.nodes import NodeView
@@ -79,14 +80,14 @@ class ClusterView:
         if entry is not None and entry.number != self.number:
             view = node_view(entry)
             left = self._given.off(id_, view.available)
-            self.cluster.update(NodeView(view.id, left, view.total, view.labels, view.schedulable))
+            self.cluster.update(replace(view, available=left))
 
     def take_here(self, id_: str, resources: Mapping[str, int]) -> None:
         """Of this node itself, until it is looked at again."""
         node = self.cluster.get(id_)
         if node is not None and resources:
             left = {n: a - resources.get(n, 0) for n, a in node.available.items()}
-            self.cluster.update(NodeView(node.id, left, node.total, node.labels, node.schedulable))
+            self.cluster.update(replace(node, available=left))
 
     def address(self, number: int) -> str:
         """Empty where it is not known."""
@@ -104,7 +105,8 @@ class ClusterView:
 
 
 def node_view(entry: c.NodeEntry) -> NodeView:
-    return NodeView(entry.id, entry.available, entry.total, entry.labels, entry.state == "ALIVE")
+    draining = entry.state == "DRAINING"
+    return NodeView(entry.id, entry.available, entry.total, entry.labels, entry.state == "ALIVE", draining)
 
 
 def _as_dead(entry: c.NodeEntry, reason: str) -> c.NodeEntry:

@@ -109,7 +109,7 @@ class ControlServer:
         welcome: Callable[[Client], m.Welcome],
         on_driver: Callable[[Client], Coroutine[Any, Any, None]],
         on_driver_gone: Callable[[Client], None],
-        on_detach: Callable[[Client], None],
+        on_detach: Callable[[Client], Coroutine[Any, Any, None]],
         on_dial: Callable[[Client, m.Dial], None],
         on_package: Callable[[str, bytes], None],
         questions: dict[str, Question],
@@ -138,6 +138,8 @@ class ControlServer:
         self._snapshots: dict[bytes, set[bytes]] = {}
         self._explaining: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._explain_number = 0
+        self._leaving: set[bytes] = set()
+        """Drivers that are being seen off."""
         self._orders: dict[bytes, list[m.CancelFor]] = {}
         """For clients that are away."""
         self._handlers: dict[type, Callable[[Client, Any, Any], None]] = {
@@ -178,7 +180,7 @@ class ControlServer:
             m.Publish: self._on_publish,
             m.SealAt: self._on_seal_at,
             m.ForkHold: self._on_fork_hold,
-            m.Detach: lambda c, msg, _: self._detach(c),
+            m.Detach: lambda c, msg, _: self._on_leaving(c),
             m.WorkerIdle: self._on_worker_leaves,
         }
 
@@ -541,12 +543,26 @@ class ControlServer:
         if client.kind == "driver" and not client.detached:
             self._on_driver_gone(client)
 
-    def _detach(self, client: Client) -> None:
-        """A driver leaves in order; what its process still looks at stays held until that ends."""
+    def _on_leaving(self, client: Client) -> None:
+        """A driver leaves in order, once it has what its workers have written."""
         if client.kind != "driver" or client.detached:
             client.send(m.Bye())
-            return
-        self._on_detach(client)
+        elif client.prefix not in self._leaving:
+            self._leaving.add(client.prefix)
+            task = self._loop.create_task(self._see_off(client), name="a driver leaves")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _see_off(self, client: Client) -> None:
+        try:
+            await self._on_detach(client)
+        finally:
+            self._leaving.discard(client.prefix)
+        if self.clients.get(client.prefix) is client:  # else it has died meanwhile
+            self._detach(client)
+
+    def _detach(self, client: Client) -> None:
+        """What its process still looks at stays held until that ends."""
         client.send(m.Bye())
         client.detached = True
         if client.held or client.fork_pipes:
@@ -562,21 +578,9 @@ class ControlServer:
 
     # ------------------------------------------------------------ questions
 
-    async def explain(self, id_: bytes) -> dict[str, Any]:
-        """What the client that made this id says of it. Raises Refusal."""
-        client = self.clients.get(ids.prefix_of(id_))
-        if client is None:
-            return {"kind": "owner_gone", "reason": "the process that made it has ended"}
-        if client.session is None or not client.told:
-            return {"kind": "owner_away", "reason": f"the process that made it (pid {client.pid}) is not connected now"}
-        try:
-            return await self.ask_client(client, lambda number: m.Explain(number, id_), EXPLAIN_SECONDS)
-        except TimeoutError:
-            return {
-                "kind": "owner_busy",
-                "reason": f"the process that made it (pid {client.pid}) does not answer within "
-                f"{EXPLAIN_SECONDS * 1000:g} ms: it is busy in code that holds Python's lock, or stopped",
-            }
+    async def explain(self, client: Client, id_: bytes) -> dict[str, Any]:
+        """What the client that made this id says of it; raises TimeoutError when it does not answer."""
+        return await self.ask_client(client, lambda number: m.Explain(number, id_), EXPLAIN_SECONDS)
 
     async def who_holds(self, client: Client, wanted: list[bytes], seconds: float, *, how: bool) -> dict[str, Any]:
         """What this client says of its holds. Raises TimeoutError."""

@@ -408,8 +408,8 @@ class HeadLink:
     def creator_gone(self, prefix: bytes) -> None:
         self._send(c.CreatorGone(prefix))
 
-    def job_gone(self, job: str) -> None:
-        self._send(c.JobGone(job))
+    def job_gone(self, job: str, reason: str) -> None:
+        self._send(c.JobGone(job, reason))
 
     def store_package(self, uri: str, data: bytes) -> None:
         self._send(c.StorePackage(uri), data)

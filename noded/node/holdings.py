@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from noded import ids
+from noded.lifecycle import pieces
 from noded.node.actor_host import NodeActorHost
 from noded.node.entry import Entry
 from noded.node.object_store import ObjectStore
@@ -27,9 +28,9 @@ from noded.wire import messages as m
 ANSWER_SECONDS = 1.0
 """All clients are asked at once, and have so long."""
 _BATCH = 2000
-_PIECE_SECONDS = 0.005
-_PIECE = 256
-_OBJECTS = "other objects"
+OTHER_OBJECTS, NODED = b"object", b"noded"
+"""Who needs what no process holds."""
+_NO_PROCESS = {OTHER_OBJECTS: ("object", "other objects"), NODED: ("noded", "noded")}
 _CONTAINERS_SHOWN = 3
 _UNKNOWN_SITE = "(not recorded)"
 
@@ -41,7 +42,7 @@ class Ask(Protocol):
 
 
 @dataclass(eq=False)
-class _Holder:
+class Holder:
     kind: str
     """``driver``, ``worker``, ``actor``, ``forked child``, ``node``, ``transfer``, ``object``, ``noded``."""
     text: str
@@ -55,27 +56,40 @@ class _Holder:
     size: int = 0
     """Of all that it holds."""
     objects: int = 0
+    prefix: bytes = b""
+    """By which the store knows it."""
     seen: list[bytes] = field(default_factory=list)
     """All that it holds, where the sites of all are asked for."""
     sizes: list[int] = field(default_factory=list)
 
 
 @dataclass(eq=False)
-class _Row:
+class Row:
     entry: Entry
     size: int
-    holder: _Holder
+    holder: Holder
     hold: str
     inside: list[bytes] = field(default_factory=list)
     """Ids of some that contain it."""
     site: str = ""
 
 
+def row(entry: Entry, size: int, holder: Holder) -> Row:
+    """``complete`` says more of it."""
+    return Row(entry, size, holder, _HOLDS.get(holder.kind, "local reference"))
+
+
+def size_of(entry: Entry) -> int:
+    """Bytes, as far as this node knows."""
+    away = entry.away
+    return entry.size if entry.here or away is None else away.size
+
+
 class _Tally:
     """The sums, and the rows that come first."""
 
     def __init__(self, sort_by: str, limit: int, now: float, *, keep_all: bool):
-        self.holders: dict[bytes, _Holder] = {}
+        self.holders: dict[bytes, Holder] = {}
         self.now = now
         self.objects = 0
         """Whose value is here."""
@@ -84,9 +98,9 @@ class _Tally:
         self._sort_by = sort_by
         self._limit = limit
         self._keep_all = keep_all
-        self._first: list[tuple[Rank, int, int, Entry, _Holder]] = []
+        self._first: list[tuple[Rank, int, int, Entry, Holder]] = []
 
-    def add(self, entry: Entry, size: int, holder: _Holder) -> None:
+    def add(self, entry: Entry, size: int, holder: Holder) -> None:
         self.holds += 1
         holder.size += size
         holder.objects += 1
@@ -99,10 +113,10 @@ class _Tally:
         elif self._limit and key > self._first[0][0]:
             heapq.heapreplace(self._first, (key, -self.holds, size, entry, holder))
 
-    def rows(self) -> list[_Row]:
+    def rows(self) -> list[Row]:
         rows = []
         for _, _, size, entry, holder in sorted(self._first, key=lambda each: each[:2], reverse=True):
-            rows.append(_Row(entry, size, holder, _HOLDS.get(holder.kind, "local reference")))
+            rows.append(row(entry, size, holder))
         return rows
 
 
@@ -126,13 +140,13 @@ class Holdings:
         entries = list(self._store.entries.values())
         tally = _Tally(sort_by, limit, time.monotonic(), keep_all=group_by == "site")
         known = self._store.entries
-        async for part in _pieces(entries):
+        async for part in pieces(entries):
             for entry in part:
                 if not ids.is_actor_id(entry.id) and known.get(entry.id) is entry:
                     self._look_at(entry, tally)
         rows = tally.rows()
         await self._find_containers(entries, rows)
-        recording = await self._complete(rows, tally.holders.values())
+        recording = await self.complete(rows, tally.holders.values())
         holders = heapq.nlargest(MOST_GROUPS, tally.holders.values(), key=lambda h: h.size)
         figures = self._store.figures()
         told: dict[str, Any] = {
@@ -150,11 +164,11 @@ class Holdings:
 
     # ------------------------------------------------------------ what this daemon knows
 
-    async def _find_containers(self, entries: list[Entry], rows: Iterable[_Row]) -> None:
+    async def _find_containers(self, entries: list[Entry], rows: Iterable[Row]) -> None:
         wanted = {row.entry.id: row for row in rows if row.holder.kind == "object"}
         if not wanted:
             return
-        async for part in _pieces(entries):
+        async for part in pieces(entries):
             for entry in part:
                 for id_ in entry.nested:
                     row = wanted.get(id_)
@@ -162,8 +176,7 @@ class Holdings:
                         row.inside.append(entry.id)
 
     def _look_at(self, entry: Entry, tally: _Tally) -> None:
-        here, away = entry.here, entry.away
-        size = entry.size if here or away is None else away.size
+        here, size = entry.here, size_of(entry)
         if here:
             tally.objects += 1
             tally.size += size
@@ -172,12 +185,14 @@ class Holdings:
             key = b"serve" if prefix.startswith(b"serve") else prefix
             holder = holders.get(key)
             if holder is None:
-                holder = holders[key] = self._holder(key)
+                holder = holders[key] = self.holder(key)
             tally.add(entry, size, holder)
         if entry.containers:
-            tally.add(entry, size, holders.get(b"object") or holders.setdefault(b"object", _Holder("object", _OBJECTS)))
+            tally.add(
+                entry, size, holders.get(OTHER_OBJECTS) or holders.setdefault(OTHER_OBJECTS, self.holder(OTHER_OBJECTS))
+            )
         elif not entry.holders and (here or entry.waiting):
-            tally.add(entry, size, holders.get(b"noded") or holders.setdefault(b"noded", _Holder("noded", "noded")))
+            tally.add(entry, size, holders.get(NODED) or holders.setdefault(NODED, self.holder(NODED)))
 
     def _kept(self, entry: Entry) -> str:
         """Why it is here, although nobody here holds it."""
@@ -192,18 +207,26 @@ class Holdings:
             return "on its way here"
         return "until all processes have told what they hold" if self._store.recovering else "about to be freed"
 
-    def _holder(self, prefix: bytes) -> _Holder:
-        if prefix == b"serve":
-            return _Holder("transfer", "transfers to other nodes")
+    def holder(self, prefix: bytes) -> Holder:
+        """Who this is: a client, or what else holds objects."""
+        found = self._named(prefix)
+        found.prefix = prefix
+        return found
+
+    def _named(self, prefix: bytes) -> Holder:
+        if prefix in _NO_PROCESS:
+            return Holder(*_NO_PROCESS[prefix])
+        if prefix.startswith(b"serve"):
+            return Holder("transfer", "transfers to other nodes")
         if prefix.startswith(b"fork"):
             parent = self._clients.get(prefix[4 : 4 + ids.PREFIX_SIZE])
             pid = parent.pid if parent is not None else 0
-            return _Holder("forked child", f"forked children of pid {pid}", pid, parent.job if parent else "")
+            return Holder("forked child", f"forked children of pid {pid}", pid, parent.job if parent else "")
         client = self._clients.get(prefix)
         if client is None:
-            return _Holder("worker", f"a process that has ended ({prefix.hex()})", silent="it has ended")
+            return Holder("worker", f"a process that has ended ({prefix.hex()})", silent="it has ended")
         if client.kind == "node":
-            return _Holder("node", f"node {ids.node_of(prefix)}", peer=ids.node_of(prefix))
+            return Holder("node", f"node {ids.node_of(prefix)}", peer=ids.node_of(prefix))
         kind, text = client.kind, f"{client.kind} pid {client.pid}"
         worker = self._pool.by_prefix.get(prefix)
         if worker is not None and worker.record.actor:
@@ -212,22 +235,22 @@ class Holdings:
             kind, text = "actor", f"actor {name + ' ' if name else ''}pid {client.pid}"
         if client.detached:
             text += ", which has left"
-        return _Holder(kind, text, client.pid, client.job, client=client, silent=_silence(client))
+        return Holder(kind, text, client.pid, client.job, client=client, silent=_silence(client))
 
     # ------------------------------------------------------------ what processes say
 
-    async def _complete(self, rows: list[_Row], holders: Iterable[_Holder]) -> bool:
-        """Into the rows: how, and by which line. True when lines are recorded anywhere."""
-        by_holder: dict[_Holder, list[_Row]] = {holder: [] for holder in holders if holder.client is not None}
+    async def complete(self, rows: list[Row], holders: Iterable[Holder] = ()) -> bool:
+        """Into the rows: how, and by which line. True when lines are recorded anywhere, also by one of ``holders``."""
+        by_holder: dict[Holder, list[Row]] = {holder: [] for holder in holders if holder.client is not None}
         for row in rows:
             if row.holder.kind == "noded":
                 row.hold = self._kept(row.entry)
             if row.holder.client is not None:
-                by_holder[row.holder].append(row)
+                by_holder.setdefault(row.holder, []).append(row)
         answers = await asyncio.gather(*(self._complete_of(holder, own) for holder, own in by_holder.items()))
         return any(answers)
 
-    async def _complete_of(self, holder: _Holder, rows: list[_Row]) -> bool:
+    async def _complete_of(self, holder: Holder, rows: list[Row]) -> bool:
         assert holder.client is not None
         until, recording = time.monotonic() + ANSWER_SECONDS, False
         for at in range(0, len(rows), _BATCH):
@@ -245,7 +268,7 @@ class Holdings:
                     row.site = told["sites"][site] if site >= 0 else ""
         return recording
 
-    async def _told_by(self, holder: _Holder, wanted: list[bytes], until: float, *, how: bool) -> dict[str, Any] | None:
+    async def _told_by(self, holder: Holder, wanted: list[bytes], until: float, *, how: bool) -> dict[str, Any] | None:
         if holder.silent:
             return None
         assert holder.client is not None
@@ -255,7 +278,7 @@ class Holdings:
             holder.silent = "does not answer"
             return None
 
-    async def _sites(self, holders: Iterable[_Holder]) -> tuple[list[dict[str, Any]], bool]:
+    async def _sites(self, holders: Iterable[Holder]) -> tuple[list[dict[str, Any]], bool]:
         sums: dict[str, list[int]] = {}
 
         def add(site: str, size: int) -> None:
@@ -263,7 +286,7 @@ class Holdings:
             found[0] += size
             found[1] += 1
 
-        async def add_all(holder: _Holder) -> bool:
+        async def add_all(holder: Holder) -> bool:
             until, recording = time.monotonic() + ANSWER_SECONDS, False
             for at in range(0, len(holder.seen), _BATCH):
                 part = holder.seen[at : at + _BATCH]
@@ -282,12 +305,12 @@ class Holdings:
 
     # ------------------------------------------------------------ as JSON
 
-    def _told(self, row: _Row, now: float) -> dict[str, Any]:
+    def _told(self, row: Row, now: float) -> dict[str, Any]:
         entry, holder = row.entry, row.holder
         return {
             "id": entry.id.hex(),
             "size": row.size,
-            "where": self._where(entry),
+            "where": self.where(entry),
             "copies": [*([self._store.node] if entry.here else []), *(entry.away.nodes if entry.away else ())],
             "kind": holder.kind,
             "holder": holder.text,
@@ -301,7 +324,7 @@ class Holdings:
             "site": row.site,
         }
 
-    def _where(self, entry: Entry) -> str:
+    def where(self, entry: Entry) -> str:
         if entry.offset >= 0:
             return "both" if entry.disk is not None else "memory"
         if entry.disk is not None:
@@ -322,16 +345,6 @@ _HOLDS = {
 }
 
 
-async def _pieces(entries: list[Entry]) -> AsyncIterator[list[Entry]]:
-    """The loop serves others between them, as often as it takes."""
-    began = time.monotonic()
-    for at in range(0, len(entries), _PIECE):
-        yield entries[at : at + _PIECE]
-        if time.monotonic() - began > _PIECE_SECONDS:
-            await asyncio.sleep(0)
-            began = time.monotonic()
-
-
 def _silence(client: Client) -> str:
     if client.detached:
         return "it has left the cluster"
@@ -340,7 +353,7 @@ def _silence(client: Client) -> str:
     return "" if client.version >= m.MEMORY_SINCE else "has an older noded"
 
 
-def _describe(holder: _Holder) -> dict[str, Any]:
+def _describe(holder: Holder) -> dict[str, Any]:
     return {
         "holder": holder.text,
         "kind": holder.kind,

@@ -26,6 +26,7 @@ from noded.node.peers import Peer, Peers
 from noded.node.session import Client
 from noded.policy import deaths, labels, scheduling
 from noded.policy.nodes import NodeView
+from noded.policy.reasons import NEVER, NODE_AWAY
 from noded.wire import cluster_messages as c
 from noded.wire import messages as m
 
@@ -144,7 +145,9 @@ class LeaseRouter:
         now = self._view.cluster.get(self._node_id)
         draining = self._leases.draining or self._leases.room.pressed
         if now is None or now.available != available or now.total != total or now.schedulable == draining:
-            self._view.cluster.update(NodeView(self._node_id, available, total, self._labels(), not draining))
+            self._view.cluster.update(
+                NodeView(self._node_id, available, total, self._labels(), not draining, self._leases.draining)
+            )
 
     def route(self, demands: Iterable[Demand], now: float) -> None:
         """Nothing more fits here: send away what others can serve."""
@@ -182,8 +185,10 @@ class LeaseRouter:
             )
             if isinstance(answer, scheduling.Never):
                 if self._view.unknown:
-                    demand.why = scheduling.NODE_AWAY, "nodes that were there before the head started are not back yet"
-                elif now - demand.since > self._leases.give_up:
+                    demand.why = NODE_AWAY, "nodes that were there before the head started are not back yet"
+                    return
+                demand.why = NEVER, answer.reason
+                if now - demand.since > self._leases.give_up:
                     self._leases.refuse_demand(demand, answer.reason)
                 return
             if isinstance(answer, scheduling.Wait):

@@ -11,15 +11,15 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from noded.node.capacity import Bundles, Capacity, Share, bundle_of, memory_of
 from noded.node.session import Client
 from noded.node.workers import Worker, WorkerPool
-from noded.policy import deaths, fairness
-from noded.policy.memory_room import PRESSURE, MemoryRoom
+from noded.policy import deaths, fairness, reasons
+from noded.policy.memory_room import MemoryRoom
 from noded.policy.where import refuse
 from noded.resources import UNIT
 from noded.wire import messages as m
@@ -185,6 +185,9 @@ class Router(Protocol):
 
     def demand_changed(self, client: Client, cls: int, count: int) -> None: ...
 
+    def group_nodes(self, id_: bytes) -> list[int]:
+        """Where a placement group is; empty while that is not known."""
+
     def send_back(self, demand: Demand) -> None: ...
 
 
@@ -228,6 +231,8 @@ class Leases:
         """Whether there is memory to begin something."""
         self.on_limited: Callable[[], None] = lambda: None
         """Something with a limit on its memory has begun."""
+        self.death_of: Callable[[str], m.Death | None] = lambda wid: None
+        """How a worker has ended that is not here any more, where that is known."""
         self.on_granted: Callable[[float, str], None] = lambda seconds, kind: None
         """A ``task`` or ``actor`` has got a worker after so long."""
         self.on_refused: Callable[[str], None] = lambda kind: None
@@ -390,11 +395,13 @@ class Leases:
             return False
         if demand.resources.get("CPU"):
             return True
-        limit = max(16, 4 * self.capacity.total.get("CPU", 0) // UNIT)
         return (
             sum(1 for x in self.leases.values() if x.client is demand.client and x.cls == demand.cls and not x.blocked)
-            < limit
+            < self._limit()
         )
+
+    def _limit(self) -> int:
+        return max(16, 4 * self.capacity.total.get("CPU", 0) // UNIT)
 
     def _start(self, waiting: Waiting, share: Share, now: float) -> None:
         self._turn += 1
@@ -494,59 +501,106 @@ class Leases:
         """Why leases of this class are not granted, with numbers; empty when none is waited for."""
         demand = self.demands.get((prefix, cls))
         if demand is None:
-            return {}
-        where = demand.where
+            return self._explain_start(
+                [x for x in self.leases.values() if x.client.prefix == prefix and x.cls == cls and x.worker is None]
+            )
         told: dict[str, Any] = {
             "asks": {name: amount / UNIT for name, amount in demand.resources.items()},
             "leases_wanted": demand.count,
             "waits_s": round(time.monotonic() - demand.since, 3),
         }
-        if where.group and where.group not in self.capacity.groups and self.router.alone:
-            return {**told, "kind": "group_pending", "reason": "its placement group is not created yet"}
-        if reason := self._no_memory(demand):
-            return {**told, "kind": PRESSURE, "reason": reason}
-        if demand.why[0]:
-            return {**told, "kind": demand.why[0], "reason": demand.why[1]}
-        share = self.capacity.fit(demand.resources, where)
-        lacking = self.capacity.lacking(share)
+        if not self._may_grow(demand):
+            reason = f"{self._limit()} tasks of its kind, which need no CPU, run on this node: as many as may at once"
+            return {**told, "kind": reasons.LIMIT_REACHED, "reason": reason}
+        kind, reason = self._why(demand)
+        if kind == reasons.WORKER_STARTING and demand.why[0]:
+            kind, reason = demand.why
+        return {**told, "kind": kind, "reason": reason}
+
+    def explain_actor(self, id_: bytes) -> dict[str, Any]:
+        """Likewise of an actor that has no worker yet; empty when it is not here, or has one."""
+        for actor in self.actors:
+            if actor.id == id_:
+                kind, reason = self._why(actor)
+                waits = {"waits_s": round(time.monotonic() - actor.since, 3)}
+                asks = {name: amount / UNIT for name, amount in actor.placement.items()}
+                return {"kind": kind, "reason": reason, "asks": asks, **waits}
+        return self._explain_start([a for a in self._placed if a.id == id_ and a.worker is None])
+
+    def explain_group(self, id_: bytes) -> dict[str, Any]:
+        """Likewise of bundles that are to be reserved here."""
+        for group in self.groups:
+            if group.id == id_:
+                kind, reason = self._why(group)
+                return {"kind": kind, "reason": reason, "waits_s": round(time.monotonic() - group.since, 3)}
+        return {}
+
+    def _explain_start(self, without_worker: Sequence[Lease | ActorLease]) -> dict[str, Any]:
+        if not without_worker:
+            return {}
+        kind, reason = self.pool.explain(without_worker[0])
+        return {"kind": kind, "reason": reason}
+
+    def _why(self, waiting: Waiting) -> tuple[str, str]:
+        """Why it is not served, as this node sees it."""
+        where = waiting.where
+        if where.group and where.group not in self.capacity.groups:
+            if self.router.alone or not self.router.group_nodes(where.group):
+                return reasons.GROUP_PENDING, f"its placement group {where.group.hex()} is not created yet"
+            return reasons.RESOURCES_BUSY, "its bundles are on other nodes, which were asked, and are full"
+        if self.draining and not where.group and (self.router.alone or not isinstance(waiting, Demand)):
+            return reasons.NODE_DRAINING, "this node takes nothing new: it is draining"
+        if reason := self._no_memory(waiting):
+            return reasons.MEMORY_PRESSURE, reason
+        if isinstance(waiting, Demand) and waiting.why[0]:
+            return waiting.why
+        if reason := self._hopeless(waiting):
+            return reasons.NEVER, reason
+        share = self.capacity.fit(waiting.resources, where)
+        if isinstance(waiting, GroupLease):
+            lacking = self.capacity.lacking_for_group(waiting.bundles, waiting.resources)
+        else:
+            lacking = self.capacity.lacking(share)
         if not lacking:
-            return {**told, "reason": "a worker is being made ready for it"}
+            return reasons.WORKER_STARTING, "there is room for it: it gets a worker in a moment"
         parts = ", ".join(
-            f"{name.partition('@')[0]}: asks {share.resources[name] / UNIT:g}, free are "
+            f"{name.partition('@')[0]}: asks {share.resources.get(name, 0) / UNIT:g}, free are "
             f"{max(0, self.capacity.available.get(name, 0)) / UNIT:g}"
             for name in lacking
         )
-        return {**told, "kind": "resources_busy", "reason": f"not enough is free: {parts}"}
+        return reasons.RESOURCES_BUSY, f"not enough is free: {parts}"
 
     # ------------------------------------------------------------ refusals
 
     def _refuse_hopeless(self, waiting: Waiting) -> None:
         """What can never run here is told so."""
-        where = waiting.where
-        if where.group and where.group not in self.capacity.groups:
-            if where.group in self._gone_groups or self.group_gone(where.group):
+        group = waiting.where.group
+        if group and group not in self.capacity.groups:
+            if group in self._gone_groups or self.group_gone(group):
                 self._refuse(waiting, "its placement group was removed", "removed")
             return  # it waits with its group
-        if reason := self._refuse_place(where):
+        if reason := self._hopeless(waiting):
             self._refuse(waiting, reason, "never")
-            return
+
+    def _hopeless(self, waiting: Waiting) -> str:
+        """Why it can never run on this node, whatever is free; "" when it can, or it is not known yet."""
+        where = waiting.where
+        if reason := self._refuse_place(where):
+            return reason
         if isinstance(waiting, GroupLease):
             never = self.capacity.never_for_group(waiting.bundles, waiting.resources)
         else:
             never = self.capacity.never(waiting.resources, where)
-        if any(name.startswith(self.not_known_yet) for name in never):
-            return
-        if never:
-            parts = ", ".join(
-                f"{name}: asks {asked / UNIT:g}, {'its group' if where.group else 'the node'} has {there / UNIT:g}"
-                for name, (asked, there) in never.items()
-            )
-            if self.gpus_unknown and any(name.startswith(("GPU", "accelerator_type:")) for name in never):
-                parts += f"; its GPUs are unknown, as {self.gpus_unknown}: say how many it has with --num-gpus"
-            whom = "no bundle of its placement group" if where.group else "no node"
-            self._refuse(
-                waiting, f"{whom} can ever satisfy it ({parts}); ask for less, or start a node that has it", "never"
-            )
+        if not never or any(name.startswith(self.not_known_yet) for name in never):
+            return ""
+        parts = ", ".join(
+            f"{name}: asks {asked / UNIT:g}, {'its group' if where.group else 'the node'} has {there / UNIT:g}"
+            for name, (asked, there) in never.items()
+        )
+        if self.gpus_unknown and any(name.startswith(("GPU", "accelerator_type:")) for name in never):
+            parts += f"; its GPUs are unknown, as {self.gpus_unknown}: say how many it has with --num-gpus"
+        whom = "no bundle of its placement group" if where.group else "no node"
+        return f"{whom} can ever satisfy it ({parts}); ask for less, or start a node that has it"
 
     def _refuse(self, waiting: Waiting, reason: str, kind: str) -> None:
         self.on_refused(kind)
@@ -866,6 +920,6 @@ class Leases:
                     known.wanted = known.recalled = False  # it may not have heard of that
             else:
                 ended = m.Death(wid, reason="it ended while the daemon was away", kind=deaths.UNSEEN)
-                client.send(m.WorkerDied(lease_id, ended))
+                client.send(m.WorkerDied(lease_id, self.death_of(wid) or ended))
         for key in [key for key in self.demands if key[0] == client.prefix]:
             del self.demands[key]

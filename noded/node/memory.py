@@ -123,6 +123,8 @@ class MemoryMonitor:
         self._ended = 0
         self._seen: Seen | None = None
         self._said = -_SAY_AGAIN
+        self.on_end: Callable[[Worker, str, str], None] = lambda worker, kind, reason: None
+        """A worker is ended for want of memory; kind and reason of its death."""
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -259,6 +261,7 @@ class MemoryMonitor:
     def _end(self, worker: Worker, kind: str, reason: str) -> None:
         if not worker.record.kind:
             log.warning("worker %s (pid %s) is ended: %s", worker.id, worker.record.pid, reason)
+            self.on_end(worker, kind, reason)
         self._pool.kill(worker, kind, reason)
 
     def _relieve(self, plan: Plan, seen: Seen) -> None:

@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -184,20 +184,6 @@ def add(into: dict[Key, Counts], counts: dict[Key, Counts]) -> None:
         if key not in into and len(into) >= _NAMES:
             key = (key[0], OTHER)
         into[key] = into.get(key, Counts()) + each
-
-
-def states(counts: Iterable[tuple[Key, Counts]]) -> dict[Key, dict[str, int]]:
-    """How many tasks of each (kind, name) are in which state: ended as submitters count, running as workers do, and the
-    rest waits. Of constructors there is no submitter: they count as workers do.
-    """
-    found: dict[Key, dict[str, int]] = {}
-    for (kind, name), each in counts:
-        running, done, failed = each.running, each.done, each.failed
-        waiting = max(0, each.submitted - done - failed - running)
-        if kind == telemetry.CREATION:
-            done, failed, waiting = each.finished, each.raised, 0
-        found[kind, name] = {"PENDING": waiting, "RUNNING": running, "FINISHED": done, "FAILED": failed}
-    return found
 
 
 def worker_of(page: str) -> str:

@@ -31,7 +31,7 @@ class PeerMessages:
         me: Callable[[], c.PeerAttach],
         save: Callable[[Client], None],
         cancel: Callable[[Client, m.CancelRef], None],
-        output: Callable[[str, m.LogLines], None],
+        output: Callable[[int, str, m.LogLines], None],
         need: Callable[[int], Peer],
     ):
         self._view = view
@@ -105,7 +105,7 @@ class PeerMessages:
         elif kind is c.PeerClientGone:
             self._router.guest_gone(message.prefix)
         elif kind is c.Output:
-            self._output(message.job, message.lines)
+            self._output(peer.number, message.job, message.lines)
 
     def inbound_closed(self, peer: Peer) -> None:
         self._router.inbound_closed(peer.number)

@@ -192,6 +192,10 @@ class Space:
         """What this writer was granted."""
         return [region for region in self._regions.values() if region.prefix == prefix]
 
+    def waits_of(self, prefix: bytes) -> list[tuple[int, float]]:
+        """What this writer waits for: (bytes, since when on the monotonic clock)."""
+        return [(want.message.size, want.since) for want in self._wants if want.client.prefix == prefix]
+
     def at(self, offset: int) -> Region | None:
         found = bisect.bisect_right(self._starts, offset // shm.BLOCK) - 1
         if found < 0:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from noded import ids, telemetry
-from noded.node.pages import Pages, Snapshot, states, worker_of
+from noded.node.pages import Key, Pages, Snapshot, worker_of
 from noded.node.session import Client
 from noded.resources import UNIT
 from noded.telemetry import Counts, Record
@@ -68,7 +68,7 @@ class TaskTable:
             problems.append(f"of the node's last {found[1]} runs only the newest {most} are listed; counts are of all")
         return {"rows": rows, "problems": problems}
 
-    async def counts(self) -> dict[tuple[str, str], Counts]:
+    async def counts(self) -> dict[Key, Counts]:
         """Of each (kind, name), exact. Of drivers without a node only while they answer."""
         found = await asyncio.to_thread(self._pages.counts)
         away = [c for c in self._clients.values() if c.kind == "driver" and c.remote]
@@ -76,16 +76,6 @@ class TaskTable:
             for kind, name, *each in told.get("counts", ()):
                 found[kind, name] = found.get((kind, name), Counts()) + Counts(*each)
         return found
-
-    async def states(self) -> list[tuple[str, str, str, int]]:
-        """(type, name, state, tasks), of each state that any task is in."""
-        counts = await self.counts()
-        return [
-            (TYPES[kind], name, state, count)
-            for (kind, name), found in states(counts.items()).items()
-            for state, count in found.items()
-            if count
-        ]
 
     # ------------------------------------------------------------ runs
 
@@ -97,33 +87,7 @@ class TaskTable:
                 if not running or (snapshot.alive and not record.end):
                     found.append((record.start, record, snapshot))
         newest = heapq.nlargest(most, found, key=lambda each: each[0]) if len(found) > most else found
-        return [self._row(record, snapshot) for _, record, snapshot in newest], len(found)
-
-    def _row(self, record: Record, snapshot: Snapshot) -> dict[str, Any]:
-        reading = snapshot.reading
-        state, error = "FINISHED", ""
-        if record.outcome in _FAILED:
-            state, error = "FAILED", _FAILED[record.outcome]
-        elif not record.end:
-            state, error = ("RUNNING", "") if snapshot.alive else ("FAILED", "WORKER_DIED")
-        return {
-            "task_id": record.id.hex(),
-            "name": record.name,
-            "state": state,
-            "job_id": reading.job,
-            "actor_id": reading.actor.hex() if record.kind != telemetry.TASK else "",
-            "type": TYPES.get(record.kind, "NORMAL_TASK"),
-            "func_or_class_name": record.name,
-            "parent_task_id": "",
-            "node_id": self._node_id,
-            "worker_id": worker_of(snapshot.name),
-            "worker_pid": reading.pid,
-            "error_type": error,
-            "error_message": record.error,
-            "start_time_ms": round(record.start * 1000),
-            "end_time_ms": round(record.end * 1000),
-            "required_resources": {},
-        }
+        return [run_row(record, snapshot, self._node_id) for _, record, snapshot in newest], len(found)
 
     # ------------------------------------------------------------ what has not ended
 
@@ -183,3 +147,36 @@ class TaskTable:
         if client.version < m.TASKS_SINCE:
             return "it has an older noded"
         return ""
+
+
+def told(counts: dict[Key, Counts]) -> list[tuple[Any, ...]]:
+    """For ``policy/summary.py``."""
+    return [(TYPES[kind], name, *each) for (kind, name), each in counts.items() if kind in TYPES]
+
+
+def run_row(record: Record, snapshot: Snapshot, node_id: str) -> dict[str, Any]:
+    """A run, as its worker's page has it."""
+    reading = snapshot.reading
+    state, error = "FINISHED", ""
+    if record.outcome in _FAILED:
+        state, error = "FAILED", _FAILED[record.outcome]
+    elif not record.end:
+        state, error = ("RUNNING", "") if snapshot.alive else ("FAILED", "WORKER_DIED")
+    return {
+        "task_id": record.id.hex(),
+        "name": record.name,
+        "state": state,
+        "job_id": reading.job,
+        "actor_id": reading.actor.hex() if record.kind != telemetry.TASK else "",
+        "type": TYPES.get(record.kind, "NORMAL_TASK"),
+        "func_or_class_name": record.name,
+        "parent_task_id": "",
+        "node_id": node_id,
+        "worker_id": worker_of(snapshot.name),
+        "worker_pid": reading.pid,
+        "error_type": error,
+        "error_message": record.error,
+        "start_time_ms": round(record.start * 1000),
+        "end_time_ms": round(record.end * 1000),
+        "required_resources": {},
+    }

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from noded import ids
+from noded import ids, log_marks
 from noded.config import without_secrets
 from noded.node.capacity import memory_of
 from noded.node.ledger import Ledger
@@ -29,6 +29,7 @@ from noded.node.oom import Kills, OomWatch
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
 from noded.policy import deaths
+from noded.policy.reasons import ENV_BUILDING, HEAD_AWAY, WORKER_STARTING
 from noded.runtime_env.prepared import Prepared, env_id
 from noded.version import __version__
 from noded.wire import messages as m
@@ -47,6 +48,7 @@ _EXIT_SECONDS = 5.0
 _REASON_KEPT = 300
 _BARE = 32 << 20
 """Bytes that a worker uses before it has run anything, and a little more."""
+_ENVS_KNOWN = 1000
 _STARTING = 32
 """So many workers start at once, so that a thousand actors do not stand in each other's way."""
 
@@ -79,6 +81,17 @@ class WorkerRecord(msgspec.Struct, array_like=True, omit_defaults=True):
     """What it is leased for may be run again."""
 
 
+@dataclass(frozen=True)
+class EnvMade:
+    """A runtime environment that was made ready on this node, or could not be."""
+
+    text: str
+    seconds: float
+    """That it took."""
+    failed: str
+    """Why it could not be; empty: it is ready."""
+
+
 @dataclass(eq=False)
 class Worker:
     id: str
@@ -92,6 +105,8 @@ class Worker:
     blocked: bool = False
     counts: Path | None = None
     """The file that counts what the kernel kills where it runs, see ``oom.py``."""
+    entered: float = 0.0
+    """When it was told to enter its job."""
     idle_since: float = field(default_factory=time.monotonic)
     uses: int = 0
     """Bytes of its own memory when its last lease was over."""
@@ -151,7 +166,7 @@ class WorkerPool:
         on_exit: Callable[[Worker, m.Death], None],
         on_env_failed: Callable[[Any, str], None],
         on_start_failed: Callable[[Any, str], None],
-        on_output_end: Callable[[str], None],
+        on_output_end: Callable[[Worker], None],
         environments: Environments,
     ):
         self.workers: dict[str, Worker] = {}
@@ -174,7 +189,10 @@ class WorkerPool:
         self._environments = environments
         self._prepared: dict[tuple[str, str], bytes] = {}
         """Runtime environments that are ready on this node, by job and id."""
+        self.envs: dict[str, EnvMade] = {}
+        """What became of runtime environments, by id, the latest last."""
         self._preparing: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._preparing_since: dict[tuple[str, str], float] = {}
         self._waiting_for_env: list[tuple[Assignee, str, str]] = []
         """(assignee, job, environment)"""
         self._waiting_for_job: list[tuple[Assignee, str, str]] = []
@@ -194,6 +212,8 @@ class WorkerPool:
         self._entries: dict[tuple[str, str], deaths.Starts] = {}
         """Of workers that attached, and died when they were to enter this job and environment."""
         self.oom = OomWatch()
+        self.on_forked: Callable[[Worker], None] = lambda worker: None
+        """It has a process."""
         self.kept: Callable[[Worker], str] = lambda worker: ""
         """Asked of a worker whose lease is over: why it had better be replaced."""
         self.stopping = False
@@ -207,6 +227,7 @@ class WorkerPool:
             if key not in self._preparing:
                 # Before it is prepared, so that it is not evicted in between; until the job ends.
                 self._environments.acquire(key[1])
+                self._preparing_since[key] = time.monotonic()
                 self._preparing[key] = asyncio.get_running_loop().create_task(self._prepare(key, env), name="prepare")
             return
         ready = any(self._suits(worker, job, env_id(env), assignee) for worker in self._idle)
@@ -222,6 +243,7 @@ class WorkerPool:
 
     async def _prepare(self, key: tuple[str, str], env: str) -> None:
         """Make a runtime environment ready for a job, then serve who waits for it, or tell why not."""
+        began = time.monotonic()
         try:
             self._prepared[key] = msgspec.msgpack.encode(await self._environments.prepare(env))
             failed = ""
@@ -229,7 +251,11 @@ class WorkerPool:
             failed = str(problem) or type(problem).__name__
             self._environments.release(key[1])
         finally:
-            del self._preparing[key]
+            del self._preparing[key], self._preparing_since[key]
+        self.envs.pop(key[1], None)
+        self.envs[key[1]] = EnvMade(env, time.monotonic() - began, failed)
+        if len(self.envs) > _ENVS_KNOWN:
+            del self.envs[next(iter(self.envs))]
         mine = [w for w in self._waiting_for_env if w[1:] == (key[0], env)]
         self._waiting_for_env = [w for w in self._waiting_for_env if w[1:] != (key[0], env)]
         for assignee, job, _ in mine:
@@ -237,6 +263,28 @@ class WorkerPool:
                 self._on_env_failed(assignee, failed)
             else:
                 self.assign(assignee, job, env)
+
+    def explain(self, assignee: Any) -> tuple[str, str]:
+        """Why what has its resources has no worker yet: a kind of ``policy/reasons.py``, and the words."""
+        for waiting, job, env in self._waiting_for_env:
+            if waiting is assignee:
+                seconds = time.monotonic() - self._preparing_since.get((job, env_id(env)), time.monotonic())
+                return ENV_BUILDING, f"its runtime environment is being made ready on this node, since {seconds:.1f} s"
+        for waiting, job, _ in self._waiting_for_job:
+            if waiting is assignee:
+                return HEAD_AWAY, f"its node has asked the head about its job {job}, and waits for the answer"
+        worker = next((w for w in self.workers.values() if w.assigned is assignee), None)
+        if worker is not None and worker.record.env:
+            seconds = time.monotonic() - worker.entered
+            words = f"its worker (pid {worker.record.pid}) enters its runtime environment, since {seconds:.1f} s"
+            return ENV_BUILDING, words
+        if worker is not None:
+            return WORKER_STARTING, f"its worker (pid {worker.record.pid}) enters its job"
+        reason = f"{self._starting} workers are starting on this node, and {len(self._waiting)} wait for one"
+        failures = self._templates.failures + self._starts.failures
+        if failures:
+            reason += f"; {failures} starts in a row have failed, so the next one comes after a pause"
+        return WORKER_STARTING, reason
 
     def job_known(self, job: str) -> None:
         """``job_config`` knows it now."""
@@ -290,6 +338,7 @@ class WorkerPool:
             self._environments.acquire(id_)
         self.save(worker)
         worker.job_sent = m.SetJob(job, config or m.JobConfig(), 1, env, self._prepared.get((job, id_), b""))
+        worker.entered = time.monotonic()
         worker.client.send(worker.job_sent)
 
     def on_job_ready(self, worker: Worker, job: str, failed: str) -> None:
@@ -480,6 +529,7 @@ class WorkerPool:
                 worker.record.pid = packet["pid"]
                 worker.counts = self.oom.of(packet["pid"])
                 self.save(worker)
+                self.on_forked(worker)
         elif kind == "exit":
             self._exited(packet)
         elif kind == "fork_failed":
@@ -587,7 +637,7 @@ class WorkerPool:
         if worker.job_sent is not None and not worker.record.kind:
             self._not_entered(worker, death)
         self._on_exit(worker, death)
-        self._on_output_end(worker.id)
+        self._on_output_end(worker)
         if self.stopping:
             return
         if worker.client is None and not worker.record.kind:
@@ -622,8 +672,8 @@ class WorkerPool:
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError:
             return []
-        # An empty mark is the end of a task: what came before is of another one (see ``worker/streams.py``).
-        over = max((at for at, line in enumerate(lines) if line == "\x1e"), default=-1)
+        # What came before the end of a task is of another one.
+        over = max((at for at, line in enumerate(lines) if log_marks.ends_task(line)), default=-1)
         lines = lines[over + 1 :]
         said = [line.rstrip() for line in lines if line.strip() and not line.startswith("\x1e")]
         return deaths.last_words(said, _TAIL_LINES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
+from typing import Any
 
 # By itself, or by somebody outside:
 EXIT = "exit"
@@ -175,6 +176,20 @@ def last_words(lines: list[str], most: int) -> list[str]:
     told = [lines[dump], *(frames or lines[dump + 1 :])][:most]
     before = most - len(told)
     return [*(lines[:dump][-before:] if before else []), *told]
+
+
+def facts(death: Any) -> dict[str, Any]:
+    """What a ``Death`` tells beside kind and reason, as far as it is known, for who asks why; RSS in bytes."""
+    known = {
+        "worker": death.worker,
+        "pid": death.pid,
+        "node": death.node,
+        "exit_code": death.code,
+        "signal": "" if death.signal is None else signal_name(death.signal),
+        "max_rss": death.max_rss_kb << 10,
+        "stderr_tail": death.stderr,
+    }
+    return {name: value for name, value in known.items() if value or (name == "exit_code" and value is not None)}
 
 
 def mib(amount: int) -> str:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-PRESSURE = "memory_pressure"
-"""The kind of this reason, see docs/why.md."""
 _MARGIN = 50
 """The pressure is over when a 50th of the memory is free below the threshold."""
 _SECONDS = 5.0

@@ -26,6 +26,8 @@ class NodeView:
     labels: Mapping[str, str] = field(default_factory=dict)
     schedulable: bool = True
     """False: away or draining. Nothing new goes there, but what only it could hold is not hopeless."""
+    draining: bool = False
+    """Why it takes nothing; False: it is away."""
 
 
 class _ByAmount:

@@ -20,18 +20,11 @@ from typing import Protocol
 
 from noded.policy import labels, where
 from noded.policy.nodes import Amounts, Ids, Index, NodeView, keep
+from noded.policy.reasons import LABELS_BUSY, NO_NODES, NODE_AWAY, NODE_BUSY, NODE_DRAINING, RESOURCES_BUSY
 from noded.resources import UNIT
 
-RESOURCES_BUSY = "resources_busy"
-"""A node that takes work could hold it when less is in use there."""
-NODE_BUSY = "node_busy"
-"""It is for one node, which is full, away or draining."""
-LABELS_BUSY = "labels_busy"
-"""Only nodes with certain labels count, and they are full."""
-NODE_AWAY = "node_away"
-"""All nodes that could hold it are away or draining."""
-NO_NODES = "no_nodes"
-REASONS = (RESOURCES_BUSY, NODE_BUSY, LABELS_BUSY, NODE_AWAY, NO_NODES)
+REASONS = (RESOURCES_BUSY, NODE_BUSY, LABELS_BUSY, NODE_AWAY, NODE_DRAINING, NO_NODES)
+"""Why something waits for a node, see ``reasons.py``."""
 
 EXACT = 100
 LOOKS = 32
@@ -188,7 +181,8 @@ class Cluster:
         if not possible:
             return Never(f"{name} can never satisfy it ({_numbers(request.asks, node.total, 'it has')}); ask for less")
         if not node.schedulable:
-            return Wait(NODE_BUSY, f"{name} takes nothing now: it is away or draining")
+            kind, state = _absence(node)
+            return Wait(kind, f"{name} takes nothing now: it is {state}")
         if not _fits(request.asks, node.available):
             return Wait(NODE_BUSY, f"{name} is full: {_numbers(request.asks, node.available, 'free are')}")
         return Go(node.id)
@@ -281,10 +275,9 @@ class Cluster:
         if holder is None:
             return Never(self._why_never(asks, pool))
         if not holder.schedulable:
-            return Wait(
-                NODE_AWAY,
-                f"only nodes that are away or draining could hold {_amounts(asks)}, as {_short(holder.id)}",
-            )
+            kind, state = _absence(holder)
+            those = f"{_short(holder.id)}, which is {state}"
+            return Wait(kind, f"only nodes that are away or draining could hold {_amounts(asks)}, as {those}")
         kind, those = RESOURCES_BUSY, "one node"
         if pool is not None:
             kind, those = LABELS_BUSY, f"one of the {len(pool)} nodes that have its labels"
@@ -337,6 +330,11 @@ def _fewest(index: Index, asks: Amounts, pool: Ids | None) -> tuple[list[str], i
     """The shorter way through the nodes that may do: by resources or by labels. Neither has checked the other."""
     ids, start = index.holding(asks)
     return (pool.ids, 0) if pool is not None and len(pool) < len(ids) - start else (ids, start)
+
+
+def _absence(node: NodeView) -> tuple[str, str]:
+    """Of one that takes nothing."""
+    return (NODE_DRAINING, "draining") if node.draining else (NODE_AWAY, "away")
 
 
 # ---------------------------------------------------------------- amounts

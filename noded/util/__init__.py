@@ -44,6 +44,7 @@ _MODULES = {
     "queue",
     "scheduling_strategies",
     "serialization",
+    "state",
 }
 
 __all__ = [*_NAMES, "accelerators"]

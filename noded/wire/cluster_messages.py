@@ -24,6 +24,13 @@ class Struct(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 # ---------------------------------------------------------------- node -> head
 
 
+class DeadActor(Struct):
+    """An actor whose worker has ended."""
+
+    id: bytes
+    death: Death
+
+
 class HostedActor(Struct):
     """An actor that a node has, told when it registers."""
 
@@ -79,6 +86,8 @@ class Register(_Message, tag=120):
     """The highest it has seen: a head with a lower one is not the head any more."""
     head_journalled: bool = False
     """The last head had written some of its state on its own host only, when it was last heard of."""
+    deaths: list[DeadActor] = []
+    """The last ones: the head, or this node's daemon, may have been away."""
 
 
 class Report(_Message, tag=121):
@@ -151,6 +160,8 @@ class JobGone(_Message, tag=129):
     """The driver of this job has ended or left."""
 
     job: str
+    reason: str = ""
+    """Why it has ended; empty: it has left in order."""
 
 
 class GroupReserved(_Message, tag=130):

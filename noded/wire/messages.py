@@ -15,7 +15,7 @@ PROTOCOL_VERSION = 3
 speaks to them then. Attach and Refused never change, so that any two can tell each other what is wrong.
 """
 OLDEST_PROTOCOL = 2
-KNOWN_TO_OLDEST = {40: 16, 47: 2, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0, 100: 0}
+KNOWN_TO_OLDEST = {40: 16, 47: 2, 53: 1, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0, 100: 0}
 """By tag, of what goes to clients: how many fields OLDEST_PROTOCOL knows, where there are more by now; 0: it does not
 know the message.
 """
@@ -72,6 +72,17 @@ class Death(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """One of ``policy/deaths.py``: the cause, for programs."""
     free: bool = False
     """It was not for what it ran: running that again costs no retry."""
+
+
+class Skipped(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """What a worker has written and a driver is not shown."""
+
+    worker: str
+    name: str
+    pid: int
+    bytes: int
+    lines: int
+    """About."""
 
 
 class Extra(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -639,6 +650,11 @@ class LogLines(_Message, tag=53):
     """Worker output for a driver: (name, pid, is stderr, lines)."""
 
     batches: list[tuple[str, int, bool, list[str]]]
+    ip: str = ""
+    """Of the workers' node."""
+    workers: list[str] = []
+    """The worker of each batch, by its id."""
+    skipped: list[Skipped] = []
 
 
 class Answer(_Message, tag=54):

@@ -25,11 +25,16 @@ def ask(path: str, what: str, arguments: dict[str, Any] | None = None, *, second
     """``path``: the control socket. Raises Refused, TimeoutError, OSError, LinkClosed, and what garbage leads to:
     FrameError, msgspec's errors, ValueError.
     """
-    deadline = time.monotonic() + seconds
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(seconds)
         sock.connect(path)
-        return _exchange(Link(sock, m.decode_to_client), what, arguments or {}, deadline)
+        return ask_over(sock, what, arguments, seconds=seconds)
+
+
+def ask_over(sock: socket.socket, what: str, arguments: dict[str, Any] | None, *, seconds: float) -> Any:
+    """As ``ask``, over a connection with a daemon that has let us in."""
+    deadline = time.monotonic() + seconds
+    return _exchange(Link(sock, m.decode_to_client), what, arguments or {}, deadline)
 
 
 def _exchange(link: Link, what: str, arguments: dict[str, Any], deadline: float) -> Any:

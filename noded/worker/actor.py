@@ -19,7 +19,7 @@ from noded.wire import messages as m
 from noded.worker.answers import pack_error
 from noded.worker.execution import Execution
 from noded.worker.inbound import Inbound
-from noded.worker.streams import NamedStream
+from noded.worker.streams import Author, NamedStream
 
 if TYPE_CHECKING:
     from noded.worker.executor import Executor, Item
@@ -72,7 +72,7 @@ class ActorSeat:
             return
         spec = self.spec = message.spec
         executor = self._executor
-        NamedStream.name_now = spec.class_name
+        NamedStream.now = Author(spec.class_name, "", spec.id.hex())
         running.actor_id, running.actor_name = spec.id, spec.name
         running.class_name, running.restarted = spec.class_name, message.restarted
         executor.lent.take(spec.resources, message.gpus, spec.where)

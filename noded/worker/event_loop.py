@@ -22,8 +22,10 @@ from noded.client.context import call_now
 from noded.client.refs import ObjectRef
 from noded.telemetry import CALL
 from noded.wire import messages as m
+from noded.worker import streams
 from noded.worker.execution import Execution
 from noded.worker.inbound import Inbound
+from noded.worker.streams import NamedStream
 
 if TYPE_CHECKING:
     from noded.worker.executor import Executor, Item
@@ -87,7 +89,7 @@ class EventLoopEngine:
     def run(self, construct: Callable[[], None]) -> None:
         executor, loop = self._executor, self._loop
         runtime = executor.runtime
-        runtime.tasks.current = call_now.get
+        runtime.tasks.current = NamedStream.ask = call_now.get
         runtime.awaiting.own_loop = loop
         runtime.reader.reserved_for = threading.get_ident()
         # Only changes: else the steward would not rest while something is ready that a busy loop does not look at.
@@ -198,6 +200,8 @@ class EventLoopEngine:
             answers.result(execution, result, started)
         finally:
             executor.note_end(execution)
+            if NamedStream.said:
+                streams.call_over(execution)
             self._running.pop((execution.inbound, message.seq), None)
             group.running -= 1
             if group.waiting:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from noded import ids
+from noded.client.context import running
 from noded.client.runtime import Runtime
 from noded.telemetry import RETURNED
 from noded.worker.inbound import Inbound
@@ -63,6 +64,20 @@ class Execution:
     @property
     def task_id(self) -> bytes:
         return ids.task_id(self.inbound.prefix, self.message.seq)
+
+    # What a mark in its output says (``streams.py``); asked when it writes something.
+
+    @property
+    def label(self) -> str:
+        return running.class_name or self.name
+
+    @property
+    def task_hex(self) -> str:
+        return self.task_id.hex()
+
+    @property
+    def actor_hex(self) -> str:
+        return running.actor_id.hex()
 
     def entries(self, view: memoryview) -> list[Any]:
         """For the ids inside an argument: refs and handles."""

@@ -174,7 +174,7 @@ class Executor:
     def on_control(self, message: Any, payload: Any) -> None:
         kind = type(message)
         if kind is m.SetJob:
-            self.runtime.job = message.job  # from now on told at an attach, entered or not
+            self.runtime.job = NamedStream.job = message.job  # from now on told at an attach, entered or not
         if kind is m.SetJob or kind is m.Instantiate:
             self.queue.appendleft((None, message, payload))
         elif kind is m.Caller:
@@ -238,7 +238,7 @@ class Executor:
         if self.engine is not None:
             self.engine.start(item)
             return
-        execution = self.current = running.call = Execution(self.runtime, inbound, message)
+        execution = self.current = running.call = NamedStream.now = Execution(self.runtime, inbound, message)
         if self.cancels.take(inbound, message.seq):
             execution.cancelled = True
         self._started = started = time.monotonic()
@@ -279,7 +279,7 @@ class Executor:
                     self.lent.set_omp(code.num_cpus)
                 execution.function_name = code.name
                 name = message.extra.name if message.extra is not None and message.extra.name else code.name
-                execution.name = NamedStream.name_now = name
+                execution.name = name
                 if self.page is not None:
                     self.note_begin(execution, TASK, started)
                 call = code.call or self._load(code)
@@ -309,11 +309,10 @@ class Executor:
             self.answers.result(execution, result, started)
         if execution.run >= 0:
             self.note_end(execution)
-        if code is not None:
-            if NamedStream.said_error:
-                streams.mark_end()
-            if code.max_calls:
-                self._count_call(code)
+        if NamedStream.said or time.monotonic() - started > streams.LOOK_AFTER:
+            streams.call_over(execution)
+        if code is not None and code.max_calls:
+            self._count_call(code)
 
     def note_begin(self, execution: Execution, kind: str, started: float) -> None:
         """Onto the page."""
@@ -366,7 +365,7 @@ class Executor:
     def flush(self) -> None:
         """All answers out, as far as they go."""
         self._last_flush = time.monotonic()
-        streams.flush_parts()
+        streams.rest()
         with self.runtime.lock:
             for inbound in list(self.inbound):
                 if inbound.link.out:

@@ -6,10 +6,12 @@ import atexit
 import os
 import socket
 import sys
+import threading
 from typing import Any
 
 import cloudpickle as cloudpickle  # warm in the template, so that workers need not import it
 
+from noded import stack_dump
 from noded.client import remote as remote  # likewise
 from noded.client.runtime import Runtime, set_current
 from noded.telemetry import Page, worker_page
@@ -62,6 +64,7 @@ def run(args: dict[str, Any]) -> int:
     )
     executor.bind(runtime)
     runtime.start(_GRACE)
+    _install_stack_dump(args["stdout"].removesuffix(".out") + stack_dump.SUFFIX, runtime.control.helper)
     executor.after_attach()
     set_current(runtime)
     reader = runtime.reader
@@ -94,14 +97,25 @@ def run(args: dict[str, Any]) -> int:
         except OSError:
             pass
     if lost:
+        streams.NamedStream.now = streams.Author("")
         print(f"noded: worker {wid} ends: {lost[0]}", file=sys.stderr)
     with runtime.lock:
         runtime.control.send(m.WorkerIdle(executor.exiting))
         runtime.control.flush()
     atexit._run_exitfuncs()
+    streams.NamedStream.ask = None  # what calls have begun to write goes out, too
     sys.stdout.flush()
     sys.stderr.flush()
     return 0
+
+
+def _install_stack_dump(path: str, helper: threading.Thread | None) -> None:
+    try:
+        if helper is not None:
+            stack_dump.call_helper(helper)
+        stack_dump.install(path)
+    except OSError as error:
+        print(f"noded: the stack of this worker cannot be asked for: {error}", file=sys.stderr)
 
 
 def _open_page(path: str) -> Page | None:

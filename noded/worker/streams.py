@@ -1,75 +1,154 @@
-"""The worker's stdout and stderr: plain O_APPEND files, with marks that say whose lines follow.
+"""The worker's stdout and stderr: plain O_APPEND files, with marks (``log_marks.py``) that say which call wrote what.
 
-A mark is a line ``\\x1e<name>`` written before the first output after the name changed. C code that writes to
-the descriptors itself is counted to the last name. On stderr the end of a task that has written is marked too, without
-a name: what a worker said last, before it died, is then not taken for the words of an earlier task. The log monitor
-takes the marks out again.
+A mark goes out with the first thing that a call writes, and another one at the end of a call that has written; calls
+that write nothing cost one attribute. What a worker said last, before it died, is then not taken for the words of an
+earlier task.
+
+C code and child processes write to the descriptors themselves. That they did shows in the size of the file, which is
+looked at when a call has taken long and when the worker rests, and once it has happened after each call.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import sys
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-MARK = "\x1e"
+from noded.log_marks import CUT, Mark
+
+LOOK_AFTER = 0.001
+"""Seconds. At the end of calls that take longer it is looked what C code has written in them."""
+
+
+class Author(NamedTuple):
+    """Who writes outside of calls; in one it is an Execution, which has the same attributes."""
+
+    label: str
+    task_hex: str = ""
+    actor_hex: str = ""
 
 
 class NamedStream(io.TextIOWrapper):
-    """Line-buffered text over a descriptor; knows the name of what runs."""
+    """Line-buffered text over a descriptor; knows who writes. What is shared by both streams is in the class."""
 
-    name_now = ""
-    """Shared by both streams: set by the executor, a plain attribute write."""
-    said_error = False
-    """Something has gone to stderr since the last task ended: looked at after each task, so it must cost nothing."""
+    now: Any = Author("")
+    """Set by the executor before each call: a plain attribute write."""
+    ask: Callable[[], Any] | None = None
+    """Of actors that run several calls at once: tells which of them asks, None for none."""
+    job = ""
+    said = False
+    """A call's end must be looked at: something was written since the last one, or C code has ever written."""
+    watch = False
+    """C code has written."""
 
     def __init__(self, fd: int):
         super().__init__(
             open(fd, "wb", buffering=0, closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True
         )
-        self._said = ""
-        self._is_error = fd == 2
-        self._part: list[str] = []
+        self._fd = fd
+        self._open: Any = None
+        """Whose mark was the last; None: nobody's, a call has ended."""
+        self._job_told: str | None = None
+        self._parts: dict[Any, list[str]] = {}
+        """By author: the beginning of a line, until its end comes. Lines of several threads do not mix."""
         self._midline = False
         """The last thing that went out was the first part of a line."""
+        self._known = self._size()
+        """While nobody's mark is open: up to here it is known who has written."""
+        self._lock = threading.RLock()
+        os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.RLock()
+
+    # ------------------------------------------------------------ writing
 
     def write(self, text: str) -> int:
-        """Whole lines go out in one write, so that lines of several processes or threads do not mix."""
-        if NamedStream.name_now != self._said and text:
-            self.mark(NamedStream.name_now)
-        head, newline, tail = text.rpartition("\n")
-        if newline:
-            super().write("".join(self._part) + head + newline)
-            self._part.clear()
-            self._midline = False
-        if tail:
-            self._part.append(tail)
-        if self._is_error:
-            NamedStream.said_error = True
+        """Whole lines go out in one write, so that lines of several processes do not mix."""
+        with self._lock:  # else the mark of one thread could come before the line of another
+            author = _author()
+            head, newline, tail = text.rpartition("\n")
+            if newline:
+                before = self._parts.pop(author, None)
+                self._out(author, ("".join(before) if before else "") + head + newline)
+            if tail:
+                self._parts.setdefault(author, []).append(tail)
+        NamedStream.said = True
         return len(text)
 
-    def mark(self, name: str) -> None:
-        """Other lines follow than those before."""
-        if self._part or self._midline:
-            super().write("".join(self._part) + "\n")
-            self._part.clear()
-            self._midline = False
-        self._said = name
-        super().write(f"{MARK}{name}\n")
+    def _out(self, author: Any, text: str) -> None:
+        if author is not self._open:
+            cut = "\n" if self._midline else ""
+            unmarked = self._unmarked(author) if self._open is None else ""
+            self._open = author
+            text = cut + unmarked + self._mark(author, CUT if cut else "").line() + text
+        self._midline = not text.endswith("\n")
+        super().write(text)
+
+    def _mark(self, author: Any, span: str = "") -> Mark:
+        job = pid = ""
+        if self._job_told != NamedStream.job:
+            self._job_told = job = NamedStream.job
+            pid = str(os.getpid())
+        return Mark(author.label, author.task_hex, author.actor_hex, span, job, pid)
 
     def flush(self) -> None:
-        part = self.__dict__.get("_part")
-        if part:
-            super().write("".join(part))
-            part.clear()
-            self._midline = True
+        parts = self.__dict__.get("_parts")  # it may be called before there are any
+        if parts:
+            with self._lock:
+                for author in [_author()] if NamedStream.ask is not None else list(parts):
+                    if part := parts.pop(author, None):
+                        self._out(author, "".join(part))
         super().flush()
 
     def isatty(self) -> bool:
         return False
 
+    # ------------------------------------------------------------ what is written without us
 
-_installed: list[Any] = []
+    def _size(self) -> int:
+        try:
+            return os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError:  # the user has closed it, or made it something else
+            return 0
+
+    def _unmarked(self, author: Any) -> str:
+        """The mark for what C code has written since the last call's end; empty when it has not."""
+        start, self._known = self._known, self._size()
+        if self._known <= start:
+            return ""
+        NamedStream.watch = NamedStream.said = True
+        return "\n" + self._mark(author, f"{start},{self._known}").line()
+
+    def over(self, author: Any) -> None:
+        """This call has ended, or may have written by other ways."""
+        with self._lock:
+            if part := self._parts.pop(author, None):
+                self._out(author, "".join(part))
+            span = ""
+            if self._open is None:
+                text = self._unmarked(author)
+                if not text:
+                    return
+            elif NamedStream.ask is None or self._open is author:
+                text = "\n" if self._midline else ""
+                span = CUT if text else ""
+            else:
+                return  # another one's mark is open
+            self._open, self._midline = None, False
+            super().write(text + Mark(actor=author.actor_hex, span=span).line())
+            self._known = self._size()
+
+
+def _author() -> Any:
+    ask = NamedStream.ask
+    return NamedStream.now if ask is None else ask() or NamedStream.now
+
+
+_installed: list[NamedStream] = []
 
 
 def install() -> None:
@@ -77,17 +156,24 @@ def install() -> None:
     sys.stdout, sys.stderr = _installed
 
 
-def mark_end() -> None:
-    """A task that has written to stderr is over."""
-    NamedStream.said_error = False
+def call_over(author: Any) -> None:
+    """A call has ended that has written, or may have."""
     try:
-        _installed[1].mark("")
+        for stream in _installed:
+            stream.over(author)
     except (OSError, ValueError):
         pass  # its disk is full, or the user has closed it
+    NamedStream.said = NamedStream.watch or any(stream._open is not None for stream in _installed)
 
 
-def flush_parts() -> None:
-    """Unfinished lines go out with the answer of what wrote them: its caller may end the program next."""
+def rest() -> None:
+    """The worker has answered and rests. Unfinished lines go out with the answer of what wrote them: its caller may end
+    the program next. And it is time to look what C code has written.
+    """
+    if NamedStream.ask is not None:
+        return  # calls that run see to themselves
     for stream in _installed:
-        if stream._part:
+        if stream._parts:
             stream.flush()
+        elif stream._open is None and stream._size() != stream._known:
+            call_over(NamedStream.now)

@@ -13,6 +13,7 @@ from noded.client.context import call_now
 from noded.wire import messages as m
 from noded.worker.execution import Execution
 from noded.worker.inbound import Inbound
+from noded.worker.streams import NamedStream
 
 if TYPE_CHECKING:
     from noded.worker.executor import Executor, Item
@@ -48,7 +49,7 @@ class ThreadEngine:
         self._open: dict[tuple[Inbound, int], Execution] = {}
         """Handed over and not answered yet."""
         self._last_flush = 0.0
-        executor.runtime.tasks.current = call_now.get
+        executor.runtime.tasks.current = NamedStream.ask = call_now.get
         executor.runtime.reader.reserved_for = threading.get_ident()
 
     def run(self, construct: Callable[[], None]) -> None:

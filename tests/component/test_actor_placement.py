@@ -246,7 +246,7 @@ def test_an_actor_of_a_group_waits_for_it_and_runs_on_its_bundle() -> None:
         beyond = create(world, spec(8, where=m.Place(group=group, bundle=2)))
         await world.settle()
         assert all(at(world, id_) == "pending" for id_ in (*actors, anywhere, beyond))
-        assert world.places.why(anywhere) == ("group_pending", "its placement group is not created yet")
+        assert world.places.why(anywhere) == ("group_pending", f"its placement group {group.hex()} is not created yet")
         nodes = [4, 2]
         for index, number in enumerate(nodes):
             world.fakes[number].groups[group] = {index: cpus(1)}

@@ -63,6 +63,7 @@ def test_start_status_stop_leave_the_token_and_the_log(places: Places) -> None:
     assert files(places["NODED_HOME"]) == [
         "clusters/default/head.db",
         "clusters/default/logs/daemon-head.log",
+        "clusters/default/logs/daemon.log",
         "clusters/default/runtime_envs/boot",
         "token",
     ]

@@ -32,7 +32,7 @@ _NEW: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "wire/messages.py",
-        "KNOWN_TO_OLDEST = {40: 16, 47: 2, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0, 100: 0}",
+        "KNOWN_TO_OLDEST = {40: 16, 47: 2, 53: 1, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0, 100: 0}",
         "KNOWN_TO_OLDEST: dict[int, int] = {}",
     ),
     (

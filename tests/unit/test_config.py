@@ -134,6 +134,9 @@ def test_every_option_by_flag_variable_and_file(env: dict[str, str], toml: Path)
         "supervise": ("true", True),
         "given_spawner": ("true", True),
         "log_level": ("debug", "debug"),
+        "log_worker_max_bytes": ("20MB", 20_000_000),
+        "log_node_max_bytes": ("1GiB", 1 << 30),
+        "log_retention_days": ("0.5", 0.5),
         "log_format": ("json", "json"),
         "no_telemetry": ("1", True),
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from noded.policy import deaths
+from noded.policy import deaths, reasons
 from noded.policy.deaths import Ending, Starts, judge
 
 MIB = 1 << 20
@@ -99,3 +100,14 @@ def test_the_page_has_the_same_list() -> None:
     missing = [kind for kind in deaths.KINDS if f"`{kind}`" not in page]
 
     assert not missing, f"docs/why.md does not explain {missing}"
+
+
+def test_the_page_has_the_reasons_of_what_waits() -> None:
+    page = (Path(__file__).parents[2] / "docs/why.md").read_text()
+    waits, _, ended = page.partition("## It has ended")
+
+    assert not [kind for kind in reasons.KINDS if f"`{kind}`" not in waits]
+    assert not [kind for kind in deaths.KINDS if f"`{kind}`" not in ended]
+    told = set(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", waits, re.MULTILINE))
+    rows = {kind for cell in told for kind in re.findall(r"`(\w+)`", cell)}
+    assert rows == set(reasons.PENDING), "the page has kinds that nobody gives, or lacks some"

@@ -19,6 +19,7 @@ from noded.policy.scheduling import (
     NO_NODES,
     NODE_AWAY,
     NODE_BUSY,
+    NODE_DRAINING,
     REASONS,
     RESOURCES_BUSY,
     Cluster,
@@ -150,7 +151,7 @@ def test_it_goes_where_it_may_and_waits_only_where_it_must(
         if answer.kind == NO_NODES:
             assert not nodes
         elif answer.kind == NODE_BUSY:
-            assert only and any(fits(asks, view.total) for view in allowed)
+            assert only and any(fits(asks, view.total) and view.schedulable for view in allowed)
         elif answer.kind == NODE_AWAY:
             assert any(fits(asks, v.total) and not v.schedulable for v in allowed)
             assert not any(fits(asks, v.total) and v.schedulable for v in allowed)
@@ -304,7 +305,10 @@ def test_only_one_node() -> None:
     hard = {id_: ask(one, nodes, Place(node=id_), "a", visited=["a"]) for id_ in "abcd"}
     assert hard["a"] == Go("a")
     assert hard["b"] == Wait(NODE_BUSY, "the node that it is for, b, is full: CPU: asks 1, free are 0")
-    assert hard["c"] == Wait(NODE_BUSY, "the node that it is for, c, takes nothing now: it is away or draining")
+    assert hard["c"] == Wait(NODE_AWAY, "the node that it is for, c, takes nothing now: it is away")
+    draining = [NodeView("d", amounts(CPU=4), amounts(CPU=4), schedulable=False, draining=True)]
+    wait = ask(one, draining, Place(node="d"), "a")
+    assert wait == Wait(NODE_DRAINING, "the node that it is for, d, takes nothing now: it is draining")
     gone = hard["d"]
     assert isinstance(gone, Never) and "is not in this cluster" in gone.reason
     never = ask(amounts(CPU=5), nodes, Place(node="b"), "a")
@@ -363,7 +367,7 @@ def test_what_has_been_sent_on_is_not_sent_back() -> None:
         ),
         (
             amounts(CPU=8),
-            Wait(NODE_AWAY, "only nodes that are away or draining could hold CPU 8, as cccccccc…"),
+            Wait(NODE_AWAY, "only nodes that are away or draining could hold CPU 8, as cccccccc…, which is away"),
         ),
         (
             amounts(GPU=4),

@@ -1,0 +1,127 @@
+"""Lists and summaries of the cluster's state, as far as this node has a part in them.
+
+Clients and commands ask their own node, which passes the question on to the head; the head asks all nodes for what is
+theirs (``tell``). While the head is away a node answers with what it has itself, and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from noded.lifecycle import pieces
+from noded.node.events import EventLog
+from noded.node.object_rows import ObjectRows
+from noded.node.own_rows import OwnRows
+from noded.node.task_table import TaskTable, told
+from noded.node.worker_book import WorkerBook
+from noded.policy import summary, task_pages
+from noded.policy.query import NODE_SECONDS, Collector, Page, Query, query_of
+
+_HEAD_SECONDS = NODE_SECONDS + 1.5
+_AWAY = "the head does not answer: this is what this node alone has"
+Row = dict[str, Any]
+
+
+class NodeState:
+    """``ask_head(what, args)`` waits for a head that is away; ``connected()``: it is there."""
+
+    def __init__(
+        self,
+        own: OwnRows,
+        book: WorkerBook,
+        objects: ObjectRows,
+        events: EventLog,
+        tasks: TaskTable,
+        *,
+        ask_head: Callable[[str, dict[str, Any]], Awaitable[Any]],
+        connected: Callable[[], bool],
+    ):
+        self._own = own
+        self._book = book
+        self._objects = objects
+        self._tasks = tasks
+        self._ask_head = ask_head
+        self._connected = connected
+        self._pages: dict[str, Callable[[Query], Awaitable[Page]]] = {
+            "objects": objects.page,
+            "tasks": self._task_page,
+            "cluster_events": events.page,
+        }
+        self._rows: dict[str, Callable[[], Iterator[Row]]] = {
+            "workers": book.rows,
+            "runtime_envs": own.runtime_envs,
+            "actors": own.actors,
+            "nodes": own.nodes,
+            "placement_groups": own.placement_groups,
+            "jobs": own.jobs,
+        }
+
+    # ------------------------------------------------------------ of clients and commands
+
+    async def ask(self, args: dict[str, Any]) -> Any:
+        """One page of the cluster's. Raises ValueError."""
+        query = query_of(args)
+        return await self._of_head("state", args) or self._alone((await self._own_page(query)).answer())
+
+    async def ask_summary(self, args: dict[str, Any]) -> Any:
+        """Raises ValueError."""
+        kind = summary.checked(args)
+        return await self._of_head("state_summary", args) or self._alone(await self._own_summary(kind))
+
+    async def _of_head(self, what: str, args: dict[str, Any]) -> Any:
+        """None: it does not answer."""
+        if not self._connected():
+            return None
+        try:
+            return await asyncio.wait_for(self._ask_head(what, args), _HEAD_SECONDS)
+        except TimeoutError:
+            return None
+
+    @staticmethod
+    def _alone(answer: dict[str, Any]) -> dict[str, Any]:
+        return {**answer, "problems": [_AWAY]}
+
+    # ------------------------------------------------------------ of the head
+
+    async def tell(self, args: dict[str, Any]) -> Any:
+        """This node's part of a page."""
+        return (await self._page(query_of(args))).as_part()
+
+    async def tell_summary(self, args: dict[str, Any]) -> Any:
+        return await self._part(summary.checked(args))
+
+    async def tell_drivers(self, args: dict[str, Any]) -> Any:
+        return list(self._book.drivers())
+
+    async def _page(self, query: Query) -> Page:
+        if query.kind in self._pages:
+            return await self._pages[query.kind](query)
+        collector = Collector(query)
+        async for rows in pieces(list(self._rows[query.kind]())):
+            for row in rows:
+                collector.add(row, row.get("_key", ""))
+        return collector.page()
+
+    async def _task_page(self, query: Query) -> Page:
+        found = await self._tasks.rows(running=task_pages.wants_running(query))
+        page = await asyncio.to_thread(task_pages.part_of_node, query, found["rows"])
+        page.notes = found["problems"]
+        return page
+
+    async def _own_page(self, query: Query) -> Page:
+        page = await self._page(query)
+        return task_pages.merge(query, [page]) if query.kind == "tasks" else page
+
+    async def _part(self, kind: str) -> dict[str, Any]:
+        """This node's part of a summary."""
+        if kind == "objects":
+            return await self._objects.summary()
+        return {"counts": told(await self._tasks.counts()), "notes": []}
+
+    async def _own_summary(self, kind: str) -> dict[str, Any]:
+        if kind == "actors":
+            return {**summary.of_actors(self._own.actors()), "notes": []}
+        part = await self._part(kind)
+        return {**summary.merge(kind, [part]), "notes": part["notes"]}

@@ -1,0 +1,218 @@
+"""`why` on one node, of things that wait for a process, a gate or a fault. Also: test_why_pending.py,
+test_why_deaths.py, test_why_later.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from harness.ends import Worker, end, get, hang, pid_of
+from harness.gates import Gate, Notes
+from harness.processes import all_processes, mentioning
+from harness.wait import wait_for
+
+import noded
+from noded.client.runtime import current
+from noded.policy import deaths, reasons
+from noded.util.placement_group import placement_group, remove_placement_group
+from noded.util.state import explain
+
+pytestmark = pytest.mark.usefixtures("cluster")
+MIB = 1 << 20
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Notes:
+    return Notes(tmp_path / "notes")
+
+
+def becomes(thing: Any, *kinds: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    def right() -> bool:
+        nonlocal found
+        found = explain(thing)
+        return found["kind"] in kinds
+
+    wait_for(right, lambda: f"not {kinds}: {found}", 15)
+    return found
+
+
+def test_a_result_for_which_there_is_no_room() -> None:
+    @noded.remote(num_cpus=0)
+    def big(size: int) -> bytes:
+        return bytes(size)
+
+    refs = [noded.put(numpy.ones(64 * MIB, numpy.uint8)) for _ in range(3)]
+    views = noded.get(refs)  # they cannot leave
+    ref = big.remote(100 * MIB)
+    told = becomes(ref, reasons.STORE_FULL)  # a moment later it is on the disk
+    assert "bytes of the object store, where 20" in told["reason"] and f"of {256 * MIB} are in use" in told["reason"]
+    get(ref)
+    del views, refs
+
+
+def test_a_stream_that_is_ahead() -> None:
+    @noded.remote(num_cpus=0)
+    def count() -> Iterator[int]:
+        yield from range(100)
+
+    stream = count.options(num_returns="streaming", _generator_backpressure_num_objects=3).remote()
+    get(next(stream))
+    told = becomes(stream, reasons.BACKPRESSURE)
+    assert (told["items"], told["taken"]) == (4, 1) and "3 ahead" in told["reason"]
+    for _ in stream:
+        pass
+
+
+def test_a_cancel_that_is_not_heeded(notes: Notes, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+
+    @noded.remote(num_cpus=0)
+    def stubborn() -> None:
+        notes.add()
+        while not gate.is_open():
+            try:
+                time.sleep(0.01)
+            except KeyboardInterrupt:
+                continue
+
+    ref = stubborn.remote()
+    notes.wait(1)
+    noded.cancel(ref)
+    assert "cancelled" in becomes(ref, reasons.CANCELLING)["reason"]
+    gate.open()
+    becomes(ref, reasons.FAILED, reasons.DONE_OR_DROPPED, reasons.READY)
+
+
+def test_as_many_as_may_run_at_once(tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+
+    @noded.remote(num_cpus=0)
+    def wait() -> None:
+        gate.wait()
+
+    refs = [wait.remote() for _ in range(18)]
+    assert "16 tasks" in becomes(refs[-1], reasons.LIMIT_REACHED)["reason"]
+    gate.open()
+    get(refs)
+
+
+def test_a_retry_that_waits_for_room(notes: Notes, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+
+    @noded.remote(max_retries=1, num_cpus=2)
+    def once_more() -> None:
+        if notes.add(os.getpid()) == 1:
+            gate.wait()
+
+    ref = once_more.remote()
+    first = pid_of(notes)
+    others = [Worker.options(num_cpus=1).remote() for _ in range(2)]
+    becomes(others[0], reasons.RESOURCES_BUSY)
+    os.kill(first, signal.SIGKILL)
+    told = becomes(ref, reasons.RESOURCES_BUSY)
+    assert told["last_attempt"]["kind"] == deaths.SIGNAL and told["last_attempt"]["pid"] == first
+    assert told["retries_left"] == 0 and "its last attempt ended so: it was killed by SIGKILL" in told["reason"]
+    for actor in others:
+        noded.kill(actor)
+    get(ref)
+
+
+def test_an_actor_that_restarts_and_one_that_is_made(notes: Notes, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+
+    @noded.remote(num_cpus=0, max_restarts=2)
+    class Slow:
+        def __init__(self) -> None:
+            notes.add(os.getpid())
+            if len(notes.all()) > 1:
+                gate.wait()
+
+        def pid(self) -> int:
+            return os.getpid()
+
+    actor = Slow.remote()
+    first = get(actor.pid.remote())
+    os.kill(first, signal.SIGKILL)
+    told = becomes(actor, reasons.CONSTRUCTOR)
+    assert "this is restart 1 of 2" in told["reason"] and told["restarts"] == 1
+    call = actor.pid.remote()
+    gate.open()
+    assert get(call) != first
+    assert explain(actor)["kind"] == reasons.RUNNING
+    noded.kill(actor)
+
+
+def test_who_made_it_is_busy_or_stopped(notes: Notes, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+
+    @noded.remote(num_cpus=0)
+    def submit(seconds: float) -> None:
+        refs = [hang.options(num_cpus=num).remote(notes) for num in (1, 2)]
+        notes.add(" ".join(ref.hex() for ref in refs))
+        gate.wait()
+        ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+        for ref in refs:
+            noded.cancel(ref, force=True)
+
+    parent = submit.remote(1.5)
+    lines = notes.wait(2)
+    running, waiting = next(line for line in lines if " " in line).split()
+    pid = explain(parent)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    told = explain(waiting)
+    assert time.monotonic() - began < 0.5 and told["kind"] == reasons.OWNER_BUSY, told
+    assert f"kill -CONT {pid}" in told["reason"] and told["waiting"][0]["kind"] == reasons.RESOURCES_BUSY
+    told = explain(running)
+    assert told["kind"] == reasons.RUNNING and told["pid"] in map(int, (x for x in lines if " " not in x)), told
+    os.kill(pid, signal.SIGCONT)
+    gate.open()
+    wait_for(lambda: "Python's lock" in explain(waiting)["reason"], lambda: f"{explain(waiting)}", 10)
+    get(parent)
+
+
+def test_a_worker_that_cannot_start_yet() -> None:
+    running = all_processes().values()
+    runtime = current()
+    assert runtime is not None
+    template = next(p for p in mentioning(running, [runtime.run_dir]) if "noded.template" in p.command)
+    os.kill(template.pid, signal.SIGSTOP)
+    try:
+        refs = [end.options(num_cpus=0).remote(int) for _ in range(12)]
+        words = "workers are starting on this node"
+        wait_for(
+            lambda: (told := explain(refs[-1]))["kind"] == reasons.WORKER_STARTING and words in told["reason"],
+            lambda: f"{explain(refs[-1])}",
+        )
+    finally:
+        os.kill(template.pid, signal.SIGCONT)
+    for ref in refs:
+        noded.cancel(ref, force=True)
+
+
+def test_things_of_other_sorts() -> None:
+    context = noded.get_runtime_context()
+    told = explain(context.get_node_id())
+    assert (told["kind"], told["state"], told["total"]["CPU"]) == (reasons.RUNNING, "alive", 2)
+    assert explain("head")["node"] == told["node"]
+    assert explain(context.get_job_id())["kind"] == reasons.RUNNING
+    assert "driver of job" in explain(context.get_worker_id())["reason"]
+    group = placement_group([{"CPU": 1}])
+    assert get(group.ready())
+    assert explain(group)["kind"] == reasons.READY
+    remove_placement_group(group)
+    assert becomes(group, reasons.GROUP_REMOVED)["reason"]
+    for word in ("f" * 32, "f" * 16, "f" * 8):
+        assert explain(word)["kind"] == reasons.NO_SUCH_ID
+    with pytest.raises(ValueError, match="is no id: give the 32 hexadecimal digits"):
+        explain("nonsense")
