@@ -67,7 +67,8 @@ def work() -> Any:
     """A bit of everything that the dashboard shows; what is returned must live on."""
     assert noded.get([count.remote(number) for number in range(20)], timeout=60) == list(range(20))
     kept = [noded.put(bytes(20 * MB)) for _ in range(6)]
-    elsewhere = count.options(resources={"there": 1}).remote(20)
+    elsewhere = count.options(resources={"there": 0.1}).remote(20)
+    assert noded.wait([elsewhere], timeout=60, fetch_local=False)[0]
     keepers = [Keeper.options(resources={"there": 0.1}).remote() for _ in range(2)]
     assert noded.get([keeper.keep.remote(7) for keeper in keepers], timeout=60)
     return kept, elsewhere, keepers
