@@ -5,14 +5,13 @@ from __future__ import annotations
 import codecs
 import fnmatch
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
-from noded.log_query import ANY, Wanted, files_of, list_files, read
+from noded.log_query import ANY, Ask, Wanted, files_of, list_files, read
 from noded.util.state.asking import ask
 from noded.util.state.exception import WrongQuestion
 
-_Ask = Callable[[dict[str, Any]], Any]
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
@@ -89,7 +88,7 @@ def get_log(
 
 
 def _lines(
-    asking: _Ask, wanted: Wanted, files: list[dict[str, Any]], encoding: str | None, errors: str, plain: bool
+    asking: Ask, wanted: Wanted, files: list[dict[str, Any]], encoding: str | None, errors: str, plain: bool
 ) -> Generator[Any, None, None]:
     rest = b""
     for part in read(asking, wanted, files):
@@ -107,7 +106,7 @@ def _text(line: bytes, encoding: str | None, errors: str, plain: bool) -> Any:
     return _ANSI.sub("", text) if plain else text
 
 
-def _asking(address: str | None, timeout: float) -> _Ask:
+def _asking(address: str | None, timeout: float) -> Ask:
     return lambda arguments: ask("logs", arguments, address, timeout)
 
 
