@@ -122,7 +122,7 @@ class MetricsPage:
                     self.values[index] = 0.0
 
     def forget_file(self) -> None:
-        """In memory again: in a forked process, which must not write where its parent does."""
+        """In memory again, with all it has so far."""
         copy = bytearray(SIZE)
         copy[: self._used] = memoryview(self._bytes)[: self._used]
         self._bytes, self.values = copy, memoryview(copy).cast("d")

@@ -244,6 +244,8 @@ class Runtime:
             self._fork_pipes.clear()
             self.holds.collect()
             self.page.close()
+            if self.remote is None:
+                metrics.let_go()
             if self.remote is not None:
                 self.remote.close()
             else:

@@ -77,4 +77,5 @@ class MetricsAgent:
         return {
             os.path.basename(page_path("", prefix)): client.worker or f"driver-{prefix.hex()}"
             for prefix, client in named
+            if not client.detached
         }
