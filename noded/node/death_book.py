@@ -83,7 +83,7 @@ class DeathBook:
 
         def finish() -> None:
             """In the thread: what it ran is in its page, which goes later."""
-            if tasks := self._running(worker.id):
+            if tasks := self._running(worker.id)[:_TOLD]:
                 loop.call_soon_threadsafe(self._add_tasks, record, tasks)
             self._append({**record, "running": tasks})
 

@@ -196,6 +196,7 @@ class LeaseRouter:
                 if not self._leases.could_run(demand) or demand.where.node not in ("", self._node_id):
                     self._queue_elsewhere(demand, sent, spare)
                 return
+            demand.why = "", ""
             if demand.where.spread:
                 if shares.get(answer.node, 0) > min(shares.values()) and now - demand.since < _EVEN_SECONDS:
                     return  # one that has been given less will have room in a moment

@@ -134,11 +134,12 @@ class NodeWhy:
     async def _explain_lease(self, prefix: bytes, cls: int) -> Answer:
         """Where it was sent they know better; what is short everywhere is known here."""
         told = self._leases.explain(prefix, cls)
+        demand = self._leases.demands.get((prefix, cls))
+        everywhere = demand is not None and bool(demand.why[0])
         sent = self._router.where_sent(prefix, cls)
         for node in sent:
             there = await self._at(node, {"client": prefix.hex(), "cls": cls})
-            busy = there.get("kind") in (None, reasons.RESOURCES_BUSY)
-            if not busy or told.get("kind") == reasons.WORKER_STARTING:
+            if there and not (everywhere and there["kind"] == reasons.RESOURCES_BUSY):
                 told |= {**there, "node": node}
                 break
         if sent:

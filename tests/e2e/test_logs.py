@@ -19,7 +19,7 @@ from harness.members import Members
 from harness.wait import wait_for
 
 import noded
-from noded.util.state_logs import get_log, list_logs
+from noded.util.state import get_log, list_logs
 
 MB = 1_000_000
 RunProgram = Callable[..., Any]
@@ -178,8 +178,9 @@ def test_half_a_gigabyte_is_kept_within_twenty_megabytes() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_fast_writer_does_not_slow_others_down(tmp_path: Path) -> None:
-    """100 MB a second to stdout. Compared with the same writer to a file of its own, in turns, so that the disk and
-    the CPU that it takes itself do not count."""
+    """100 MB a second to stdout. Compared with the same writer to a file of its own, so that the disk and the CPU that
+    it takes itself do not count; the quietest round of each, so that other programs of the machine do not either.
+    """
     with Node(num_cpus=2) as node:
         with noded.init(node.address):
 
@@ -203,10 +204,10 @@ def test_a_fast_writer_does_not_slow_others_down(tmp_path: Path) -> None:
                 return None
 
             def p99(path: str) -> float:
-                writer = write.remote(path, 6.0)
+                writer = write.remote(path, 4.0)
                 time.sleep(1.0)
                 times = []
-                until = time.monotonic() + 4.5
+                until = time.monotonic() + 2.8
                 while time.monotonic() < until:
                     begun = time.perf_counter()
                     noded.get(nothing.remote())
@@ -214,11 +215,19 @@ def test_a_fast_writer_does_not_slow_others_down(tmp_path: Path) -> None:
                 assert noded.get(writer) > 90 * MB, "the writer itself was too slow for this test"
                 return statistics.quantiles(times, n=100)[98]
 
+            def cpu() -> float:
+                found = next(each for each in node.status()["collectors"] if each["name"] == "logs")
+                return float(found["cpu_s"])
+
             p99(str(tmp_path / "warm"))
-            rounds = [(p99(str(tmp_path / f"own{turn}")), p99("")) for turn in range(5)]
-            ratio = statistics.median(with_logs / alone for alone, with_logs in rounds)
-            print(f"p99 beside a writer to its own file and to stdout: {rounds}; ratio {ratio:.2f}")
-    assert ratio < 1.2, rounds
+            before, begun = cpu(), time.monotonic()
+            rounds = [(p99(str(tmp_path / f"own{turn}")), p99("")) for turn in range(7)]
+            alone, with_logs = map(min, zip(*rounds, strict=True))
+            part = (cpu() - before) / (time.monotonic() - begun) * 2  # half of the time it had nothing to do
+            ratio = with_logs / alone
+            print(f"p99 {alone * 1e3:.3f} ms beside a writer to its own file, {with_logs * 1e3:.3f} ms to stdout")
+            print(f"ratio {ratio:.2f}, the monitor takes {part:.1%} of a core; rounds: {rounds}")
+    assert ratio < 1.2 and part < 0.1, rounds
 
 
 # ---------------------------------------------------------------- from any node

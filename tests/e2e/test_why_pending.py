@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from harness.gates import Gate
 from harness.wait import wait_for
@@ -39,6 +40,11 @@ LIMIT = 0.05
 @noded.remote(max_retries=0)
 def wait_for_signal(*args: Any) -> None:
     signal.pause()
+
+
+@noded.remote(max_retries=0)
+def make(size: int) -> bytes:
+    return bytes(size)
 
 
 @noded.remote
@@ -74,7 +80,12 @@ class World:
         self.gate = Gate(tmp / "env-gate")
         for amount, resources in ((2, {"x": 1}), (1, {"drained": 1}), (1, {"gone": 1}), (1, {})):
             assert noded.get(self._hold(amount, resources).here.remote(), timeout=30)
-        self.ids = {"zone": self.zone.node_id, "drains": self.drains.node_id, "away": self.away.node_id}
+        self.ids = {
+            "head": head.node_id,
+            "zone": self.zone.node_id,
+            "drains": self.drains.node_id,
+            "away": self.away.node_id,
+        }
         head.ask("drain", {"node": self.drains.node_id, "on": True})
         cluster.kill(self.away)
         wait_for(lambda: explain(self.ids["away"])["kind"] == reasons.NODE_AWAY, "the node does not become AWAY")
@@ -185,6 +196,19 @@ class World:
         ref = wait_for_signal.options(num_cpus=0, runtime_env=environment).remote()
         return Case(ref, (reasons.ENV_BUILDING, reasons.WORKER_STARTING), "", lambda: noded.cancel(ref))
 
+    def store(self, rng: random.Random) -> Case:
+        """Its result finds no room in the head's store, which is full of what this process looks at. A second later it
+        is on the disk, so this is looked at at once.
+        """
+        place = NodeAffinitySchedulingStrategy(self.ids["head"], soft=False)
+        kept = [noded.get(noded.put(numpy.ones(8 << 20, numpy.uint8))) for _ in range(2)]
+        ref = make.options(num_cpus=0, scheduling_strategy=place).remote(rng.randrange(18, 24) << 20)
+        case = Case(ref, (reasons.STORE_FULL,), "of the object store")
+        check("store", case, [])
+        noded.get(ref, timeout=30)
+        del kept
+        return Case(ref, (reasons.READY, reasons.DONE_OR_DROPPED), keep=ref)
+
     def running(self, rng: random.Random) -> Case:
         return Case(self.alive, (reasons.RUNNING,), "it lives on node")
 
@@ -201,12 +225,13 @@ CASES: dict[str, int] = {
     "actor_call": 4,
     "group": 8,
     "environment": 2,
+    "store": 1,
     "running": 1,
 }
 """By how often they come."""
 
 
-def check(world: World, name: str, case: Case, took: list[float]) -> None:
+def check(name: str, case: Case, took: list[float]) -> None:
     """Until the answer is right, which it must become: things are on their way for a moment. Each answer is quick."""
 
     def right() -> bool:
@@ -241,7 +266,7 @@ def run(world: World, count: int, seed: int) -> None:
                 name = "busy"  # each of them is a process
             cases.append((name, getattr(world, name)(rng)))
         for name, case in cases:
-            check(world, name, case, took)
+            check(name, case, took)
         for _, case in cases:
             case.end()
     slow = [seconds for seconds in took if seconds > LIMIT]
