@@ -567,7 +567,8 @@ class Daemon:
             me=self._peer_attach,
             save=lambda client: self.control.save(client),
             cancel=lambda client, message: self.control.cancel_here(client, message),
-            output=self.logs.from_peer,
+            output=self.logs.show,
+            output_over=self.logs.over_from_peer,
             need=self.peers.need,
         )
         self.host = NodeActorHost(self.leases, self.pool, head, self._take_job)

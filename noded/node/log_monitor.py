@@ -172,11 +172,12 @@ class LogMonitor:
         if not self._busy.acquire(timeout=_BUSY_SECONDS):
             raise TimeoutError("the round before has not ended yet")
         try:
-            if self._watch is not None:
+            watch = self._watch
+            if watch is not None:
                 begun = time.monotonic()
-                self._round(self._watch, seconds)
+                self._round(watch, seconds)
                 if not self._orders:  # many small writes are to be one read
-                    time.sleep(max(0.0, begun + ROUND_SECONDS - time.monotonic()))
+                    watch.rest(max(0.0, begun + ROUND_SECONDS - time.monotonic()))
             return {"followed": len(self._files), "behind": len(self._behind)}
         finally:
             self._busy.release()

@@ -172,8 +172,11 @@ def rest() -> None:
     """
     if NamedStream.ask is not None:
         return  # calls that run see to themselves
-    for stream in _installed:
-        if stream._parts:
-            stream.flush()
-        elif stream._open is None and stream._size() != stream._known:
-            call_over(NamedStream.now)
+    try:
+        for stream in _installed:
+            if stream._parts:
+                stream.flush()
+            elif stream._open is None and os.lseek(stream._fd, 0, os.SEEK_END) != stream._known:
+                call_over(NamedStream.now)
+    except OSError:  # it is closed, or no file any more
+        pass

@@ -240,6 +240,25 @@ def two() -> Iterator[Members]:
         yield members
 
 
+def test_the_last_words_of_other_nodes_come_before_the_program_ends(two: Members, run_program: RunProgram) -> None:
+    output = run_program(
+        f"""
+        import noded
+        from noded.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        noded.init({two.address!r})
+        (there,) = [node["NodeID"] for node in noded.nodes() if node["NodeName"] == "n1"]
+
+        @noded.remote(scheduling_strategy=NodeAffinitySchedulingStrategy(there, soft=False))
+        def speak(number):
+            print(f"unique line {{number}}")
+
+        noded.get([speak.remote(number) for number in range(50)])
+        """
+    )
+    assert sorted(re.findall(r"unique line \d+", output)) == sorted(f"unique line {number}" for number in range(50))
+    assert "ip=" not in output, "both nodes have the same address here"
+
+
 def test_any_node_tells_the_logs_of_all_also_while_the_head_is_away(two: Members) -> None:
     cluster = two.head.cluster
     with noded.init(two["n1"].address):
