@@ -99,10 +99,12 @@ class Runtime:
         tick: Callable[[], bool] = lambda: False,
         remote: Remote | None = None,
         page: Page | None = None,
+        worker: str = "",
     ):
         refs.own_prefix = prefix
         self.remote = remote
         self.kind = kind
+        self._worker = worker
         self.run_dir = run_dir
         self.prefix = prefix
         self.pid = os.getpid()
@@ -268,6 +270,11 @@ class Runtime:
         )
         self._attach_extra(attach)
         return attach
+
+    @property
+    def worker_id(self) -> str:
+        """Of this process, as lists, logs and errors have it."""
+        return self._worker or self.prefix.hex()
 
     def _on_named(self, prefix: bytes) -> None:
         """The daemon names its clients, so that their ids say where they are made."""

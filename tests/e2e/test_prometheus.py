@@ -138,4 +138,6 @@ def dashboard_queries(cluster: str) -> list[str]:
 
 def ours(page: str) -> str:
     """Without the gauges of programs: their label is named as on Ray, which promtool does not like."""
-    return "".join(line + "\n" for line in page.splitlines() if "level" not in line)
+    theirs = {line.partition("{")[0] for line in page.splitlines() if "WorkerId=" in line}
+    lines = (line for line in page.splitlines() if "WorkerId=" not in line)
+    return "".join(line + "\n" for line in lines if not (line.startswith("#") and line.split()[2] in theirs))

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 from harness.ends import Worker, end, get, hang, pid_of
 from harness.gates import Gate, Notes
@@ -26,7 +25,6 @@ from noded.util.placement_group import placement_group, remove_placement_group
 from noded.util.state import explain
 
 pytestmark = pytest.mark.usefixtures("cluster")
-MIB = 1 << 20
 
 
 @pytest.fixture
@@ -44,20 +42,6 @@ def becomes(thing: Any, *kinds: str) -> dict[str, Any]:
 
     wait_for(right, lambda: f"not {kinds}: {found}", 15)
     return found
-
-
-def test_a_result_for_which_there_is_no_room() -> None:
-    @noded.remote(num_cpus=0)
-    def big(size: int) -> bytes:
-        return bytes(size)
-
-    refs = [noded.put(numpy.ones(64 * MIB, numpy.uint8)) for _ in range(3)]
-    views = noded.get(refs)  # they cannot leave
-    ref = big.remote(100 * MIB)
-    told = becomes(ref, reasons.STORE_FULL)  # a moment later it is on the disk
-    assert "bytes of the object store, where 20" in told["reason"] and f"of {256 * MIB} are in use" in told["reason"]
-    get(ref)
-    del views, refs
 
 
 def test_a_stream_that_is_ahead() -> None:
