@@ -31,6 +31,10 @@ CHUNK = 64 << 10
 """Bytes that are read of a file at once."""
 ROUND_SECONDS = 0.02
 """Rounds begin no faster than this."""
+FLOOD_SECONDS = 0.15
+"""Likewise while somebody writes more than is passed on: each round takes a CPU from others for a moment, and may be
+what makes one call in a hundred slow.
+"""
 DEADLINE = 20.0
 """Seconds that a round may take."""
 _IDLE_SECONDS = 5.0
@@ -111,6 +115,7 @@ class LogMonitor:
         """Names of files that were read since the last hand-over."""
         self._read: list[tuple[str, m.LogLines]] = []
         """Not handed over yet."""
+        self._flooded = False
         self._watch: Watch | None = None
         self._busy = threading.Lock()
         """A round that was given up may still end, while the next one has begun."""
@@ -177,7 +182,8 @@ class LogMonitor:
                 begun = time.monotonic()
                 self._round(watch, seconds)
                 if not self._orders:  # many small writes are to be one read
-                    watch.rest(max(0.0, begun + ROUND_SECONDS - time.monotonic()))
+                    pause = FLOOD_SECONDS if self._flooded else ROUND_SECONDS
+                    watch.rest(max(0.0, begun + pause - time.monotonic()))
             return {"followed": len(self._files), "behind": len(self._behind)}
         finally:
             self._busy.release()
@@ -189,6 +195,7 @@ class LogMonitor:
         orders = self._later + [self._orders.popleft() for _ in range(len(self._orders))]
         self._later = []
         done = [order.done for order in orders if order.done is not None]
+        self._flooded = False
         faults: list[Exception] = []
         for name in list(self._behind):
             try:
@@ -257,9 +264,11 @@ class LogMonitor:
         may = min(file.pace.left(now), self._node_pace.left(now))
         if ahead := too_far(size - file.offset, may):
             self._skip(file, ahead)
+            self._flooded = True
         left = size - file.offset
         if may < min(CHUNK, left):
             self._tell_skipped(file, who, now)
+            self._flooded = True
             return True  # later, and then more at once
         may = min(CHUNK, left)
         if left:

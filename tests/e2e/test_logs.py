@@ -179,7 +179,8 @@ def test_half_a_gigabyte_is_kept_within_twenty_megabytes() -> None:
 @pytest.mark.timeout(300)
 def test_a_fast_writer_does_not_slow_others_down(tmp_path: Path) -> None:
     """100 MB a second to stdout. Compared with the same writer to a file of its own, so that the disk and the CPU that
-    it takes itself do not count; the quietest round of each, so that other programs of the machine do not either.
+    it takes itself do not count. Other programs of the machine disturb some rounds of either kind; what makes calls
+    slower does so in the quietest round and in the middle one.
     """
     with Node(num_cpus=2) as node:
         with noded.init(node.address):
@@ -222,9 +223,10 @@ def test_a_fast_writer_does_not_slow_others_down(tmp_path: Path) -> None:
             p99(str(tmp_path / "warm"))
             before, begun = cpu(), time.monotonic()
             rounds = [(p99(str(tmp_path / f"own{turn}")), p99("")) for turn in range(7)]
-            alone, with_logs = map(min, zip(*rounds, strict=True))
+            kinds = list(zip(*rounds, strict=True))
+            (alone, with_logs), (middle, middle_with_logs) = map(min, kinds), map(statistics.median, kinds)
             part = (cpu() - before) / (time.monotonic() - begun) * 2  # half of the time it had nothing to do
-            ratio = with_logs / alone
+            ratio = min(with_logs / alone, middle_with_logs / middle)
             print(f"p99 {alone * 1e3:.3f} ms beside a writer to its own file, {with_logs * 1e3:.3f} ms to stdout")
             print(f"ratio {ratio:.2f}, the monitor takes {part:.1%} of a core; rounds: {rounds}")
     assert ratio < 1.2 and part < 0.1, rounds
