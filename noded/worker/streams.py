@@ -130,10 +130,9 @@ class NamedStream(io.TextIOWrapper):
                 self._out(author, "".join(part))
             span = ""
             if self._open is None:
-                text = self._unmarked(author)
-                if not text:
-                    return
-            elif NamedStream.ask is None or self._open is author:
+                self.look(author)
+                return
+            if NamedStream.ask is None or self._open is author:
                 text = "\n" if self._midline else ""
                 span = CUT if text else ""
             else:
@@ -141,6 +140,13 @@ class NamedStream(io.TextIOWrapper):
             self._open, self._midline = None, False
             super().write(text + Mark(actor=author.actor_hex, span=span).line())
             self._known = self._size()
+
+    def look(self, author: Any) -> None:
+        """What C code has written is this one's, unless somebody's mark is open."""
+        with self._lock:
+            if self._open is None and (text := self._unmarked(author)):
+                super().write(text + Mark(actor=author.actor_hex).line())
+                self._known = self._size()
 
 
 def _author() -> Any:
@@ -166,17 +172,30 @@ def call_over(author: Any) -> None:
     NamedStream.said = NamedStream.watch or any(stream._open is not None for stream in _installed)
 
 
-def rest() -> None:
-    """The worker has answered and rests. Unfinished lines go out with the answer of what wrote them: its caller may end
-    the program next. And it is time to look what C code has written.
+def flush_parts() -> None:
+    """Unfinished lines go out with the answer of what wrote them: its caller may end the program next."""
+    if NamedStream.ask is None:  # else calls that run see to themselves
+        try:
+            for stream in _installed:
+                if stream._parts:
+                    stream.flush()
+        except (OSError, ValueError):
+            pass  # as above
+
+
+def look(*, rests: bool) -> None:
+    """By the steward, now and then: whether C code has written. Whose it is can be said when the worker ``rests``;
+    else from now on each call is looked at when it ends.
     """
     if NamedStream.ask is not None:
-        return  # calls that run see to themselves
+        return
+    author = NamedStream.now
     try:
         for stream in _installed:
-            if stream._parts:
-                stream.flush()
-            elif stream._open is None and os.lseek(stream._fd, 0, os.SEEK_END) != stream._known:
-                call_over(NamedStream.now)
-    except OSError:  # it is closed, or no file any more
-        pass
+            if stream._open is None and stream._size() > stream._known:
+                if rests:
+                    stream.look(author)
+                else:
+                    NamedStream.watch = NamedStream.said = True
+    except (OSError, ValueError):
+        pass  # as above

@@ -424,6 +424,28 @@ def test_calls_of_actors_of_every_kind_have_their_own_bytes(cluster: Any) -> Non
         noded.kill(actor)
 
 
+def test_what_c_code_writes_in_a_short_call_is_found_when_the_worker_rests(cluster: Any) -> None:
+    @noded.remote
+    class Quick:
+        def speak(self, text: bytes) -> str:
+            by_c(text)
+            return task_id()
+
+    quick = Quick.remote()
+    first = noded.get(quick.speak.remote(b"first\n"))
+    wait_for(lambda: _written(first) == "first\n", lambda: f"the first call's bytes are {_written(first)!r}")
+    ids = noded.get([quick.speak.remote(b"%d\n" % number) for number in range(20)])
+    assert [_written(id_) for id_ in ids] == [f"{number}\n" for number in range(20)], "from now on all are exact"
+    noded.kill(quick)
+
+
+def _written(id_: str) -> str:
+    try:
+        return text_of(task_id=id_)
+    except ValueError:  # nothing yet
+        return ""
+
+
 def test_wrong_questions_are_refused_with_a_reason(cluster: Any) -> None:
     for wrong in (
         {},
