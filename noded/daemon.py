@@ -113,6 +113,7 @@ from noded.wire.handshake import HandshakeError
 log = logging.getLogger("noded.daemon")
 
 _HOUSEKEEPING = 1.0
+_FOLD_SECONDS = 10.0
 _SWEEP_SECONDS = 30.0
 _IDLE_WORKER_SECONDS = 2.0
 _BACK_BY = 10.0
@@ -287,6 +288,8 @@ class Daemon:
         await self.environments.start()
         self.stacks.start()
         await asyncio.to_thread(self.pages.start)
+        self.collectors.add("pages", self.pages.fold, deadline=_FOLD_SECONDS)
+        self.pages.on_ended = partial(self.collectors.wake, "pages")
         self.gpus.start(self.loop, self.leases)
         self.logs.monitor.start(self.collectors)
         self.control.start(self._control_socket)
@@ -1438,7 +1441,6 @@ class Daemon:
             await asyncio.sleep(_HOUSEKEEPING)
             try:
                 self._tidy()
-                await asyncio.to_thread(self.pages.fold)
                 await self.store.space.trim()
                 if self.loop.time() - swept > _SWEEP_SECONDS:
                     swept = self.loop.time()
