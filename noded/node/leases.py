@@ -894,7 +894,7 @@ class Leases:
             client = Client(record.client, "worker", 0, 0, record.job, detached=True)
         where = m.Place(group=record.group) if record.group else m.ANYWHERE
         share = self.capacity.take(Share(record.resources, record.devices, bundle_of(record.resources)))
-        lease = Lease(record.lease, client, record.cls, where, share, worker, time.monotonic())
+        lease = Lease(record.lease, client, record.cls, where, share, worker, granted=time.monotonic())
         lease.ended = lease.recalled = ended
         lease.retriable = record.retriable
         self.leases[lease.id] = lease
