@@ -567,7 +567,8 @@ class Daemon:
             me=self._peer_attach,
             save=lambda client: self.control.save(client),
             cancel=lambda client, message: self.control.cancel_here(client, message),
-            output=self.logs.from_peer,
+            output=self.logs.show,
+            output_over=self.logs.over_from_peer,
             need=self.peers.need,
         )
         self.host = NodeActorHost(self.leases, self.pool, head, self._take_job)
@@ -719,6 +720,7 @@ class Daemon:
             self.control,
             self.holdings,
             self.tasks,
+            self.book,
             self.job_configs,
             node_id=self.node_id,
             ip=self.node_ip,
@@ -1288,7 +1290,7 @@ class Daemon:
         new = not client.job
         client.job = await self.head_side.admit_job(client.job, config)
         if new:
-            self.records.book.driver_came(client)
+            self.records.workers.driver_came(client)
         config.node = self.number
         self._take_job(client.job, config)
 
@@ -1339,7 +1341,7 @@ class Daemon:
         self.metrics.on_driver_gone(client)
         self.book.driver_ended(client)
         self.pages.ended(driver_page(client.prefix))
-        self.records.book.driver_left(client)
+        self.records.workers.driver_left(client)
         self.head_side.job_gone(client.job, "" if client.detached else f"its process (pid {client.pid}) has ended")
 
     async def _on_detach(self, client: Client) -> None:
@@ -1348,7 +1350,7 @@ class Daemon:
     # ------------------------------------------------------------ workers and actors
 
     def _on_worker_exit(self, worker: Worker, death: m.Death) -> None:
-        self.records.book.ended(worker, death)
+        self.records.workers.ended(worker, death)
         client = self.clients.get(worker.prefix)
         if client is not None:
             self.control.client_died(client)

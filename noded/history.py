@@ -54,8 +54,9 @@ class History:
     """Raises LookupError where there is nothing of a node in the directory."""
 
     def __init__(self, directory: Path):
-        self._logs = [path for path in _directories(directory, _DEPTH) if event_files.numbers(path) or runs(str(path))]
-        if not self._logs:
+        self.logs = [path for path in _directories(directory, _DEPTH) if event_files.numbers(path) or runs(str(path))]
+        """The directories of nodes' logs."""
+        if not self.logs:
             raise LookupError(
                 f"there is nothing of a node in {directory}: give the directory of a node's logs, or that of a "
                 "cluster, which is ~/.noded/clusters/NAME on the head's machine"
@@ -121,7 +122,7 @@ class History:
 
     def _events(self) -> Iterator[Event]:
         """Of all nodes, oldest first."""
-        found = [event for logs in self._logs for event in event_files.read(logs)]
+        found = [event for logs in self.logs for event in event_files.read(logs)]
         return iter(sorted(found, key=lambda event: event.id))
 
     def _take(self, event: Event) -> None:
@@ -183,7 +184,7 @@ class History:
     def _runs(self) -> Iterator[tuple[str, str]]:
         """(id of the node, directory) of each run of a node that has left pages."""
         known = {id_[:12]: id_ for id_ in self._rows["nodes"]}
-        for logs in self._logs:
+        for logs in self.logs:
             for directory in runs(str(logs)):
                 start = os.path.basename(directory).removeprefix(RUN)
                 yield known.get(start, start), directory

@@ -48,7 +48,6 @@ MISSING: dict[str, str] = {
     "ray.util.serialization.StandaloneSerializationContext": _INTERNAL,
     "ray.util.annotations.*": _INTERNAL,
     "ray.util.state.StateApiClient.get_*": "of the HTTP server that Ray asks; noded's nodes are asked themselves",
-    "ray.util.state.*log*": "`noded logs` shows them",
     "ray.util.state.common.*.humanify": "the command line formats values, records have them as they are",
     "ray.util.state.common.*": "internal to Ray's server and command line: summaries are plain dicts",
     "options.task.object_store_memory": "results take what they need; Ray refuses it too, at the call",

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
@@ -22,8 +22,8 @@ from noded.cli.control import ControlError, Refusal
 from noded.cli.memory import columns
 from noded.cli.status import size
 from noded.config import NodeInfo, find_nodes, home
-from noded.log_answers import LogDirectory
-from noded.log_query import ANY, Part, Wanted, files_of, list_files, read
+from noded.logs.answers import LogDirectory
+from noded.logs.query import ANY, Part, Wanted, files_of, list_files, read
 
 _SECONDS = 8.0
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -32,8 +32,11 @@ _WORKER = re.compile(r"[0-9a-f]{16}")
 
 def show_logs(cluster: str, env: Mapping[str, str], wanted: Wanted, *, as_json: bool) -> None:
     """Without anything that is wanted: which files there are."""
+    show(_Asking(cluster, env), wanted, as_json=as_json)
+
+
+def show(asking: Asking, wanted: Wanted, *, as_json: bool) -> None:
     wanted = _checked(wanted)
-    asking = _Asking(cluster, env)
     everything = not any((wanted.worker, wanted.id, wanted.job, wanted.node))
     told = list_files(asking, wanted._replace(name=ANY) if everything else wanted)
     asking.tell(told)
@@ -91,6 +94,37 @@ def _nothing(wanted: Wanted) -> str:
     )
 
 
+class Asking(Protocol):
+    """Answers questions about logs."""
+
+    def __call__(self, args: dict[str, Any]) -> Any:
+        """Raises ClickException."""
+
+    def tell(self, told: Mapping[str, Any]) -> None:
+        """What is missing in this answer."""
+
+
+class Files:
+    """Answers from directories alone, numbered as they come."""
+
+    def __init__(self, directories: list[LogDirectory]):
+        self._directories = directories
+
+    def __call__(self, args: dict[str, Any]) -> Any:
+        found = self._directories
+        try:
+            if args["do"] == "list":
+                return {"nodes": [each for one in found for each in one.list(args)["nodes"]]}
+            if str(args.get("node")).isdecimal() and int(args["node"]) < len(found):
+                return found[int(args["node"])].read(args)
+        except ValueError as problem:
+            raise click.ClickException(str(problem)) from None
+        raise click.ClickException("no daemon of this cluster answers here (any more): try again")
+
+    def tell(self, told: Mapping[str, Any]) -> None:
+        return None
+
+
 class _Asking:
     """Asks a daemon; falls back to the files of this machine's nodes when none answers."""
 
@@ -109,7 +143,7 @@ class _Asking:
             raise click.ClickException(refusal.words) from None
         except ControlError:
             self._alone = True
-            return self._without_daemon(nodes, args)
+            return Files([_directory(node, number, self._env) for number, node in enumerate(nodes)])(args)
 
     def tell(self, told: Mapping[str, Any]) -> None:
         problems = [f"node {node['name']}: {node['problem']}" for node in told["nodes"] if node.get("problem")]
@@ -121,17 +155,6 @@ class _Asking:
             problems.append(str(told["problem"]))
         for problem in problems:
             click.echo(f"(noded) {problem}", err=True)
-
-    def _without_daemon(self, nodes: list[NodeInfo], args: dict[str, Any]) -> Any:
-        found = [_directory(node, number, self._env) for number, node in enumerate(nodes)]
-        try:
-            if args["do"] == "list":
-                return {"nodes": [each for one in found for each in one.list(args)["nodes"]]}
-            if str(args.get("node")).isdecimal() and int(args["node"]) < len(found):
-                return found[int(args["node"])].read(args)
-        except ValueError as problem:
-            raise click.ClickException(str(problem)) from None
-        raise click.ClickException("no daemon of this cluster answers here (any more): try again")
 
 
 def _directory(node: NodeInfo, number: int, env: Mapping[str, str]) -> LogDirectory:

@@ -27,6 +27,11 @@ def _cluster(command: Command) -> Command:
     return click.option("--cluster", metavar="NAME", help=help_)(command)
 
 
+def _to_file(command: Command) -> Command:
+    help_ = "Write it there.  [default: standard output]"
+    return click.option("-o", "--output", "path", metavar="FILE", help=help_)(command)
+
+
 def _listing(command: Command) -> Command:
     for option in (
         click.option("--detail", is_flag=True, help="All that is known of each."),
@@ -101,7 +106,7 @@ def summary_command(kind: str, output: str, cluster: str | None) -> None:
 
 
 @click.command("timeline")
-@click.option("-o", "--output", "path", metavar="FILE", help="Write it there.  [default: standard output]")
+@_to_file
 @_cluster
 def timeline_command(path: str | None, cluster: str | None) -> None:
     """Write the last runs of all workers as a Chrome trace.
@@ -177,13 +182,31 @@ def history_summary(context: click.Context, kind: str, output: str) -> None:
 
 
 @history_command.command("timeline")
-@click.option("-o", "--output", "path", metavar="FILE", help="Write it there.  [default: standard output]")
+@_to_file
 @click.pass_context
 def history_timeline(context: click.Context, path: str | None) -> None:
     """Write the last runs of all workers as a Chrome trace."""
     from noded.cli.state import save_timeline
 
     save_timeline(_left_in(context), path)
+
+
+@history_command.command("logs")
+@click.option("--worker", default="", metavar="ID", help="What this worker has written.")
+@click.option("--task", default="", metavar="ID", help="What this task or actor call has written, to the byte.")
+@click.option("--actor", default="", metavar="ID", help="What this actor has written, in all its lives.")
+@click.option("--job", default="", metavar="ID", help="What the workers of this program have written.")
+@click.option("-n", "--tail", type=click.IntRange(0, 1_000_000), help="Only the last lines, so many of each file.")
+@click.option("--err", is_flag=True, help="stderr; without it stdout.")
+@click.pass_context
+def history_logs(
+    context: click.Context, worker: str, task: str, actor: str, job: str, tail: int | None, err: bool
+) -> None:
+    """Show what workers have written; without a choice, which files there are."""
+    from noded.cli.history import show_logs
+    from noded.logs.query import Wanted
+
+    show_logs(context.obj, Wanted(worker=worker, task=task, actor=actor, job=job, is_error=err, tail=tail))
 
 
 COMMANDS = (list_command, get_command, summary_command, timeline_command, history_command)

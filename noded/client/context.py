@@ -60,7 +60,7 @@ class RuntimeContext:
         return self._runtime.node_id
 
     def get_worker_id(self) -> str:
-        return self._runtime.prefix.hex()
+        return self._runtime.worker_id
 
     def get_task_id(self) -> str | None:
         call = current_call()

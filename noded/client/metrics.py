@@ -1,6 +1,6 @@
 """The values of the user's metrics in this process: what ``noded.util.metrics`` records.
 
-They lie in a page (``noded/metrics_page.py``), which is a file as soon as it is known where the node looks for it: then
+They lie in a page (``noded/metrics/page.py``), which is a file as soon as it is known where the node looks for it: then
 its agent exports them. Metrics of the same kind, name and boundaries share their values, whoever recorded them.
 """
 
@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from noded.metrics_page import MetricsPage, Series
+from noded.metrics.page import MetricsPage, Series
 
 Tags = tuple[tuple[str, str], ...]
 """Sorted pairs of key and value."""
@@ -64,12 +64,19 @@ def keep_in(path: str) -> None:
     with _lock:
         if _inode and path == _path and _inode_of(path) == _inode:
             return
-        moved = _inode and path != _path
         _path, _inode = path, 0
         if _page is not None:
-            if moved:
-                _page.clear_counts()  # the node there has them
             _make_file()
+
+
+def let_go() -> None:
+    """What has been counted so far is the node's; from now on it is counted for the next one."""
+    global _path, _inode
+    with _lock:
+        if _page is not None and _inode:
+            _page.forget_file()
+            _page.clear_counts()
+        _path, _inode = "", 0
 
 
 def read_page() -> MetricsPage | None:
@@ -97,12 +104,9 @@ def _inode_of(path: str) -> int:
 
 def _in_a_fork() -> None:
     """The parent's page is the parent's; and another thread of it may have had the lock."""
-    global _lock, _path, _inode
+    global _lock
     _lock = threading.Lock()
-    _path, _inode = "", 0
-    if _page is not None:
-        _page.forget_file()
-        _page.clear_counts()
+    let_go()
 
 
 os.register_at_fork(after_in_child=_in_a_fork)

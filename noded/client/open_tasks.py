@@ -38,7 +38,7 @@ def tell(runtime: Runtime, limit: int) -> dict[str, Any]:
         for task, state, actor in islice(_open(runtime), limit)
     ]
     failed = {
-        str(seq): {key: told.get(key, "") for key in ("name", "kind", "reason")}
+        str(seq): {key: told.get(key, "") for key in ("name", "cause", "reason")}
         for seq, told in list(runtime.tasks.failures.items())[-limit:]
     }
     counts = []

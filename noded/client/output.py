@@ -112,16 +112,17 @@ class Printer:
         workers = message.workers or [""] * len(message.batches)
         for worker, (name, pid, is_error, lines) in zip(workers, message.batches, strict=True):
             shown: list[str] = []
+            source = message.ip, pid
             for at, text in enumerate(lines):
                 if self._tokens < 1:
                     self._suppress(worker, name, pid, lines[at:])
                     break
-                line = Line(name, (message.ip, pid), is_error, text)
-                if self._repeats is None or not self._repeats.is_repeated(line, now):
+                repeats = self._repeats
+                if repeats is None or not repeats.is_repeated(name, source, is_error, text, now=now):
                     shown.append(text)
                     self._tokens -= 1
             if shown:
-                self._print(Line(name, (message.ip, pid), is_error, ""), shown)
+                self._print(Line(name, source, is_error, ""), shown)
         for one in message.skipped:
             self._count(one)
 

@@ -40,19 +40,19 @@ class Repeats:
     def __init__(self) -> None:
         self._seen: OrderedDict[tuple[bool, str], _Seen] = OrderedDict()
 
-    def is_repeated(self, line: Line, now: float) -> bool:
-        """True for one that is counted, and comes back from ``over``."""
-        if not line.text or len(line.text) > _LONGEST:
+    def is_repeated(self, name: str, source: Source, is_error: bool, text: str, *, now: float) -> bool:
+        """True for one that is counted, and comes back from ``over``. The arguments are those of a Line."""
+        if not text or len(text) > _LONGEST:
             return False
-        key = line.is_error, line.text
+        key = is_error, text
         seen = self._seen.get(key)
         if seen is None:
-            self._seen[key] = _Seen(now, {line.source})
+            self._seen[key] = _Seen(now, {source})
             return False
-        if seen.sources == {line.source}:
+        if seen.sources == {source}:
             return False
-        seen.sources.add(line.source)
-        seen.last = line
+        seen.sources.add(source)
+        seen.last = Line(name, source, is_error, text)
         seen.count += 1
         return True
 

@@ -34,7 +34,7 @@ from noded.client.refs import HoldTable, ObjectRef, Token
 from noded.client.space import Space
 from noded.client.streams import Streams
 from noded.client.tasks import Tasks
-from noded.metrics_page import page_path
+from noded.metrics.page import page_path
 from noded.shm.arena import Arena
 from noded.telemetry import Page, driver_page
 from noded.version import __version__
@@ -99,10 +99,12 @@ class Runtime:
         tick: Callable[[], bool] = lambda: False,
         remote: Remote | None = None,
         page: Page | None = None,
+        worker: str = "",
     ):
         refs.own_prefix = prefix
         self.remote = remote
         self.kind = kind
+        self._worker = worker
         self.run_dir = run_dir
         self.prefix = prefix
         self.pid = os.getpid()
@@ -244,6 +246,8 @@ class Runtime:
             self._fork_pipes.clear()
             self.holds.collect()
             self.page.close()
+            if self.remote is None:
+                metrics.let_go()
             if self.remote is not None:
                 self.remote.close()
             else:
@@ -266,6 +270,11 @@ class Runtime:
         )
         self._attach_extra(attach)
         return attach
+
+    @property
+    def worker_id(self) -> str:
+        """Of this process, as lists, logs and errors have it."""
+        return self._worker or self.prefix.hex()
 
     def _on_named(self, prefix: bytes) -> None:
         """The daemon names its clients, so that their ids say where they are made."""

@@ -39,11 +39,13 @@ class HeadLogs:
         return {"nodes": nodes}
 
     async def last_words(self, args: dict[str, Any], number: int) -> Any:
-        """What workers of a job have written on other nodes is to be on its way to the driver; how much that is."""
+        """What workers of a job have written on other nodes is to go to its driver; the nodes from which it is on its
+        way.
+        """
         others = [r for r in self._nodes.records.values() if r.api is not None and r.number != number]
         asked = [self._of(record, "last_words", args, _LAST_WORDS_SECONDS) for record in others]
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
+        return [answer for answer in answers if not isinstance(answer, BaseException) and answer]
 
     async def level(self, args: dict[str, Any], number: int) -> Any:
         """Of the daemon of a node, or of all."""

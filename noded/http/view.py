@@ -7,13 +7,14 @@ keys, which `noded status` shows; one that does not apply is left out:
     state ("READY", "RECOVERING"), resources {"total": {name: amount}, "used": {name: amount}}
     nodes, workers, actors, objects (counts), store {"used_bytes", "total_bytes"}
     storage {"kind", "state"}
+    collectors [{"name", "state", "since", "problem", …}], see node/collectors.py
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from noded.families import Family
+from noded.metrics.family import Family
 
 
 class NodeView(Protocol):

@@ -132,6 +132,10 @@ class DeathBook:
         found = self._by_id.get(self._index.get(text, text))
         return None if found is None else {**found, "ended_s_ago": round(time.time() - found["ended_at"], 1)}
 
+    def records(self) -> list[Record]:
+        """Of this start of the node, oldest first."""
+        return [record for record in self._by_id.values() if record.get("node") == self._node_id]
+
     def death_of(self, wid: str) -> m.Death | None:
         """As it was told when it was seen: who was away then is to hear the same."""
         found = self._by_id.get(wid)

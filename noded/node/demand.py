@@ -13,7 +13,7 @@ from typing import Any
 from noded.node.leases import Leases
 from noded.resources import UNIT
 
-_LOOKED_AT = 500
+_LOOKED_AT = 100
 """Of each kind of what waits: a status must not become slow when very much does."""
 _SHOWN = 20
 

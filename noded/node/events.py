@@ -13,7 +13,6 @@ import os
 import queue
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,8 +60,6 @@ class EventLog:
         self.dropped = 0
         self.problem = ""
         """Why nothing can be written now."""
-        self.counts: Counter[tuple[str, str]] = Counter()
-        """Events so far, by source and severity."""
         self._told = 0
         """Dropped events that an event tells of."""
         self._fd = -1
@@ -76,7 +73,6 @@ class EventLog:
 
     def emit(self, source: str, message: str, severity: str = "INFO", **fields: Any) -> None:
         """``fields``: what JSON takes; None is left out."""
-        self.counts[source, severity] += 1
         if self._stopped or self._queue.qsize() >= _QUEUE:
             self.dropped += 1
             return
@@ -91,10 +87,6 @@ class EventLog:
     async def page(self, query: Query) -> Page:
         """Those that are on disk, newest first."""
         return await asyncio.to_thread(self._page, query)
-
-    async def last(self, source: str, count: int) -> list[Event]:
-        """Of this start of the node, oldest first."""
-        return await asyncio.to_thread(self._last, source, count)
 
     async def stop(self) -> None:
         """What was emitted is written, unless the disk hangs."""
@@ -121,10 +113,6 @@ class EventLog:
             known = {"node_id": event.node, **event.known()}
             page.rows[at] = shown(query, {**event.row(), "custom_fields": known})
         return page
-
-    def _last(self, source: str, count: int) -> list[Event]:
-        mine = (event for event in event_files.read(self._directory) if event.node == self._node_id)
-        return list(deque((event for event in mine if event.source == source), maxlen=count))
 
     def _await_written(self) -> None:
         if self._thread is not None and self._thread.is_alive() and not self._stopped:

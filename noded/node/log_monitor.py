@@ -2,7 +2,7 @@
 
 inotify says which files have grown; nothing else is looked at, and a file is open only while it is read. What is read
 is bounded (``log_pace.py``): who writes faster is behind, and when far behind skipped ahead; the files have it all, and
-the driver is told. Marks in the files (``log_marks.py``) say whose lines follow.
+the driver is told. Marks in the files (``logs/marks.py``) say whose lines follow.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from noded.log_files import files_of, open_file, worker_of
-from noded.log_marks import MARK, pieces
+from noded.logs.files import files_of, hole, open_file, worker_of
+from noded.logs.marks import MARK, pieces
 from noded.node.collectors import Collectors
 from noded.node.log_caps import LogCaps
 from noded.node.log_offsets import Offsets
-from noded.node.log_pace import Pace
+from noded.node.log_pace import Pace, too_far
 from noded.node.log_watch import Watch
 from noded.wire import messages as m
 
 log = logging.getLogger("noded.logs")
 
-CHUNK = 128 << 10
+CHUNK = 64 << 10
 """Bytes that are read of a file at once."""
 ROUND_SECONDS = 0.02
 """Rounds begin no faster than this."""
@@ -172,11 +172,12 @@ class LogMonitor:
         if not self._busy.acquire(timeout=_BUSY_SECONDS):
             raise TimeoutError("the round before has not ended yet")
         try:
-            if self._watch is not None:
+            watch = self._watch
+            if watch is not None:
                 begun = time.monotonic()
-                self._round(self._watch, seconds)
+                self._round(watch, seconds)
                 if not self._orders:  # many small writes are to be one read
-                    time.sleep(max(0.0, begun + ROUND_SECONDS - time.monotonic()))
+                    watch.rest(max(0.0, begun + ROUND_SECONDS - time.monotonic()))
             return {"followed": len(self._files), "behind": len(self._behind)}
         finally:
             self._busy.release()
@@ -253,14 +254,14 @@ class LogMonitor:
     def _read_on(self, file: _Followed, fd: int, who: tuple[str, int]) -> bool:
         size = self._where(file, fd)
         now = time.monotonic()
-        ahead = file.pace.too_far(size - file.offset)
-        if ahead:
+        may = min(file.pace.left(now), self._node_pace.left(now))
+        if ahead := too_far(size - file.offset, may):
             self._skip(file, ahead)
         left = size - file.offset
-        may = min(CHUNK, left, file.pace.left(now), self._node_pace.left(now))
-        if left and may < min(left, CHUNK):
+        if may < min(CHUNK, left):
             self._tell_skipped(file, who, now)
             return True  # later, and then more at once
+        may = min(CHUNK, left)
         if left:
             taken = self._pass_on(file, os.pread(fd, may, file.offset), who, unfinished=False)
             file.pace.take(taken)
@@ -277,6 +278,9 @@ class LogMonitor:
         if file.inode not in (0, stat.st_ino) or stat.st_size < file.offset:
             file.offset = 0 if file.inode != stat.st_ino else stat.st_size
         file.inode = stat.st_ino
+        begin, end = hole(fd, stat.st_size)
+        if begin <= file.offset < end:
+            self._skip(file, end - file.offset)
         return stat.st_size
 
     def _finish(self, worker: str, who: tuple[str, int], *, ended: bool) -> None:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from noded.log_files import files_of
+from noded.logs.files import files_of
 
 log = logging.getLogger("noded.logs")
 
@@ -38,8 +38,14 @@ class Watch:
             self._inotify.close()
 
     def wake(self) -> None:
-        """End the wait of ``changed``."""
+        """End the wait of ``changed`` or ``rest``."""
         os.eventfd_write(self._wake, 1)
+
+    def rest(self, seconds: float) -> None:
+        """Wait, whatever changes, until it is woken."""
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        poller.poll(seconds * 1000)
 
     def living(self) -> set[str]:
         """The files of all workers that may write."""

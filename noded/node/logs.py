@@ -1,6 +1,6 @@
 """A node's part in everything about logs: drivers get their workers' lines, and questions about files are answered.
 
-What follows the files is ``log_monitor.py``, what reads them ``noded/log_files.py``; questions of the whole cluster go
+What follows the files is ``log_monitor.py``, what reads them ``noded/logs/files.py``; questions of the whole cluster go
 through ``head/logs.py``.
 """
 
@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from noded.daemon_log import component_levels, set_level
-from noded.log_answers import LogDirectory
+from noded.logs.answers import LogDirectory
+from noded.logs.daemon import component_levels, set_level
 from noded.node.log_caps import Limits, LogCaps
 from noded.node.log_monitor import LogMonitor
 from noded.node.log_offsets import Offsets
@@ -83,11 +83,8 @@ class NodeLogs:
         )
         self._drivers: dict[str, Client] = {}
         """By job, as they were found last."""
-        self._sent: dict[str, int] = {}
-        """Job -> messages with lines that went to its driver's node."""
-        self._got: dict[tuple[str, int], int] = {}
-        """(job, node) -> messages with lines that came from there."""
-        self._came = asyncio.Event()
+        self._awaited: dict[str, tuple[set[int], asyncio.Event]] = {}
+        """By token, while a driver leaves: the nodes whose last lines of it have come."""
         self._withheld: dict[bytes, dict[str, m.Skipped]] = {}
         """By driver and worker: what was not sent, as it does not read."""
 
@@ -135,16 +132,16 @@ class NodeLogs:
     def _deliver(self, job: str, message: m.LogLines) -> None:
         config = self._job_configs.get(job)
         if config is not None and config.node not in (0, self._number):
-            if config.log_to_driver and self._peers.send(config.node, c.Output(job, message)):
-                self._sent[job] = self._sent.get(job, 0) + 1
+            if config.log_to_driver:
+                self._peers.send(config.node, c.Output(job, message))
             return
         self.show(job, message)
 
-    def from_peer(self, number: int, job: str, message: m.LogLines) -> None:
-        key = job, number
-        self._got[key] = self._got.get(key, 0) + 1
-        self._came.set()
-        self.show(job, message)
+    def over_from_peer(self, number: int, token: str) -> None:
+        if token in self._awaited:
+            came, event = self._awaited[token]
+            came.add(number)
+            event.set()
 
     def show(self, job: str, message: m.LogLines) -> None:
         """To the job's driver, who is a client of this node."""
@@ -176,30 +173,43 @@ class NodeLogs:
             async with asyncio.timeout(_CATCH_UP_SECONDS):
                 await self.monitor.catch_up(self._workers_of(job))
                 if self._peers.peers:
-                    await self._await_others(job, await self._ask_head("last_words", {"job": job}))
+                    await self._last_words_of_others(job)
         except (TimeoutError, ValueError) as problem:
             log.info("what job %s has written may not all be shown to its driver: %s", job, problem or "it takes long")
+        for client in self._clients.values():
+            if client.job == job and (withheld := self._withheld.pop(client.prefix, None)):
+                client.send(m.LogLines([], "", [], list(withheld.values())))
+
+    async def _last_words_of_others(self, job: str) -> None:
+        """They answer through the head, and their lines come by another way, which may take longer."""
+        token = os.urandom(8).hex()
+        came, event = self._awaited[token] = set(), asyncio.Event()
+        try:
+            wanted = set(await self._ask_head("last_words", {"job": job, "token": token}))
+            while not wanted <= came:
+                event.clear()
+                await event.wait()
+        finally:
+            del self._awaited[token]
 
     async def tell_last_words(self, args: dict[str, Any]) -> Any:
-        """From the head: how many messages with lines of this job have gone to its driver's node."""
+        """From the head: lines of this job are to go to its driver's node. The number of this node when they, and the
+        word that they are all, are on their way.
+        """
         job = str(args["job"])
         await self.monitor.catch_up(self._workers_of(job))
-        return {"node": self._number, "sent": self._sent.get(job, 0)}
-
-    async def _await_others(self, job: str, told: list[dict[str, int]]) -> None:
-        while any(self._got.get((job, one["node"]), 0) < one["sent"] for one in told):
-            self._came.clear()
-            await self._came.wait()
+        config = self._job_configs.get(job)
+        if config is None or config.node in (0, self._number):
+            return 0
+        return self._number if self._peers.send(config.node, c.OutputOver(str(args["token"]))) else 0
 
     async def last_words_of_all(self) -> None:
         """Of this node, before drivers lose their connection; collectors have stopped."""
         await self.monitor.last_round(self._workers_of(None), ended=False)
 
     def forget_job(self, job: str) -> None:
-        self._sent.pop(job, None)
         self._drivers.pop(job, None)
-        for key in [key for key in self._got if key[0] == job]:
-            del self._got[key]
+        self._withheld = {prefix: it for prefix, it in self._withheld.items() if prefix in self._clients}
 
     # ------------------------------------------------------------ questions
 

@@ -22,7 +22,8 @@ from noded.policy.summary import Objects
 NOT_RECORDED = "disabled"
 """Ray's word for lines that are not recorded."""
 _ASKED = {"reference_type", "call_site"}
-_MOST_ASKED = 20_000
+_MOST_ASKED = 10_000
+"""More rows at once would make the garbage collector look at them for long."""
 _TYPES = {"driver": "DRIVER", "worker": "WORKER", "actor": "WORKER"}
 
 
@@ -49,13 +50,14 @@ class ObjectRows:
         """A filter is about what only the holders know."""
         quick = replace(query, filters=tuple(each for each in query.filters if each.key not in _ASKED))
         matching: list[Row] = []
-        total = 0
+        total = left_out = 0
         async for row in self._all():
             total += 1
             if quick.matches(self._told(row)):
-                matching.append(row)
-        left_out = len(matching) - _MOST_ASKED
-        del matching[_MOST_ASKED:]
+                if len(matching) < _MOST_ASKED:
+                    matching.append(row)
+                else:
+                    left_out += 1
         await self._holdings.complete(matching)
         collector = Collector(query)
         async for part in pieces(matching):
@@ -64,19 +66,25 @@ class ObjectRows:
                 collector.add(told, told["_key"])
         page = collector.page()
         page.total = total
-        if left_out > 0:
+        if left_out:
             page.notes.append(f"{left_out} objects were not looked at: filter by something else as well")
         return page
 
     async def summary(self) -> dict[str, Any]:
         found = Objects()
-        rows = [row async for row in self._all()]
-        found.recording = await self._holdings.complete(rows[:_MOST_ASKED])
-        async for part in pieces(rows):
+        asked: list[Row] = []
+        more = 0
+        async for row in self._all():
+            if len(asked) < _MOST_ASKED:
+                asked.append(row)
+            else:
+                more += 1
+                found.add(self._told(row))
+        found.recording = await self._holdings.complete(asked)
+        async for part in pieces(asked):
             for row in part:
                 found.add(self._told(row))
-        more = len(rows) - _MOST_ASKED
-        notes = [f"{more} objects are counted without asking who holds them how"] if more > 0 else []
+        notes = [f"{more} objects are counted without asking who holds them how"] if more else []
         return {**found.told(), "notes": notes}
 
     async def _all(self) -> AsyncIterator[Row]:

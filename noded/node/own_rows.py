@@ -9,7 +9,7 @@ from typing import Any
 from noded.node.actor_host import NodeActorHost
 from noded.node.capacity import Capacity
 from noded.node.cluster_view import ClusterView
-from noded.node.worker_book import WorkerBook
+from noded.node.worker_rows import WorkerRows
 from noded.node.workers import WorkerPool
 from noded.resources import UNIT
 from noded.runtime_env.prepared import parse
@@ -27,7 +27,7 @@ class OwnRows:
         view: ClusterView,
         capacity: Capacity,
         pool: WorkerPool,
-        book: WorkerBook,
+        workers: WorkerRows,
         job_configs: dict[str, m.JobConfig],
         *,
         node_id: str,
@@ -37,7 +37,7 @@ class OwnRows:
         self._view = view
         self._capacity = capacity
         self._pool = pool
-        self._book = book
+        self._workers = workers
         self._job_configs = job_configs
         self._node_id = node_id
         self._head = head
@@ -92,7 +92,7 @@ class OwnRows:
             }
 
     def jobs(self) -> Iterator[Row]:
-        for driver in self._book.drivers():
+        for driver in self._workers.drivers():
             config = self._job_configs.get(driver["job_id"], m.JobConfig())
             yield {
                 "job_id": driver["job_id"],

@@ -31,7 +31,8 @@ class PeerMessages:
         me: Callable[[], c.PeerAttach],
         save: Callable[[Client], None],
         cancel: Callable[[Client, m.CancelRef], None],
-        output: Callable[[int, str, m.LogLines], None],
+        output: Callable[[str, m.LogLines], None],
+        output_over: Callable[[int, str], None],
         need: Callable[[int], Peer],
     ):
         self._view = view
@@ -42,6 +43,7 @@ class PeerMessages:
         self._save = save
         self._cancel = cancel
         self._output = output
+        self._output_over = output_over
         self._need = need
 
     # ------------------------------------------------------------ on connections that we dialed
@@ -105,7 +107,9 @@ class PeerMessages:
         elif kind is c.PeerClientGone:
             self._router.guest_gone(message.prefix)
         elif kind is c.Output:
-            self._output(peer.number, message.job, message.lines)
+            self._output(message.job, message.lines)
+        elif kind is c.OutputOver:
+            self._output_over(peer.number, message.token)
 
     def inbound_closed(self, peer: Peer) -> None:
         self._router.inbound_closed(peer.number)

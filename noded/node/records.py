@@ -12,6 +12,7 @@ from typing import Any
 from noded.node.actor_host import NodeActorHost
 from noded.node.cluster_view import ClusterView
 from noded.node.control import ControlServer, start_time
+from noded.node.death_book import DeathBook
 from noded.node.demand import DemandFigures
 from noded.node.events import EventLog
 from noded.node.holdings import Holdings
@@ -21,7 +22,7 @@ from noded.node.object_store import ObjectStore
 from noded.node.own_rows import OwnRows
 from noded.node.state import NodeState
 from noded.node.task_table import TaskTable
-from noded.node.worker_book import WorkerBook
+from noded.node.worker_rows import WorkerRows
 from noded.node.workers import Worker, WorkerPool
 from noded.telemetry import Record
 from noded.wire import cluster_messages as c
@@ -47,6 +48,7 @@ class NodeRecords:
         control: ControlServer,
         holdings: Holdings,
         tasks: TaskTable,
+        dead: DeathBook,
         job_configs: dict[str, m.JobConfig],
         *,
         node_id: str,
@@ -58,13 +60,13 @@ class NodeRecords:
         problems: Callable[[], Iterator[Problem]],
     ):
         self.events = events
-        self.book = WorkerBook(pool, control.clients, events, node_id=node_id, ip=ip)
+        self.workers = WorkerRows(pool, control.clients, dead, events, node_id=node_id, ip=ip)
         own = OwnRows(
-            host, view, leases.capacity, pool, self.book, job_configs, node_id=node_id, head=is_head
+            host, view, leases.capacity, pool, self.workers, job_configs, node_id=node_id, head=is_head
         )  # fmt: skip
         self.state = NodeState(
             own,
-            self.book,
+            self.workers,
             ObjectRows(store, holdings, node_id=node_id, ip=ip),
             events,
             tasks,
@@ -75,13 +77,12 @@ class NodeRecords:
         self._problems = problems
         self._known: dict[tuple[str, str], str] = {}
         self._is_head = is_head
-        pool.on_forked = self.book.started
+        pool.on_forked = self.workers.started
 
     # ------------------------------------------------------------ life
 
     async def start(self, register: c.Register, *, recovered: bool) -> None:
         """The daemon has started."""
-        await self.book.restore()
         again = " again, with what runs here" if recovered else ""
         self.events.emit(
             "HEAD" if self._is_head else "NODE",
@@ -137,7 +138,7 @@ class NodeRecords:
         """For ``noded status``."""
         return {
             "demand": self._demand.figures(),
-            "failures": self.book.failures(),
+            "failures": self.workers.failures(),
             "events": self.events.figures(),
         }
 

@@ -15,7 +15,7 @@ from noded.node.events import EventLog
 from noded.node.object_rows import ObjectRows
 from noded.node.own_rows import OwnRows
 from noded.node.task_table import TaskTable, told
-from noded.node.worker_book import WorkerBook
+from noded.node.worker_rows import WorkerRows
 from noded.policy import summary, task_pages
 from noded.policy.query import NODE_SECONDS, Collector, Page, Query, query_of
 
@@ -30,7 +30,7 @@ class NodeState:
     def __init__(
         self,
         own: OwnRows,
-        book: WorkerBook,
+        workers: WorkerRows,
         objects: ObjectRows,
         events: EventLog,
         tasks: TaskTable,
@@ -39,7 +39,7 @@ class NodeState:
         connected: Callable[[], bool],
     ):
         self._own = own
-        self._book = book
+        self._workers = workers
         self._objects = objects
         self._tasks = tasks
         self._ask_head = ask_head
@@ -50,7 +50,7 @@ class NodeState:
             "cluster_events": events.page,
         }
         self._rows: dict[str, Callable[[], Iterator[Row]]] = {
-            "workers": book.rows,
+            "workers": workers.rows,
             "runtime_envs": own.runtime_envs,
             "actors": own.actors,
             "nodes": own.nodes,
@@ -93,7 +93,7 @@ class NodeState:
         return await self._part(summary.checked(args))
 
     async def tell_drivers(self, args: dict[str, Any]) -> Any:
-        return list(self._book.drivers())
+        return list(self._workers.drivers())
 
     async def _page(self, query: Query) -> Page:
         if query.kind in self._pages:

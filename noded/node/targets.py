@@ -18,20 +18,29 @@ from noded.node.collectors import Collectors
 _NAME = "sd-file"
 _DEADLINE = 10.0
 _QUIET = 1.0
-"""Nodes report often; so many seconds after the first report it is looked whether the file is still right."""
 
 
 class Targets:
     """``path``: of the file, None for none; it is written in a thread, as a collector. ``tls``: nodes answer to https
-    only.
+    only. ``quiet``: so many seconds after the first of several reports it is looked whether the file is still right.
     """
 
-    def __init__(self, view: ClusterView, collectors: Collectors, *, cluster: str, tls: bool, path: Path | None):
+    def __init__(
+        self,
+        view: ClusterView,
+        collectors: Collectors,
+        *,
+        cluster: str,
+        tls: bool,
+        path: Path | None,
+        quiet: float = _QUIET,
+    ):
         self._view = view
         self._collectors = collectors
         self._cluster = cluster
         self._tls = tls
         self._path = path
+        self._quiet = quiet
         self._written: list[dict[str, Any]] | None = None
         self._timer: asyncio.TimerHandle | None = None
         if path is not None:
@@ -53,7 +62,7 @@ class Targets:
     def on_change(self) -> None:
         """Something about nodes has changed."""
         if self._path is not None and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_QUIET, self._look)
+            self._timer = asyncio.get_running_loop().call_later(self._quiet, self._look)
 
     def stop(self) -> None:
         if self._timer is not None:

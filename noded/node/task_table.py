@@ -15,6 +15,7 @@ from typing import Any
 from noded import ids, telemetry
 from noded.node.pages import Key, Pages, Snapshot, worker_of
 from noded.node.session import Client
+from noded.policy.reasons import RAISED
 from noded.resources import UNIT
 from noded.telemetry import Counts, Record
 from noded.wire import messages as m
@@ -30,6 +31,7 @@ _FAILED = {
     telemetry.DIED: "WORKER_DIED",
 }
 _ERROR_TYPES = {
+    RAISED: "TASK_EXECUTION_EXCEPTION",
     "cancelled": "TASK_CANCELLED",
     "oom": "OUT_OF_MEMORY",
     "memory_limit": "OUT_OF_MEMORY",
@@ -40,7 +42,7 @@ _ERROR_TYPES = {
     "infeasible": "TASK_UNSCHEDULABLE_ERROR",
     "never": "TASK_UNSCHEDULABLE_ERROR",
 }
-"""In Ray's words, by the kinds of ``policy/deaths.py``; all others are WORKER_DIED, of an actor's call ACTOR_DIED."""
+"""In Ray's words, by causes; all others are WORKER_DIED."""
 
 Ask = Callable[[Client, Callable[[int], Any], float], Coroutine[Any, Any, dict[str, Any]]]
 
@@ -105,8 +107,9 @@ class TaskTable:
             rows.append(row)
         for seq, failure in told["failed"].items():
             row = self._told(ids.task_id(prefix, int(seq)), failure["name"], "FAILED", client.job, "")
-            row["error_type"] = _ERROR_TYPES.get(failure["kind"], "WORKER_DIED")
-            row["error_message"] = failure["reason"]
+            row["error_type"] = _ERROR_TYPES.get(failure["cause"], "WORKER_DIED")
+            if failure["cause"] != RAISED:  # its worker knows of which class the error was
+                row["error_message"] = failure["reason"]
             rows.append(row)
         return rows, ""
 

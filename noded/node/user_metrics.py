@@ -1,4 +1,4 @@
-"""The users' metrics of this node: reads the pages of its processes (``metrics_page.py``), and keeps what those have
+"""The users' metrics of this node: reads the pages of its processes (``metrics/page.py``), and keeps what those have
 counted that have ended.
 
 Counters and histograms are summed up over the node's processes; a gauge is shown per process, under its worker's id,
@@ -14,12 +14,13 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import msgspec
 
-from noded.families import Family, Histogram, Value
-from noded.metrics_page import DIRECTORY, LINES, SUFFIX, PageReader, Series
+from noded.metrics.family import Family, Histogram, Value
+from noded.metrics.page import DIRECTORY, LINES, SUFFIX, PageReader, Series
 
 log = logging.getLogger("noded.metrics")
 
@@ -39,6 +40,23 @@ class _Stored(msgspec.Struct):
     series: list[tuple[Series, tuple[float, ...]]] = []
 
 
+@dataclass(eq=False)
+class _Line:
+    """What is summed up, or shown, as one: with the name and labels that it gets, and without its description."""
+
+    series: Series
+    admitted: bool = False
+
+
+class _Process:
+    """A page, and what its series are shown as. ``id``: what its gauges are shown under."""
+
+    def __init__(self, path: str, id_: str):
+        self.reader = PageReader(path)
+        self.id = id_
+        self.lines: list[_Line] = []
+
+
 class UserMetrics:
     """``alive()``: the names of pages whose process may be alive, with the ids that their gauges are shown under;
     called in the collector's thread.
@@ -47,16 +65,17 @@ class UserMetrics:
     def __init__(self, run_dir: str, alive: Callable[[], dict[str, str]]):
         self._directory = os.path.join(run_dir, DIRECTORY)
         self._alive = alive
-        self._readers: dict[str, PageReader] = {}
-        self._totals: dict[Series, list[float]] = {}
+        self._processes: dict[str, _Process] = {}
+        """By page."""
+        self._known: dict[Series, _Line] = {}
+        self._totals: dict[_Line, list[float]] = {}
         self._folded: set[str] = set()
         """Pages that are in the totals and not removed yet."""
         self._descriptions: dict[str, str] = {}
         """By exported name: of its first series."""
         self._refused = 0
         """Series of processes that have ended."""
-        self._admitted: dict[Series, None] = {}
-        self._lines = 0
+        self._room = LINES
         self._at_work = threading.Lock()
         self._restored = False
 
@@ -90,9 +109,9 @@ class UserMetrics:
         self._refused = stored.refused
         self._folded = set(stored.folded)
         for series, values in stored.series:
-            key = self._key(series, "")
-            self._totals[key] = list(values)
-            self._admit(key)
+            line = self._line(series, "")
+            self._totals[line] = list(values)
+            self._admit(line)
         self._remove()
 
     def _fold(self, names: list[str]) -> None:
@@ -100,24 +119,21 @@ class UserMetrics:
             return
         for name in [name for name in names if name not in self._folded]:
             self._folded.add(name)
-            reader = self._reader(name)
-            if not reader.read():
-                continue
-            self._refused += reader.refused
-            for series, values in reader.series():
-                key = self._key(series, name)
-                if not self._admit(key):
+            for line, values in self._read(name, ""):
+                if line.series.kind == "gauge":
+                    self._refused += not line.admitted
+                elif self._admit(line):
+                    _sum_up(self._totals, line, values)
+                else:
                     self._refused += 1
-                elif series.kind != "gauge":
-                    into = self._totals.setdefault(key, [0.0] * series.numbers)
-                    into[:] = [a + b for a, b in zip(into, values, strict=True)]
+            self._refused += self._processes[name].reader.refused
         self._store()
         self._remove()
 
     def _store(self) -> None:
         described = (
-            (msgspec.structs.replace(key, description=self._descriptions[key.name]), tuple(values))
-            for key, values in self._totals.items()
+            (msgspec.structs.replace(line.series, description=self._descriptions[line.series.name]), tuple(values))
+            for line, values in self._totals.items()
         )
         stored = _Stored(sorted(self._folded), self._refused, list(described))
         path = os.path.join(self._directory, _TOTALS)
@@ -127,7 +143,7 @@ class UserMetrics:
 
     def _remove(self) -> None:
         for name in list(self._folded):
-            self._readers.pop(name, None)
+            self._processes.pop(name, None)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._directory, name))
             self._folded.discard(name)
@@ -135,25 +151,20 @@ class UserMetrics:
     # ------------------------------------------------------------ the living
 
     def _families(self, alive: dict[str, str]) -> list[Family]:
-        found: dict[Series, list[float]] = {key: list(values) for key, values in self._totals.items()}
+        found: dict[_Line, list[float]] = {line: list(values) for line, values in self._totals.items()}
         refused = self._refused
         for name, id_ in alive.items():
-            reader = self._reader(name)
-            if not reader.read():
-                continue
-            refused += reader.refused
-            for series, values in reader.series():
-                key = self._key(series, id_)
-                if (into := found.get(key)) is None:
-                    found[key] = list(values)
-                elif series.kind == "gauge":
-                    into[:] = values
+            for line, values in self._read(name, id_):
+                if line.series.kind == "gauge":
+                    found[line] = list(values)
                 else:
-                    into[:] = [a + b for a, b in zip(into, values, strict=True)]
+                    _sum_up(found, line, values)
+            refused += self._processes[name].reader.refused
         self._forget(found)
         families: dict[str, Family] = {}
-        for key, numbers in found.items():
-            if not self._admit(key) or not _add(families, key, self._descriptions[key.name], numbers):
+        for line, numbers in found.items():
+            description = self._descriptions[line.series.name]
+            if not self._admit(line) or not _add(families, line.series, description, numbers):
                 refused += 1
         text = "Series of user metrics that are not shown, as there are too many or they contradict others"
         families["noded_user_series_dropped_total"] = Family(
@@ -161,38 +172,49 @@ class UserMetrics:
         )
         return list(families.values())
 
-    def _key(self, series: Series, worker: str) -> Series:
-        """What is summed up, or shown, as one: with the name and labels that it gets, and without its description."""
+    def _read(self, name: str, id_: str) -> Iterable[tuple[_Line, tuple[float, ...]]]:
+        process = self._processes.get(name)
+        if process is None:
+            process = self._processes[name] = _Process(os.path.join(self._directory, name), id_)
+        if not process.reader.read():
+            return ()
+        series = process.reader.series()
+        process.lines += [self._line(each, process.id) for each, _ in series[len(process.lines) :]]
+        return [(line, values) for line, (_, values) in zip(process.lines, series, strict=True)]
+
+    def _line(self, series: Series, id_: str) -> _Line:
         tags = {_label(key): value for key, value in series.tags}
         if series.kind == "gauge":
-            tags[_WORKER] = worker
+            tags[_WORKER] = id_
         name = _exported(series.name, series.kind)
         self._descriptions.setdefault(name, series.description)
-        return Series(series.kind, name, "", tuple(sorted(tags.items())), series.boundaries)
-
-    def _reader(self, name: str) -> PageReader:
-        found = self._readers.get(name)
-        if found is None:
-            found = self._readers[name] = PageReader(os.path.join(self._directory, name))
-        return found
+        shown = Series(series.kind, name, "", tuple(sorted(tags.items())), series.boundaries)
+        return self._known.setdefault(shown, _Line(shown))
 
     # ------------------------------------------------------------ the bound
 
-    def _admit(self, key: Series) -> bool:
+    def _admit(self, line: _Line) -> bool:
         """Who has come first stays."""
-        if key in self._admitted:
-            return True
-        if self._lines + key.lines > LINES:
-            return False
-        self._admitted[key] = None
-        self._lines += key.lines
-        return True
+        if not line.admitted and line.series.lines <= self._room:
+            line.admitted = True
+            self._room -= line.series.lines
+        return line.admitted
 
-    def _forget(self, present: dict[Series, list[float]]) -> None:
+    def _forget(self, present: dict[_Line, list[float]]) -> None:
         """Gauges of processes that have ended make room for others."""
-        for key in [key for key in self._admitted if key not in present]:
-            del self._admitted[key]
-            self._lines -= key.lines
+        kept = {*present, *(line for process in self._processes.values() for line in process.lines)}
+        for line in [line for line in self._known.values() if line not in kept]:
+            del self._known[line.series]
+            if line.admitted:
+                self._room += line.series.lines
+
+
+def _sum_up(sums: dict[_Line, list[float]], line: _Line, values: tuple[float, ...]) -> None:
+    into = sums.get(line)
+    if into is None:
+        sums[line] = list(values)
+    else:
+        into[:] = [a + b for a, b in zip(into, values, strict=True)]
 
 
 def _exported(name: str, kind: str) -> str:

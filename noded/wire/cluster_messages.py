@@ -406,6 +406,12 @@ class Output(_Message, tag=167):
     lines: LogLines
 
 
+class OutputOver(_Message, tag=193):
+    """All Output of a job that was asked for with this token has been sent before."""
+
+    token: str
+
+
 # ---------------------------------------------------------------- peer -> peer: who was dialed
 
 
@@ -502,7 +508,7 @@ FromHead = (
     | AskNode
     | Drain
 )
-ToPeer = PeerAttach | PeerTold | Refs | Copies | WantObjects | Hurry | ForPeer | PeerClientGone | Output
+ToPeer = PeerAttach | PeerTold | Refs | Copies | WantObjects | Hurry | ForPeer | PeerClientGone | Output | OutputOver
 FromPeer = PeerWelcome | PeerRead | Dropped | Found | NotFound | HasRead | Reschedule | GuestTold | ForClient
 
 decode_to_head = msgspec.msgpack.Decoder(ToHead).decode

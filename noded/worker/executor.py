@@ -365,7 +365,7 @@ class Executor:
     def flush(self) -> None:
         """All answers out, as far as they go."""
         self._last_flush = time.monotonic()
-        streams.rest()
+        streams.flush_parts()
         with self.runtime.lock:
             for inbound in list(self.inbound):
                 if inbound.link.out:
@@ -509,6 +509,7 @@ class Executor:
                 self.drop_lost_callers_locked()
             busy = bool(started) or self._count != self._count_at_tick or bool(self.queue)
             self._count_at_tick = self._count
+        streams.look(rests=not busy)
         return busy or (self.engine is not None and self.engine.busy())
 
     def _where_calls_wait(self) -> list[deque[Item] | list[Item]]:

@@ -61,6 +61,7 @@ def run(args: dict[str, Any]) -> int:
         retell_extra=executor.retell_locked,
         tick=executor.tick,
         page=page,
+        worker=wid,
     )
     executor.bind(runtime)
     runtime.start(_GRACE)

@@ -1,4 +1,4 @@
-"""The worker's stdout and stderr: plain O_APPEND files, with marks (``log_marks.py``) that say which call wrote what.
+"""The worker's stdout and stderr: plain O_APPEND files, with marks (``logs/marks.py``) that say which call wrote what.
 
 A mark goes out with the first thing that a call writes, and another one at the end of a call that has written; calls
 that write nothing cost one attribute. What a worker said last, before it died, is then not taken for the words of an
@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from noded.log_marks import CUT, Mark
+from noded.logs.marks import CUT, Mark
 
 LOOK_AFTER = 0.001
 """Seconds. At the end of calls that take longer it is looked what C code has written in them."""
@@ -130,10 +130,9 @@ class NamedStream(io.TextIOWrapper):
                 self._out(author, "".join(part))
             span = ""
             if self._open is None:
-                text = self._unmarked(author)
-                if not text:
-                    return
-            elif NamedStream.ask is None or self._open is author:
+                self.look(author)
+                return
+            if NamedStream.ask is None or self._open is author:
                 text = "\n" if self._midline else ""
                 span = CUT if text else ""
             else:
@@ -141,6 +140,13 @@ class NamedStream(io.TextIOWrapper):
             self._open, self._midline = None, False
             super().write(text + Mark(actor=author.actor_hex, span=span).line())
             self._known = self._size()
+
+    def look(self, author: Any) -> None:
+        """What C code has written is this one's, unless somebody's mark is open."""
+        with self._lock:
+            if self._open is None and (text := self._unmarked(author)):
+                super().write(text + Mark(actor=author.actor_hex).line())
+                self._known = self._size()
 
 
 def _author() -> Any:
@@ -166,14 +172,30 @@ def call_over(author: Any) -> None:
     NamedStream.said = NamedStream.watch or any(stream._open is not None for stream in _installed)
 
 
-def rest() -> None:
-    """The worker has answered and rests. Unfinished lines go out with the answer of what wrote them: its caller may end
-    the program next. And it is time to look what C code has written.
+def flush_parts() -> None:
+    """Unfinished lines go out with the answer of what wrote them: its caller may end the program next."""
+    if NamedStream.ask is None:  # else calls that run see to themselves
+        try:
+            for stream in _installed:
+                if stream._parts:
+                    stream.flush()
+        except (OSError, ValueError):
+            pass  # as above
+
+
+def look(*, rests: bool) -> None:
+    """By the steward, now and then: whether C code has written. Whose it is can be said when the worker ``rests``;
+    else from now on each call is looked at when it ends.
     """
     if NamedStream.ask is not None:
-        return  # calls that run see to themselves
-    for stream in _installed:
-        if stream._parts:
-            stream.flush()
-        elif stream._open is None and stream._size() != stream._known:
-            call_over(NamedStream.now)
+        return
+    author = NamedStream.now
+    try:
+        for stream in _installed:
+            if stream._open is None and stream._size() > stream._known:
+                if rests:
+                    stream.look(author)
+                else:
+                    NamedStream.watch = NamedStream.said = True
+    except (OSError, ValueError):
+        pass  # as above

@@ -57,6 +57,8 @@ def make_head(storage: Any) -> Head:
         local_clients=lambda prefix: False,
         store_package=lambda uri, data: None,
         read_package=read,
+        emit=lambda *args, **fields: None,
+        on_write=lambda seconds: None,
     )
 
 

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from harness.wait import wait_for
 
 from noded.node import event_files, events
 from noded.node.events import EventLog
+from noded.node.records import NodeRecords
 from noded.policy.query import query_of
 
 
@@ -78,7 +80,7 @@ def test_another_daemon_goes_on_behind_a_line_that_was_cut(tmp_path: Path, monke
     monkeypatch.setattr(events.time, "time", lambda: before.time - 3600)  # the clock was set back
     second = EventLog(str(tmp_path), node=7, node_id="abc")
     second.emit("WORKER", "two")
-    assert [event.message for event in asyncio.run(second.last("WORKER", 10))] == ["one", "two"]
+    assert messages(second) == ["two", "one"]
     found = list(event_files.read(tmp_path))
     assert [event.message for event in found] == ["one", "two"] and found[0].id < found[1].id
     asyncio.run(second.stop())
@@ -135,3 +137,29 @@ def test_a_log_that_was_never_used_has_no_thread_and_no_file(tmp_path: Path) -> 
     asyncio.run(log.stop())
     log.emit("NODE", "too late")
     assert log.dropped == 1 and not (tmp_path / "none").exists()
+
+
+def test_what_begins_and_ceases_to_be_wrong_is_an_event_each() -> None:
+    """Whatever is looked at; `SimpleNamespace` stands for a node that has nothing else."""
+    said: list[tuple[str, str, str]] = []
+    states = {"the disk": "", "the head": "away"}
+
+    def emit(source: str, message: str, severity: str = "INFO", **fields: Any) -> None:
+        said.append((source, message, severity))
+
+    node: Any = SimpleNamespace(
+        events=SimpleNamespace(emit=emit),
+        _known={},
+        _problems=lambda: (("SPILLING", about, problem) for about, problem in states.items()),
+    )
+    NodeRecords.look(node)
+    states.update({"the disk": "it is full", "the head": "away, still"})
+    NodeRecords.look(node)
+    NodeRecords.look(node)
+    states.update({"the disk": ""})
+    NodeRecords.look(node)
+    assert said == [
+        ("SPILLING", "the head: away", "WARNING"),
+        ("SPILLING", "the disk: it is full", "WARNING"),
+        ("SPILLING", "the disk is well again", "INFO"),
+    ]

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from harness.cluster import REPOSITORY
 
+from noded.cli.app import command
 from noded.config import OPTIONS
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -70,28 +72,23 @@ def test_what_a_page_names_exists(page: Path) -> None:
         assert (REPOSITORY / "noded" / module).exists(), f"{page.name} names {module}"
 
 
+def _flags(of: click.Command) -> Iterator[str]:
+    """Of a command and all its subcommands."""
+    for parameter in of.params:
+        yield from parameter.opts
+    if isinstance(of, click.Group):
+        for each in of.commands.values():
+            yield from _flags(each)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_settings_of_a_page_exist(page: Path) -> None:
-    flags = {option.flag for option in OPTIONS} | {
-        "--config",
-        "--cluster",
-        "--json",
-        "--force",
-        "--help",
-        "--version",
-        "--as-ray",
-        "--node",
-        "--undo",
-        "--yes",
-        "--group-by",
-        "--sort-by",
-        "--stats-only",
-    }
+    flags = {"--help", *_flags(command)}
     others = {
         "NODED_" + name
         for name in (
-            "ADDRESS CHAOS_SEED CHAOS_STORAGE CONFIG GPUS_WITHOUT_ASKING HOME MARK RECORD_REF_CREATION_SITES "
-            "REDIS_PASSWORD REDIS_SENTINEL_PASSWORD RUN_DIR TOKEN TOKEN_FILE"
+            "ADDRESS CHAOS_SEED CHAOS_STORAGE CONFIG DEDUP_LOGS GPUS_WITHOUT_ASKING HOME MARK "
+            "RECORD_REF_CREATION_SITES REDIS_PASSWORD REDIS_SENTINEL_PASSWORD RUN_DIR TOKEN TOKEN_FILE"
         ).split()
     }
     for line in "\n".join(blocks(page, "sh")).splitlines():

@@ -19,7 +19,7 @@ from harness.members import Members
 from harness.wait import wait_for
 
 import noded
-from noded.util.state_logs import get_log, list_logs
+from noded.util.state import get_log, list_logs
 
 MB = 1_000_000
 RunProgram = Callable[..., Any]
@@ -178,8 +178,9 @@ def test_half_a_gigabyte_is_kept_within_twenty_megabytes() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_fast_writer_does_not_slow_others_down(tmp_path: Path) -> None:
-    """100 MB a second to stdout. Compared with the same writer to a file of its own, in turns, so that the disk and
-    the CPU that it takes itself do not count."""
+    """100 MB a second to stdout. Compared with the same writer to a file of its own, so that the disk and the CPU that
+    it takes itself do not count; the quietest round of each, so that other programs of the machine do not either.
+    """
     with Node(num_cpus=2) as node:
         with noded.init(node.address):
 
@@ -203,10 +204,10 @@ def test_a_fast_writer_does_not_slow_others_down(tmp_path: Path) -> None:
                 return None
 
             def p99(path: str) -> float:
-                writer = write.remote(path, 6.0)
+                writer = write.remote(path, 4.0)
                 time.sleep(1.0)
                 times = []
-                until = time.monotonic() + 4.5
+                until = time.monotonic() + 2.8
                 while time.monotonic() < until:
                     begun = time.perf_counter()
                     noded.get(nothing.remote())
@@ -214,11 +215,19 @@ def test_a_fast_writer_does_not_slow_others_down(tmp_path: Path) -> None:
                 assert noded.get(writer) > 90 * MB, "the writer itself was too slow for this test"
                 return statistics.quantiles(times, n=100)[98]
 
+            def cpu() -> float:
+                found = next(each for each in node.status()["collectors"] if each["name"] == "logs")
+                return float(found["cpu_s"])
+
             p99(str(tmp_path / "warm"))
-            rounds = [(p99(str(tmp_path / f"own{turn}")), p99("")) for turn in range(5)]
-            ratio = statistics.median(with_logs / alone for alone, with_logs in rounds)
-            print(f"p99 beside a writer to its own file and to stdout: {rounds}; ratio {ratio:.2f}")
-    assert ratio < 1.2, rounds
+            before, begun = cpu(), time.monotonic()
+            rounds = [(p99(str(tmp_path / f"own{turn}")), p99("")) for turn in range(7)]
+            alone, with_logs = map(min, zip(*rounds, strict=True))
+            part = (cpu() - before) / (time.monotonic() - begun) * 2  # half of the time it had nothing to do
+            ratio = with_logs / alone
+            print(f"p99 {alone * 1e3:.3f} ms beside a writer to its own file, {with_logs * 1e3:.3f} ms to stdout")
+            print(f"ratio {ratio:.2f}, the monitor takes {part:.1%} of a core; rounds: {rounds}")
+    assert ratio < 1.2 and part < 0.1, rounds
 
 
 # ---------------------------------------------------------------- from any node
@@ -229,6 +238,25 @@ def two() -> Iterator[Members]:
     with Members() as members:
         members.add(name="n1")
         yield members
+
+
+def test_the_last_words_of_other_nodes_come_before_the_program_ends(two: Members, run_program: RunProgram) -> None:
+    output = run_program(
+        f"""
+        import noded
+        from noded.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        noded.init({two.address!r})
+        (there,) = [node["NodeID"] for node in noded.nodes() if node["NodeName"] == "n1"]
+
+        @noded.remote(scheduling_strategy=NodeAffinitySchedulingStrategy(there, soft=False))
+        def speak(number):
+            print(f"unique line {{number}}")
+
+        noded.get([speak.remote(number) for number in range(50)])
+        """
+    )
+    assert sorted(re.findall(r"unique line \d+", output)) == sorted(f"unique line {number}" for number in range(50))
+    assert "ip=" not in output, "both nodes have the same address here"
 
 
 def test_any_node_tells_the_logs_of_all_also_while_the_head_is_away(two: Members) -> None:
@@ -394,6 +422,28 @@ def test_calls_of_actors_of_every_kind_have_their_own_bytes(cluster: Any) -> Non
             assert text_of(task_id=id_) == "".join(f"{word} {number}\n" for number in range(50))
         assert next(get_log(actor_id=actor._actor_id.hex(), tail=1)).endswith(" 49\n")
         noded.kill(actor)
+
+
+def test_what_c_code_writes_in_a_short_call_is_found_when_the_worker_rests(cluster: Any) -> None:
+    @noded.remote
+    class Quick:
+        def speak(self, text: bytes) -> str:
+            by_c(text)
+            return task_id()
+
+    quick = Quick.remote()
+    first = noded.get(quick.speak.remote(b"first\n"))
+    wait_for(lambda: _written(first) == "first\n", lambda: f"the first call's bytes are {_written(first)!r}")
+    ids = noded.get([quick.speak.remote(b"%d\n" % number) for number in range(20)])
+    assert [_written(id_) for id_ in ids] == [f"{number}\n" for number in range(20)], "from now on all are exact"
+    noded.kill(quick)
+
+
+def _written(id_: str) -> str:
+    try:
+        return text_of(task_id=id_)
+    except ValueError:  # nothing yet
+        return ""
 
 
 def test_wrong_questions_are_refused_with_a_reason(cluster: Any) -> None:

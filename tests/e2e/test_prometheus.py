@@ -67,7 +67,8 @@ def work() -> Any:
     """A bit of everything that the dashboard shows; what is returned must live on."""
     assert noded.get([count.remote(number) for number in range(20)], timeout=60) == list(range(20))
     kept = [noded.put(bytes(20 * MB)) for _ in range(6)]
-    elsewhere = count.options(resources={"there": 1}).remote(20)
+    elsewhere = count.options(resources={"there": 0.1}).remote(20)
+    assert noded.wait([elsewhere], timeout=60, fetch_local=False)[0]
     keepers = [Keeper.options(resources={"there": 0.1}).remote() for _ in range(2)]
     assert noded.get([keeper.keep.remote(7) for keeper in keepers], timeout=60)
     return kept, elsewhere, keepers
@@ -137,40 +138,6 @@ def dashboard_queries(cluster: str) -> list[str]:
 
 def ours(page: str) -> str:
     """Without the gauges of programs: their label is named as on Ray, which promtool does not like."""
-    return "".join(line + "\n" for line in page.splitlines() if "level" not in line)
-
-
-def test_a_node_that_dies_is_no_target_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """/sd, and the file, which a node that was away leaves only when it is dead."""
-    file = tmp_path / "nodes.json"
-    monkeypatch.setenv("NODED_SD_FILE", str(file))
-    cluster = Cluster(initialize_head=True)
-    try:
-        assert cluster.head_node is not None
-        address = cluster.head_node.address
-        monkeypatch.delenv("NODED_SD_FILE")
-        second = cluster.add_node()
-
-        def told() -> list[tuple[str, str]]:
-            page = ask(address, "/sd")
-            assert page.status == 200 and page.headers.get_content_type() == "application/json"
-            return targets(json.loads(page.body))
-
-        def written() -> list[tuple[str, str]]:
-            return targets(json.loads(file.read_text())) if file.exists() else []
-
-        both = sorted([("head", address), (second.name, second.address)])
-        wait_for(lambda: told() == both == written(), lambda: f"not both are told: {told()}, {written()}")
-        assert ask(second.address, "/sd").body == ask(address, "/sd").body, "the nodes do not agree"
-        assert file.stat().st_mode & 0o777 == 0o644 and [path.name for path in tmp_path.iterdir()] == ["nodes.json"]
-        cluster.kill(second)
-        assert told() == both, "a node whose daemon has ended is away, and may be back at once"
-        cluster.restart(second)
-        cluster.remove_node(second)
-        wait_for(lambda: told() == both[:1] == written(), lambda: f"it is still told: {told()}, {written()}")
-    finally:
-        cluster.shutdown()
-
-
-def targets(told: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    return sorted((one["labels"]["node"], *one["targets"]) for one in told)
+    theirs = {line.partition("{")[0] for line in page.splitlines() if "WorkerId=" in line}
+    lines = (line for line in page.splitlines() if "WorkerId=" not in line)
+    return "".join(line + "\n" for line in lines if not (line.startswith("#") and line.split()[2] in theirs))

@@ -60,10 +60,14 @@ def test_start_status_stop_leave_the_token_and_the_log(places: Places) -> None:
     assert (stopped.returncode, stopped.stdout) == (0, "stopped node head of cluster default\n")
     assert not processes(places)
     assert not Path(places["NODED_RUN_DIR"]).exists()
-    assert files(places["NODED_HOME"]) == [
+    left = files(places["NODED_HOME"])
+    history = [name for name in left if name.startswith("clusters/default/logs/run-")]
+    assert [name for name in history if not name.endswith((".page", "/totals.json"))] == []
+    assert [name for name in left if name not in history] == [
         "clusters/default/head.db",
         "clusters/default/logs/daemon-head.log",
         "clusters/default/logs/daemon.log",
+        "clusters/default/logs/events-000001.jsonl",
         "clusters/default/runtime_envs/boot",
         "token",
     ]

@@ -46,6 +46,9 @@ class Keeper:
     def pid(self) -> int:
         return os.getpid()
 
+    def worker(self) -> str:
+        return noded.get_runtime_context().get_worker_id()
+
 
 def settled(condition: Callable[[], Any], timeout: float = 20) -> Any:
     """What is told by another process may be a moment late."""
@@ -190,12 +193,17 @@ def test_what_was_done_is_what_is_told(two_nodes: Cluster, pipe: str) -> None:
         if not page.cursor:
             break
         page = state.list_tasks(limit=4, cursor=page.cursor)
-    assert pages == sorted(tasks) and page.total == page.matched + 0
+    assert pages == sorted(tasks)
+    whole = state.list_tasks()
+    assert (len(whole), whole.matched, whole.total) == (11, 11, 11)
     with pytest.raises(RayStateApiException, match="columns for filters are task_id"):
         state.list_tasks(filters=[("colour", "=", "red")])
     with pytest.raises(ValueError, match="operators are =, !="):
         state.list_actors(filters=[("state", "<", "x")])
     assert state.list_tasks(limit=0) == [] and state.list_actors(filters=[("name", "=", "nobody")]) == []
+
+    assert state.get_worker(noded.get(keeper.worker.remote(), timeout=30)).actor_id == one.actor_id
+    assert state.get_worker(me.get_worker_id()).worker_type == "DRIVER"
 
     # Without a connection.
     address = two_nodes.address

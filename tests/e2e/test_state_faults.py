@@ -40,6 +40,7 @@ def waits(path: str) -> None:
 
 @noded.remote(max_retries=0)
 def dies() -> None:
+    print("last words", flush=True)
     os._exit(7)
 
 
@@ -188,6 +189,8 @@ def test_history_of_a_cluster_that_is_gone(pipe: str, tmp_path: Path) -> None:
         assert "code 7" in command(
             "history", directory, "list", "events", "-f", "source_type=worker", "-f", "severity=error"
         )
+        (died,) = [task["task_id"] for task in tasks.values() if task["name"] == "dies"]
+        assert command("history", directory, "logs", "--task", died) == "last words\n"
         (keeper_row,) = _left(directory, "actors")
         assert "keeper" in command("history", directory, "get", "actor", keeper_row["actor_id"])
         assert len(History(Path(directory)).answer("timeline", {})) == 24

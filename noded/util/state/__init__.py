@@ -25,6 +25,7 @@ from noded.util.state.listing import (
     list_tasks,
     list_workers,
 )
+from noded.util.state.logs import get_log, list_logs
 from noded.util.state.summaries import summarize_actors, summarize_objects, summarize_tasks
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "explain",
     "get_actor",
     "get_job",
+    "get_log",
     "get_node",
     "get_objects",
     "get_placement_group",
@@ -42,6 +44,7 @@ __all__ = [
     "list_actors",
     "list_cluster_events",
     "list_jobs",
+    "list_logs",
     "list_nodes",
     "list_objects",
     "list_placement_groups",

@@ -9,15 +9,14 @@ from noded.client.asking import ask as ask_cluster
 from noded.util.state.exception import RayStateApiException, ServerUnavailable, WrongQuestion
 
 
-def ask(what: str, arguments: dict[str, Any], address: str | None, timeout: float) -> dict[str, Any]:
+def ask(what: str, arguments: dict[str, Any], address: str | None, timeout: float) -> Any:
     """``timeout``: seconds. Raises RayStateApiException."""
     try:
-        answer: dict[str, Any] = ask_cluster(what, arguments, address=address, timeout=timeout)
+        return ask_cluster(what, arguments, address=address, timeout=timeout)
     except Refused as refusal:
         raise WrongQuestion(str(refusal)) from None
     except Unanswered as error:
         raise ServerUnavailable(str(error)) from None
-    return answer
 
 
 def refuse_gaps(problems: list[str]) -> None:

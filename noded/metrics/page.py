@@ -122,7 +122,7 @@ class MetricsPage:
                     self.values[index] = 0.0
 
     def forget_file(self) -> None:
-        """In memory again: in a forked process, which must not write where its parent does."""
+        """In memory again, with all it has so far."""
         copy = bytearray(SIZE)
         copy[: self._used] = memoryview(self._bytes)[: self._used]
         self._bytes, self.values = copy, memoryview(copy).cast("d")
@@ -191,7 +191,7 @@ class PageReader:
         self._values: tuple[float, ...] = ()
 
     def read(self) -> bool:
-        """Whether there is a page (by now); ``OSError`` counts as none."""
+        """Whether there is a page (by now), and one that can be read."""
         try:
             with open(self.path, "rb") as file:
                 head = file.read(_FIRST)
@@ -201,14 +201,20 @@ class PageReader:
                 data = head + file.read(used - _FIRST)
         except OSError:
             return False
-        while self._at < min(used, len(data)):
+        try:
+            self._take_in(data, min(used, len(data)))
+        except (msgspec.DecodeError, struct.error):  # not of ours, or damaged
+            return False
+        return True
+
+    def _take_in(self, data: bytes, end: int) -> None:
+        while self._at < end:
             size, length = _SIZES.unpack_from(data, self._at)
             text = data[self._at + _SIZES.size : self._at + _SIZES.size + length]
             series = msgspec.msgpack.decode(text, type=Series)
             self.places[series] = (self._at + _SIZES.size + (length + 7) // 8 * 8) // 8
             self._at += size
         self._values = struct.unpack_from(f"={len(data) // 8}d", data)
-        return True
 
     def series(self) -> list[tuple[Series, tuple[float, ...]]]:
         """As of the last ``read``."""

@@ -1,7 +1,5 @@
-"""The processes of this node, as lists show them: workers, also ended ones, and drivers; and the events of workers.
-
-Those that have ended are remembered, the last thousand, also over a restart of the daemon: it reads them back from the
-log of events.
+"""The processes of this node, as lists show them: workers and drivers, also ended ones; and the events of both. Those
+that have ended are in the book of the dead (``death_book.py``).
 """
 
 from __future__ import annotations
@@ -15,13 +13,13 @@ from typing import Any
 import msgspec
 
 from noded.node.control import start_time
+from noded.node.death_book import DeathBook
 from noded.node.events import EventLog
 from noded.node.session import Client
 from noded.node.workers import Worker, WorkerPool
 from noded.policy import deaths
 from noded.wire import messages as m
 
-_REMEMBERED = 1000
 _FAILURES_SHOWN = 5
 _EXIT_TYPES = {
     deaths.LEFT: "INTENDED_USER_EXIT",
@@ -36,26 +34,25 @@ _EXIT_TYPES = {
 Row = dict[str, Any]
 
 
-class WorkerBook:
-    def __init__(self, pool: WorkerPool, clients: dict[bytes, Client], events: EventLog, *, node_id: str, ip: str):
+class WorkerRows:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        clients: dict[bytes, Client],
+        dead: DeathBook,
+        events: EventLog,
+        *,
+        node_id: str,
+        ip: str,
+    ):
         self._pool = pool
         self._clients = clients
+        self._dead = dead
         self._events = events
         self._node_id = node_id
         self._ip = ip
-        self._ended: dict[str, Row] = {}
-        """Rows of workers that have ended, oldest first."""
-        self._kinds: Counter[str] = Counter()
-        """How they have ended; what was not intended."""
         self._boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self._tick = os.sysconf("SC_CLK_TCK")
-
-    async def restore(self) -> None:
-        """After a restart of the daemon."""
-        for event in await self._events.last("WORKER", 2 * _REMEMBERED):
-            row = event.known().get("row")
-            if row is not None and row["worker_type"] == "WORKER" and not row.get("is_alive"):
-                self._remember(row)
 
     # ------------------------------------------------------------ what happens
 
@@ -68,12 +65,11 @@ class WorkerBook:
         row = {
             **self._row(worker),
             "is_alive": False,
-            "exit_type": _exit_type(death),
+            "exit_type": _exit_type(death.kind),
             "exit_detail": death.reason,
             "end_time_ms": int(time.time() * 1000),
             "death_kind": death.kind,
         }
-        self._remember(row)
         bad = death.kind in deaths.UNINTENDED
         text = f"worker {worker.id} (pid {death.pid}) has ended: {death.reason}"
         self._events.emit("WORKER", text, "ERROR" if bad else "INFO", row=row, death=msgspec.structs.asdict(death))
@@ -94,20 +90,31 @@ class WorkerBook:
         }
         self._events.emit("WORKER", f"the driver of job {client.job} (pid {client.pid}) has {how}", row=row)
 
-    def _remember(self, row: Row) -> None:
-        self._ended[row["worker_id"]] = row
-        if row["death_kind"] in deaths.UNINTENDED:
-            self._kinds[row["death_kind"]] += 1
-        if len(self._ended) > _REMEMBERED:
-            del self._ended[next(iter(self._ended))]
-
     # ------------------------------------------------------------ what there is
 
     def rows(self) -> Iterator[Row]:
         for worker in list(self._pool.workers.values()):
             yield self._row(worker)
         yield from self.drivers()
-        yield from list(self._ended.values())
+        for record in self._dead.records():
+            yield self._dead_row(record)
+
+    def _dead_row(self, record: dict[str, Any]) -> Row:
+        driver = bool(record.get("driver"))
+        return {
+            "worker_id": record["id"],
+            "is_alive": False,
+            "worker_type": "DRIVER" if driver else "WORKER",
+            "exit_type": _exit_type(record["kind"]),
+            "exit_detail": record["reason"],
+            "node_id": self._node_id,
+            "ip": self._ip,
+            "pid": record.get("pid", 0),
+            "end_time_ms": int(record["ended_at"] * 1000),
+            "job_id": record["job"] or None,
+            "actor_id": record.get("actor") or None,
+            "death_kind": record["kind"],
+        }
 
     def drivers(self) -> Iterator[Row]:
         """Those that are there."""
@@ -150,17 +157,23 @@ class WorkerBook:
 
     def failures(self) -> dict[str, Any]:
         """For ``noded status``: how many of those that are remembered have ended unintended, and the last of them."""
-        bad = [row for row in self._ended.values() if row["death_kind"] in deaths.UNINTENDED]
+        bad = [record for record in self._dead.records() if record["kind"] in deaths.UNINTENDED]
         return {
-            "by_kind": dict(self._kinds),
+            "by_kind": dict(Counter(record["kind"] for record in bad)),
             "last": [
-                {name: row.get(name) for name in ("worker_id", "pid", "death_kind", "exit_detail", "end_time_ms")}
-                for row in bad[: -_FAILURES_SHOWN - 1 : -1]
+                {
+                    "worker_id": record["id"],
+                    "pid": record.get("pid", 0),
+                    "death_kind": record["kind"],
+                    "exit_detail": record["reason"],
+                    "end_time_ms": int(record["ended_at"] * 1000),
+                }
+                for record in bad[: -_FAILURES_SHOWN - 1 : -1]
             ],
         }
 
 
-def _exit_type(death: m.Death) -> str:
-    if death.kind in _EXIT_TYPES:
-        return _EXIT_TYPES[death.kind]
-    return "SYSTEM_ERROR" if death.kind in deaths.UNINTENDED else "INTENDED_SYSTEM_EXIT"
+def _exit_type(kind: str) -> str:
+    if kind in _EXIT_TYPES:
+        return _EXIT_TYPES[kind]
+    return "SYSTEM_ERROR" if kind in deaths.UNINTENDED else "INTENDED_SYSTEM_EXIT"
