@@ -568,6 +568,13 @@ class Leases:
             f"{max(0, self.capacity.available.get(name, 0)) / UNIT:g}"
             for name in lacking
         )
+        if where.node and not where.soft:
+            return reasons.NODE_BUSY, f"the node that it is for, {where.node[:8]}…, is full: {parts}"
+        if where.labels:
+            return (
+                reasons.LABELS_BUSY,
+                f"not enough is free on this node, which has the labels that it asks for: {parts}",
+            )
         return reasons.RESOURCES_BUSY, f"not enough is free: {parts}"
 
     # ------------------------------------------------------------ refusals
