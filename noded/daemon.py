@@ -276,7 +276,6 @@ class Daemon:
             self.cluster_id = self.head.cluster_id
         self._write_standing()
         self._build_node(welcome.guard_until)
-        await self.book.start()
         if self._recovered:
             self.leases.capacity.restore_groups()  # before the leases, which may be in them
             self._restore(welcome)
@@ -285,6 +284,7 @@ class Daemon:
             self.head.start(self._register(), self.orders, self.host.told(), self.orders.held_groups(), self._jobs())
         if self._recovered:
             self._restored(welcome)
+        await self.book.start()  # not before: the spawner is listened to, and its packets need what is restored
         await self.environments.start()
         self.stacks.start()
         await asyncio.to_thread(self.pages.start)
