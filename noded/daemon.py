@@ -113,6 +113,7 @@ from noded.wire.handshake import HandshakeError
 log = logging.getLogger("noded.daemon")
 
 _HOUSEKEEPING = 1.0
+_FOLD_SECONDS = 10.0
 _SWEEP_SECONDS = 30.0
 _IDLE_WORKER_SECONDS = 2.0
 _BACK_BY = 10.0
@@ -275,7 +276,6 @@ class Daemon:
             self.cluster_id = self.head.cluster_id
         self._write_standing()
         self._build_node(welcome.guard_until)
-        await self.book.start()
         if self._recovered:
             self.leases.capacity.restore_groups()  # before the leases, which may be in them
             self._restore(welcome)
@@ -284,9 +284,12 @@ class Daemon:
             self.head.start(self._register(), self.orders, self.host.told(), self.orders.held_groups(), self._jobs())
         if self._recovered:
             self._restored(welcome)
+        await self.book.start()  # not before: the spawner is listened to, and its packets need what is restored
         await self.environments.start()
         self.stacks.start()
         await asyncio.to_thread(self.pages.start)
+        self.collectors.add("pages", self.pages.fold, deadline=_FOLD_SECONDS)
+        self.pages.on_ended = partial(self.collectors.wake, "pages")
         self.gpus.start(self.loop, self.leases)
         self.logs.monitor.start(self.collectors)
         self.control.start(self._control_socket)
@@ -1438,7 +1441,6 @@ class Daemon:
             await asyncio.sleep(_HOUSEKEEPING)
             try:
                 self._tidy()
-                await asyncio.to_thread(self.pages.fold)
                 await self.store.space.trim()
                 if self.loop.time() - swept > _SWEEP_SECONDS:
                     swept = self.loop.time()

@@ -14,9 +14,9 @@ from dataclasses import replace
 
 from noded.config import Config, log_dir, make_dir, make_node_dir, node_dir
 from noded.daemon import Daemon, StartError
-from noded.daemon_log import setup_logging
 from noded.lifecycle import time_callbacks
-from noded.log_files import DAEMON_LOG
+from noded.logs.daemon import setup_logging
+from noded.logs.files import DAEMON_LOG
 from noded.service import StartLock, running_daemon
 
 log = logging.getLogger("noded.daemon")

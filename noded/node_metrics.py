@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from noded.config import Config, without_secrets
-from noded.families import Family
 from noded.head import figures as head_figures
 from noded.head.head import Head
 from noded.lifecycle import LoopProbe
+from noded.metrics.family import Family
 from noded.node.cluster_view import ClusterView
 from noded.node.collectors import Collectors
 from noded.node.counts import DEATHS, GRANT, REFUSED, STORAGE_WRITE, Counts

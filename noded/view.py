@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from noded.families import Family
 from noded.lifecycle import LoopProbe
+from noded.metrics.family import Family
 from noded.node.control import Question
 from noded.node.lease_router import LeaseRouter
 from noded.node.leases import Leases

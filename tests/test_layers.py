@@ -16,7 +16,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-METRICS = {"families", "metrics_page"}
 LEAVES = {
     "exceptions",
     "error_parts",
@@ -26,13 +25,11 @@ LEAVES = {
     "lifecycle",
     "telemetry",
     "version",
-    "daemon_log",
-    "log_answers",
-    "log_files",
-    "log_marks",
+    "logs",
+    "metrics",
     "stack_dump",
-} | METRICS
-CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "metrics_page", "shm", "telemetry", "wire"}
+}
+CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "metrics.page", "shm", "telemetry", "wire"}
 
 # unit (a package or a module directly in noded/) -> what of noded it may import, besides itself.
 # "spawner.protocol" means that module alone. "" is `noded` itself, the public API.
@@ -53,8 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         "history",
         "policy.query",
         "policy.state_records",
-        "log_answers",
-        "log_query",
+        "logs",
     },
     "history": {"node", "policy", "telemetry"},
     "daemon": {
@@ -71,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
         "policy",
     }
     | LEAVES,
-    "foreground": {"config", "daemon", "daemon_log", "lifecycle", "log_files", "service"},
+    "foreground": {"config", "daemon", "lifecycle", "logs", "service"},
     "startup": {"config", "node", "head", "shm", "wire"},
     "view": {"node", "node_metrics", "head", "wire"} | LEAVES,
     "node_metrics": {"node", "head", "wire", "policy"} | LEAVES,
@@ -79,19 +75,14 @@ ALLOWED: dict[str, set[str]] = {
     "service": {"config"},
     # leaves
     "error_parts": set(),
-    "families": set(),
-    "metrics_page": set(),
+    "metrics": set(),
     "exceptions": {"error_parts"},
     "ids": set(),
     "resources": set(),
     "lifecycle": set(),
     "stack_dump": set(),
     "telemetry": set(),
-    "daemon_log": set(),
-    "log_marks": set(),
-    "log_files": {"log_marks"},
-    "log_answers": {"log_files", "log_marks"},
-    "log_query": set(),
+    "logs": set(),
     "version": set(),
     "config": {"exceptions"},
     # below the processes
@@ -108,10 +99,8 @@ ALLOWED: dict[str, set[str]] = {
         "resources",
         "config",
         "lifecycle",
-        "daemon_log",
-        "log_answers",
-        "log_files",
-        "log_marks",
+        "logs",
+        "metrics",
         "stack_dump",
         "telemetry",
         "shm",
@@ -120,16 +109,15 @@ ALLOWED: dict[str, set[str]] = {
         "runtime_env",
         "spawner.protocol",
         "version",
-    }
-    | METRICS,
-    "head": {"exceptions", "families", "ids", "resources", "config", "lifecycle", "version", "wire", "policy"},
-    "http": {"config", "families", "lifecycle", "exceptions"},
+    },
+    "head": {"exceptions", "metrics.family", "ids", "resources", "config", "lifecycle", "version", "wire", "policy"},
+    "http": {"config", "metrics.family", "lifecycle", "exceptions"},
     # It ends the spawner of its private node.
     "client": {"runtime_env", "policy.labels", "policy.deaths", "policy.reasons", "spawner.protocol", "version"}
     | CLIENT_LEAVES,
-    "worker": {"client", "runtime_env", "log_marks", "stack_dump"} | CLIENT_LEAVES,
+    "worker": {"client", "runtime_env", "logs.marks", "stack_dump"} | CLIENT_LEAVES,
     # public helpers
-    "util": {"client", "exceptions", "policy.query", "policy.state_records", "log_query"},
+    "util": {"client", "exceptions", "policy.query", "policy.state_records", "logs.query"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},
     "compat": {"", "client", "exceptions", "util"},
 }

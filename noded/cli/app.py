@@ -242,7 +242,7 @@ def logs(
     Without an ID: the files of all nodes. Run it on any machine that has a node of the cluster.
     """
     from noded.cli.logs import show_logs
-    from noded.log_query import Wanted
+    from noded.logs.query import Wanted
 
     with wrong_settings_are_usage_errors():
         wanted = Wanted(worker, task, actor, job, node, "", err, tail, follow)

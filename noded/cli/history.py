@@ -10,8 +10,8 @@ import click
 from noded.cli.logs import Files, show
 from noded.cli.state import Ask
 from noded.history import History
-from noded.log_answers import LogDirectory
-from noded.log_query import Wanted
+from noded.logs.answers import LogDirectory
+from noded.logs.query import Wanted
 
 
 def of_directory(directory: Path) -> Ask:

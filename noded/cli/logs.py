@@ -22,8 +22,8 @@ from noded.cli.control import ControlError, Refusal
 from noded.cli.memory import columns
 from noded.cli.status import size
 from noded.config import NodeInfo, find_nodes, home
-from noded.log_answers import LogDirectory
-from noded.log_query import ANY, Part, Wanted, files_of, list_files, read
+from noded.logs.answers import LogDirectory
+from noded.logs.query import ANY, Part, Wanted, files_of, list_files, read
 
 _SECONDS = 8.0
 _ID = re.compile(r"[0-9a-f]{32}")

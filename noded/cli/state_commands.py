@@ -204,7 +204,7 @@ def history_logs(
 ) -> None:
     """Show what workers have written; without a choice, which files there are."""
     from noded.cli.history import show_logs
-    from noded.log_query import Wanted
+    from noded.logs.query import Wanted
 
     show_logs(context.obj, Wanted(worker=worker, task=task, actor=actor, job=job, is_error=err, tail=tail))
 

@@ -1,6 +1,6 @@
 """The values of the user's metrics in this process: what ``noded.util.metrics`` records.
 
-They lie in a page (``noded/metrics_page.py``), which is a file as soon as it is known where the node looks for it: then
+They lie in a page (``noded/metrics/page.py``), which is a file as soon as it is known where the node looks for it: then
 its agent exports them. Metrics of the same kind, name and boundaries share their values, whoever recorded them.
 """
 
@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from noded.metrics_page import MetricsPage, Series
+from noded.metrics.page import MetricsPage, Series
 
 Tags = tuple[tuple[str, str], ...]
 """Sorted pairs of key and value."""

@@ -34,7 +34,7 @@ from noded.client.refs import HoldTable, ObjectRef, Token
 from noded.client.space import Space
 from noded.client.streams import Streams
 from noded.client.tasks import Tasks
-from noded.metrics_page import page_path
+from noded.metrics.page import page_path
 from noded.shm.arena import Arena
 from noded.telemetry import Page, driver_page
 from noded.version import __version__

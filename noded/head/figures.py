@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from noded.families import Family, by_label, gauge
 from noded.head.head import Head
+from noded.metrics.family import Family, by_label, gauge
 
 NAMES, SERIES = 100, 200
 OTHER = "(other)"

@@ -1,4 +1,4 @@
-"""Renders families (`noded/families.py`) for Prometheus: text 0.0.4 or OpenMetrics, as the request accepts.
+"""Renders families (`noded/metrics/family.py`) for Prometheus: text 0.0.4 or OpenMetrics, as the request accepts.
 
 In a thread of its own, as two thousand series take a while. Here lies all that knows of prometheus-client, which is
 imported with the HTTP side.
@@ -17,7 +17,7 @@ from prometheus_client import ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from noded.families import Family, Histogram
+from noded.metrics.family import Family, Histogram
 
 _COMPRESS_FROM = 1024
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from noded.families import Family
+from noded.metrics.family import Family
 
 
 class NodeView(Protocol):

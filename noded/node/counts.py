@@ -1,6 +1,6 @@
 """What the daemon counts of its own work: counters and histograms that go on where the daemon before it has stopped.
 
-They lie in a metrics page in the node's directory (``noded/metrics_page.py``), so a daemon that is killed loses none.
+They lie in a metrics page in the node's directory (``noded/metrics/page.py``), so a daemon that is killed loses none.
 What a component counts for itself is taken over when somebody looks (``follow``): what a killed daemon had counted
 since then is missing, but nobody has seen it.
 """
@@ -11,8 +11,8 @@ import bisect
 import logging
 from collections.abc import Mapping
 
-from noded.families import Family, Histogram
-from noded.metrics_page import MetricsPage, Series
+from noded.metrics.family import Family, Histogram
+from noded.metrics.page import MetricsPage, Series
 
 log = logging.getLogger("noded.metrics")
 

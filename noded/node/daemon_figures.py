@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from noded.families import Family, by_label, counter, gauge
 from noded.lifecycle import LoopProbe
+from noded.metrics.family import Family, by_label, counter, gauge
 from noded.node.collectors import Collectors
 from noded.node.counts import Counts
 from noded.node.leases import Leases

@@ -51,9 +51,11 @@ class DeathBook:
         self._thread = ThreadPoolExecutor(1, "noded-deaths")
 
     async def start(self) -> None:
-        """Read what the daemons before this one have written."""
+        """Read what the daemons before this one have written; what has been entered meanwhile is newer."""
         loop = asyncio.get_running_loop()
-        for record in await loop.run_in_executor(self._thread, self._load):
+        before = await loop.run_in_executor(self._thread, self._load)
+        since = list(self._by_id.values())
+        for record in [*before, *since]:
             self._enter(record)
 
     async def stop(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from noded.families import Family, gauge
+from noded.metrics.family import Family, gauge
 from noded.node import gpu_detector
 
 DEADLINE = 10.0

@@ -568,6 +568,13 @@ class Leases:
             f"{max(0, self.capacity.available.get(name, 0)) / UNIT:g}"
             for name in lacking
         )
+        if where.node and not where.soft:
+            return reasons.NODE_BUSY, f"the node that it is for, {where.node[:8]}…, is full: {parts}"
+        if where.labels:
+            return (
+                reasons.LABELS_BUSY,
+                f"not enough is free on this node, which has the labels that it asks for: {parts}",
+            )
         return reasons.RESOURCES_BUSY, f"not enough is free: {parts}"
 
     # ------------------------------------------------------------ refusals
@@ -894,7 +901,7 @@ class Leases:
             client = Client(record.client, "worker", 0, 0, record.job, detached=True)
         where = m.Place(group=record.group) if record.group else m.ANYWHERE
         share = self.capacity.take(Share(record.resources, record.devices, bundle_of(record.resources)))
-        lease = Lease(record.lease, client, record.cls, where, share, worker, time.monotonic())
+        lease = Lease(record.lease, client, record.cls, where, share, worker, granted=time.monotonic())
         lease.ended = lease.recalled = ended
         lease.retriable = record.retriable
         self.leases[lease.id] = lease

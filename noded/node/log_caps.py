@@ -1,6 +1,6 @@
 """Keeps the log directory within its limits: files are cut at their start, and old ones of ended workers go.
 
-A file that is written is cut by a hole behind its first bytes (``log_files.HEAD_KEPT``): whoever writes or reads it
+A file that is written is cut by a hole behind its first bytes (``logs.files.HEAD_KEPT``): whoever writes or reads it
 notices nothing. Called by the log monitor's thread alone.
 """
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from noded.log_files import HEAD_KEPT, hole, worker_of
+from noded.logs.files import HEAD_KEPT, hole, worker_of
 
 log = logging.getLogger("noded.logs")
 

@@ -2,7 +2,7 @@
 
 inotify says which files have grown; nothing else is looked at, and a file is open only while it is read. What is read
 is bounded (``log_pace.py``): who writes faster is behind, and when far behind skipped ahead; the files have it all, and
-the driver is told. Marks in the files (``log_marks.py``) say whose lines follow.
+the driver is told. Marks in the files (``logs/marks.py``) say whose lines follow.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from noded.log_files import files_of, hole, open_file, worker_of
-from noded.log_marks import MARK, pieces
+from noded.logs.files import files_of, hole, open_file, worker_of
+from noded.logs.marks import MARK, pieces
 from noded.node.collectors import Collectors
 from noded.node.log_caps import LogCaps
 from noded.node.log_offsets import Offsets

@@ -11,7 +11,7 @@ import mmap
 import os
 import struct
 
-from noded.log_files import worker_of
+from noded.logs.files import worker_of
 
 _SLOTS = 4096
 _SLOT = struct.Struct("<16sc7xQ")

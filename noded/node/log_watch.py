@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from noded.log_files import files_of
+from noded.logs.files import files_of
 
 log = logging.getLogger("noded.logs")
 

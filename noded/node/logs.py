@@ -1,6 +1,6 @@
 """A node's part in everything about logs: drivers get their workers' lines, and questions about files are answered.
 
-What follows the files is ``log_monitor.py``, what reads them ``noded/log_files.py``; questions of the whole cluster go
+What follows the files is ``log_monitor.py``, what reads them ``noded/logs/files.py``; questions of the whole cluster go
 through ``head/logs.py``.
 """
 
@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from noded.daemon_log import component_levels, set_level
-from noded.log_answers import LogDirectory
+from noded.logs.answers import LogDirectory
+from noded.logs.daemon import component_levels, set_level
 from noded.node.log_caps import Limits, LogCaps
 from noded.node.log_monitor import LogMonitor
 from noded.node.log_offsets import Offsets

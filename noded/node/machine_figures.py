@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from noded.families import Family, by_label, counter, gauge
+from noded.metrics.family import Family, by_label, counter, gauge
 from noded.node.memory_usage import own_pages
 
 _MODES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")

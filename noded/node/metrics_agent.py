@@ -1,4 +1,4 @@
-"""The node's metrics: what a scrape of ``/metrics`` gets, as plain data (``noded/families.py``).
+"""The node's metrics: what a scrape of ``/metrics`` gets, as plain data (``noded/metrics/family.py``).
 
 A scrape reads the daemon's components on the loop, and what blocks through collectors, each with its deadline: where
 one is late or fails its last values are shown, with their age, for a while. Rendering is the HTTP side's.
@@ -10,8 +10,8 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable
 
-from noded.families import Family
-from noded.metrics_page import DIRECTORY, page_path
+from noded.metrics.family import Family
+from noded.metrics.page import DIRECTORY, page_path
 from noded.node.collectors import Collectors
 from noded.node.counts import CPU_WAIT, LOOP_LAG, Counts
 from noded.node.session import Client

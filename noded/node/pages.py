@@ -69,6 +69,8 @@ class Pages:
         self._lock = threading.Lock()
         self._ended: list[str] = []
         self._totals = _Totals()
+        self.on_ended: Callable[[], object] = lambda: None
+        """See to a ``fold`` soon; once there has been a ``start``."""
 
     def start(self) -> None:
         """Take over from the daemon before us, if there was one."""
@@ -82,6 +84,7 @@ class Pages:
     def ended(self, page: str) -> None:
         """Its process has ended: it is counted in at the next ``fold``."""
         self._ended.append(page)
+        self.on_ended()
 
     def fold(self) -> None:
         """Count in what has ended."""

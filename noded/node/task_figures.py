@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from noded import telemetry
-from noded.families import Family, counter, gauge
+from noded.metrics.family import Family, counter, gauge
 from noded.node.pages import Key
 from noded.node.task_table import TYPES
 from noded.telemetry import OTHER, Counts

@@ -1,4 +1,4 @@
-"""The users' metrics of this node: reads the pages of its processes (``metrics_page.py``), and keeps what those have
+"""The users' metrics of this node: reads the pages of its processes (``metrics/page.py``), and keeps what those have
 counted that have ended.
 
 Counters and histograms are summed up over the node's processes; a gauge is shown per process, under its worker's id,
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from noded.families import Family, Histogram, Value
-from noded.metrics_page import DIRECTORY, LINES, SUFFIX, PageReader, Series
+from noded.metrics.family import Family, Histogram, Value
+from noded.metrics.page import DIRECTORY, LINES, SUFFIX, PageReader, Series
 
 log = logging.getLogger("noded.metrics")
 

@@ -21,8 +21,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from noded import ids, log_marks
+from noded import ids
 from noded.config import without_secrets
+from noded.logs.marks import ends_task
 from noded.node.capacity import memory_of
 from noded.node.ledger import Ledger
 from noded.node.oom import Kills, OomWatch
@@ -673,7 +674,7 @@ class WorkerPool:
         except OSError:
             return []
         # What came before the end of a task is of another one.
-        over = max((at for at, line in enumerate(lines) if log_marks.ends_task(line)), default=-1)
+        over = max((at for at, line in enumerate(lines) if ends_task(line)), default=-1)
         lines = lines[over + 1 :]
         said = [line.rstrip() for line in lines if line.strip() and not line.startswith("\x1e")]
         return deaths.last_words(said, _TAIL_LINES)

@@ -1,4 +1,4 @@
-"""The worker's stdout and stderr: plain O_APPEND files, with marks (``log_marks.py``) that say which call wrote what.
+"""The worker's stdout and stderr: plain O_APPEND files, with marks (``logs/marks.py``) that say which call wrote what.
 
 A mark goes out with the first thing that a call writes, and another one at the end of a call that has written; calls
 that write nothing cost one attribute. What a worker said last, before it died, is then not taken for the words of an
@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from noded.log_marks import CUT, Mark
+from noded.logs.marks import CUT, Mark
 
 LOOK_AFTER = 0.001
 """Seconds. At the end of calls that take longer it is looked what C code has written in them."""

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from noded import log_files
-from noded.log_files import Cursor
-from noded.log_marks import Mark
+from noded.logs import files as log_files
+from noded.logs.files import Cursor
+from noded.logs.marks import Mark
 from noded.node.collectors import Collectors
 from noded.node.log_caps import Limits, LogCaps
 from noded.node.log_monitor import LogMonitor

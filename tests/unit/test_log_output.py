@@ -14,7 +14,7 @@ from harness.wait import wait_for
 from noded.client import output
 from noded.client.output import Printer
 from noded.client.repeats import WINDOW, Line, Repeats
-from noded.daemon_log import ALL, component_levels, set_level, setup_logging
+from noded.logs.daemon import ALL, component_levels, set_level, setup_logging
 from noded.node.log_offsets import Offsets
 from noded.node.log_pace import Pace, too_far
 from noded.wire import messages as m

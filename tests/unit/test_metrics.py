@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from noded.client import metrics
-from noded.metrics_page import as_plain
+from noded.metrics.page import as_plain
 from noded.util.metrics import Counter, Gauge, Histogram
 
 _names = (f"metric_{number}" for number in itertools.count())

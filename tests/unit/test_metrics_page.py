@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from harness.cluster import REPOSITORY
 
-from noded.families import Family, Histogram
-from noded.metrics_page import DIRECTORY, LINES, SIZE, MetricsPage, PageReader, Series, page_path
+from noded.metrics.family import Family, Histogram
+from noded.metrics.page import DIRECTORY, LINES, SIZE, MetricsPage, PageReader, Series, page_path
 from noded.node.counts import GRANT, Counts
 from noded.node.user_metrics import UserMetrics
 
@@ -116,7 +116,7 @@ def test_a_forked_process_does_not_write_on_its_parents_page(tmp_path: Path) -> 
 import os
 from noded.client import metrics
 from noded.util.metrics import Counter
-from noded.metrics_page import PageReader
+from noded.metrics.page import PageReader
 metrics.keep_in({str(tmp_path / "a.page")!r})
 counter = Counter("c")
 counter.inc(3)

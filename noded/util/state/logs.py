@@ -8,7 +8,7 @@ import re
 from collections.abc import Generator
 from typing import Any
 
-from noded.log_query import ANY, Ask, Wanted, files_of, list_files, read
+from noded.logs.query import ANY, Ask, Wanted, files_of, list_files, read
 from noded.util.state.asking import ask
 from noded.util.state.exception import WrongQuestion
 

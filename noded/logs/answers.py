@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from noded import log_files
-from noded.log_marks import Mark
+from noded.logs import files
+from noded.logs.marks import Mark
 
 FILES_TOLD = 1000
 PRIVATE_DAEMON_LOG = "noded.log"
@@ -33,9 +33,9 @@ class LogDirectory:
         ``job`` theirs, with ``daemon`` the daemon's own. ``files_left``: so many older ones are not told.
         """
         id_, worker, job = (str(args.get(name) or "") for name in ("id", "worker", "job"))
-        listed = log_files.list_files(self._directory)
+        listed = files.list_files(self._directory)
         if self._daemon_dir != self._directory:
-            listed += [file for file in log_files.list_files(self._daemon_dir) if not file.worker]
+            listed += [file for file in files.list_files(self._daemon_dir) if not file.worker]
         found: list[dict[str, Any]] = []
         left = 0
         for file in reversed(listed):
@@ -44,11 +44,11 @@ class LogDirectory:
             if args.get("daemon") and file.worker:
                 continue
             path = self._path(file.name)
-            mark = log_files.whose(path) if file.worker else Mark()
+            mark = files.whose(path) if file.worker else Mark()
             if job and mark.job != job:
                 continue
             try:
-                if id_ and not log_files.mentions(path, id_):
+                if id_ and not files.mentions(path, id_):
                     continue
             except OSError:  # removed meanwhile
                 continue
@@ -58,7 +58,7 @@ class LogDirectory:
                 left += 1
         return {"nodes": [{**self._node, "files": found[::-1], "files_left": left}]}
 
-    def _told(self, file: log_files.LogFile, mark: Mark) -> dict[str, Any]:
+    def _told(self, file: files.LogFile, mark: Mark) -> dict[str, Any]:
         return {
             "name": file.name,
             "worker": file.worker,
@@ -72,7 +72,7 @@ class LogDirectory:
         }
 
     def _path(self, name: str) -> str:
-        return os.path.join(self._directory if log_files.worker_of(name) else self._daemon_dir, name)
+        return os.path.join(self._directory if files.worker_of(name) else self._daemon_dir, name)
 
     def read(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """The next part of the file ``name``: from ``cursor`` on, which the last answer had, else from the last
@@ -81,18 +81,18 @@ class LogDirectory:
         """
         name = str(args.get("name"))
         where = f"on node {self._node['name']}"
-        if not log_files.valid(name):
+        if not files.valid(name):
             raise ValueError(f"there is no log file {name!r} {where}: `noded logs` lists them")
         path = self._path(name)
-        worker = log_files.worker_of(name)
+        worker = files.worker_of(name)
         alive = worker is None or self._alive(worker[0])
         cursor, tail = args.get("cursor"), args.get("tail")
         try:
             if cursor is not None:
-                start = log_files.Cursor(*cursor)
+                start = files.Cursor(*cursor)
             else:
-                start = log_files.tail(path, int(tail)) if tail is not None else log_files.Cursor()
-            chunk = log_files.read(
+                start = files.tail(path, int(tail)) if tail is not None else files.Cursor()
+            chunk = files.read(
                 path,
                 start,
                 str(args.get("id") or ""),

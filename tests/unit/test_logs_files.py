@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noded import log_files
-from noded.log_answers import LogDirectory
-from noded.log_files import Cursor
-from noded.log_marks import CUT, Mark, ends_task, parse, pieces
-from noded.log_query import last_lines
+from noded.logs import files as log_files
+from noded.logs.answers import LogDirectory
+from noded.logs.files import Cursor
+from noded.logs.marks import CUT, Mark, ends_task, parse, pieces
+from noded.logs.query import last_lines
 
 T, U, A = "aa" * 16, "bb" * 16, "cc" * 16
 END = Mark().line().encode()

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from noded.log_marks import Mark, pieces
+from noded.logs.marks import Mark, pieces
 
 HEAD_KEPT = 4096
 """Bytes at the start of a file that stay when it is cut: they say whose it is."""
