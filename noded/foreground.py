@@ -15,7 +15,7 @@ from dataclasses import replace
 from noded.config import Config, log_dir, make_dir, make_node_dir, node_dir
 from noded.daemon import Daemon, StartError
 from noded.lifecycle import time_callbacks
-from noded.logs.daemon import setup_logging
+from noded.logs.daemon import leave_stderr, setup_logging
 from noded.logs.files import DAEMON_LOG
 from noded.service import StartLock, running_daemon
 
@@ -37,15 +37,21 @@ def main(config: Config) -> int:
 
 
 def _run(config: Config, lock: StartLock) -> int:
+    background = config.ready_fd is not None and not config.private
     while True:
-        daemon, code = _run_once(config, lock)
+        daemon, code = _run_once(config, lock, background)
         if not daemon.starts_over:
             return code
         config = replace(config, ready_fd=None)
 
 
-def _run_once(config: Config, lock: StartLock) -> tuple[Daemon, int]:
-    daemon = Daemon(config, on_ready=lock.release)
+def _run_once(config: Config, lock: StartLock, background: bool) -> tuple[Daemon, int]:
+    def on_ready() -> None:
+        lock.release()
+        if background:
+            leave_stderr()
+
+    daemon = Daemon(config, on_ready=on_ready)
     _set_up_log(config)
     pid = running_daemon(daemon.run_dir)
     if pid is not None and pid != os.getpid():

@@ -64,6 +64,14 @@ def setup_logging(path: str, level: str, form: str, *, stderr: bool) -> None:
     root.setLevel(level.upper())
 
 
+def leave_stderr() -> None:
+    """From now on only the file, which is bounded: stderr is a file too, and is only for who waits for the start."""
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
+
+
 def component_levels() -> dict[str, str]:
     """Of each component, by name, and ``all`` for those that have none of their own."""
     found = {ALL: logging.getLevelName(logging.getLogger().level).lower()}
