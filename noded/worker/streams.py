@@ -40,9 +40,11 @@ class NamedStream(io.TextIOWrapper):
     """Of actors that run several calls at once: tells which of them asks, None for none."""
     job = ""
     said = False
-    """A call's end must be looked at: something was written since the last one, or C code has ever written."""
+    """A call's end must be looked at: something was written that no end has come to yet, or C code has ever written."""
     watch = False
     """C code has written."""
+    lock = threading.RLock()
+    """For ``said`` to be right it is one for both."""
 
     def __init__(self, fd: int):
         super().__init__(
@@ -58,17 +60,12 @@ class NamedStream(io.TextIOWrapper):
         """The last thing that went out was the first part of a line."""
         self._known = self._size()
         """While nobody's mark is open: up to here it is known who has written."""
-        self._lock = threading.RLock()
-        os.register_at_fork(after_in_child=self._renew_lock)
-
-    def _renew_lock(self) -> None:
-        self._lock = threading.RLock()
 
     # ------------------------------------------------------------ writing
 
     def write(self, text: str) -> int:
         """Whole lines go out in one write, so that lines of several processes do not mix."""
-        with self._lock:  # else the mark of one thread could come before the line of another
+        with NamedStream.lock:  # else the mark of one thread could come before the line of another
             author = _author()
             head, newline, tail = text.rpartition("\n")
             if newline:
@@ -76,7 +73,7 @@ class NamedStream(io.TextIOWrapper):
                 self._out(author, ("".join(before) if before else "") + head + newline)
             if tail:
                 self._parts.setdefault(author, []).append(tail)
-        NamedStream.said = True
+            NamedStream.said = True
         return len(text)
 
     def _out(self, author: Any, text: str) -> None:
@@ -98,7 +95,7 @@ class NamedStream(io.TextIOWrapper):
     def flush(self) -> None:
         parts = self.__dict__.get("_parts")  # it may be called before there are any
         if parts:
-            with self._lock:
+            with NamedStream.lock:
                 for author in [_author()] if NamedStream.ask is not None else list(parts):
                     if part := parts.pop(author, None):
                         self._out(author, "".join(part))
@@ -125,7 +122,7 @@ class NamedStream(io.TextIOWrapper):
 
     def over(self, author: Any) -> None:
         """This call has ended, or may have written by other ways."""
-        with self._lock:
+        with NamedStream.lock:
             if part := self._parts.pop(author, None):
                 self._out(author, "".join(part))
             span = ""
@@ -141,9 +138,13 @@ class NamedStream(io.TextIOWrapper):
             super().write(text + Mark(actor=author.actor_hex, span=span).line())
             self._known = self._size()
 
+    def unsettled(self) -> bool:
+        """A mark is open, or the beginning of a line waits: what ends next may have to see to it."""
+        return self._open is not None or bool(self._parts)
+
     def look(self, author: Any) -> None:
         """What C code has written is this one's, unless somebody's mark is open."""
-        with self._lock:
+        with NamedStream.lock:
             if self._open is None and (text := self._unmarked(author)):
                 super().write(text + Mark(actor=author.actor_hex).line())
                 self._known = self._size()
@@ -157,19 +158,25 @@ def _author() -> Any:
 _installed: list[NamedStream] = []
 
 
+def _renew_lock() -> None:
+    NamedStream.lock = threading.RLock()
+
+
 def install() -> None:
+    os.register_at_fork(after_in_child=_renew_lock)
     _installed[:] = NamedStream(1), NamedStream(2)
     sys.stdout, sys.stderr = _installed
 
 
 def call_over(author: Any) -> None:
     """A call has ended that has written, or may have."""
-    try:
-        for stream in _installed:
+    for stream in _installed:
+        try:
             stream.over(author)
-    except (OSError, ValueError):
-        pass  # its disk is full, or the user has closed it
-    NamedStream.said = NamedStream.watch or any(stream._open is not None for stream in _installed)
+        except (OSError, ValueError):
+            pass  # its disk is full, or the user has closed it
+    with NamedStream.lock:  # else what another call writes meanwhile would be missed at its end
+        NamedStream.said = NamedStream.watch or any(stream.unsettled() for stream in _installed)
 
 
 def flush_parts() -> None:
