@@ -5,7 +5,8 @@ that write nothing cost one attribute. What a worker said last, before it died, 
 earlier task.
 
 C code and child processes write to the descriptors themselves. That they did shows in the size of the file, which is
-looked at when a call has taken long and when the worker rests, and once it has happened after each call.
+looked at when a call has taken long and when the worker rests, and once it has happened after each call. While the user
+has put another file in the place of ours (pytest's capfd does) it gets what is written and nothing else: no marks.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class NamedStream(io.TextIOWrapper):
             open(fd, "wb", buffering=0, closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True
         )
         self._fd = fd
+        ours = os.fstat(fd)
+        self._ours = ours.st_dev, ours.st_ino
         self._open: Any = None
         """Whose mark was the last; None: nobody's, a call has ended."""
         self._job_told: str | None = None
@@ -58,7 +61,7 @@ class NamedStream(io.TextIOWrapper):
         """By author: the beginning of a line, until its end comes. Lines of several threads do not mix."""
         self._midline = False
         """The last thing that went out was the first part of a line."""
-        self._known = self._size()
+        self._known = ours.st_size
         """While nobody's mark is open: up to here it is known who has written."""
 
     # ------------------------------------------------------------ writing
@@ -77,12 +80,13 @@ class NamedStream(io.TextIOWrapper):
         return len(text)
 
     def _out(self, author: Any, text: str) -> None:
-        if author is not self._open:
-            cut = "\n" if self._midline else ""
-            unmarked = self._unmarked(author) if self._open is None else ""
-            self._open = author
-            text = cut + unmarked + self._mark(author, CUT if cut else "").line() + text
-        self._midline = not text.endswith("\n")
+        if (size := self._size()) >= 0:
+            if author is not self._open:
+                cut = "\n" if self._midline else ""
+                unmarked = self._unmarked(author, size) if self._open is None else ""
+                self._open = author
+                text = cut + unmarked + self._mark(author, CUT if cut else "").line() + text
+            self._midline = not text.endswith("\n")
         super().write(text)
 
     def _mark(self, author: Any, span: str = "") -> Mark:
@@ -107,14 +111,18 @@ class NamedStream(io.TextIOWrapper):
     # ------------------------------------------------------------ what is written without us
 
     def _size(self) -> int:
+        """Of our file; -1 while the user has closed the descriptor, or made it another file. Never by a seek, which
+        would move the user's place in that one.
+        """
         try:
-            return os.lseek(self._fd, 0, os.SEEK_END)
-        except OSError:  # the user has closed it, or made it something else
-            return 0
+            now = os.fstat(self._fd)
+        except OSError:
+            return -1
+        return now.st_size if (now.st_dev, now.st_ino) == self._ours else -1
 
-    def _unmarked(self, author: Any) -> str:
+    def _unmarked(self, author: Any, size: int) -> str:
         """The mark for what C code has written since the last call's end; empty when it has not."""
-        start, self._known = self._known, self._size()
+        start, self._known = self._known, size
         if self._known <= start:
             return ""
         NamedStream.watch = NamedStream.said = True
@@ -134,9 +142,14 @@ class NamedStream(io.TextIOWrapper):
                 span = CUT if text else ""
             else:
                 return  # another one's mark is open
-            self._open, self._midline = None, False
-            super().write(text + Mark(actor=author.actor_hex, span=span).line())
-            self._known = self._size()
+            if self._size() >= 0:  # else a later end closes the mark
+                self._open, self._midline = None, False
+                self._end(text, author, span)
+
+    def _end(self, text: str, author: Any, span: str = "") -> None:
+        super().write(text + Mark(actor=author.actor_hex, span=span).line())
+        if (size := self._size()) >= 0:
+            self._known = size
 
     def unsettled(self) -> bool:
         """A mark is open, or the beginning of a line waits: what ends next may have to see to it."""
@@ -145,9 +158,8 @@ class NamedStream(io.TextIOWrapper):
     def look(self, author: Any) -> None:
         """What C code has written is this one's, unless somebody's mark is open."""
         with NamedStream.lock:
-            if self._open is None and (text := self._unmarked(author)):
-                super().write(text + Mark(actor=author.actor_hex).line())
-                self._known = self._size()
+            if self._open is None and (size := self._size()) >= 0 and (text := self._unmarked(author, size)):
+                self._end(text, author)
 
 
 def _author() -> Any:

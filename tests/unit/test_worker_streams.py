@@ -80,3 +80,28 @@ def test_no_call_of_many_threads_is_lost(out: NamedStream, tmp_path: Path, monke
         sys.setswitchinterval(before)
     found = by_author(tmp_path / "out")
     assert found == {f"{thread}.{number}": b"no end" for thread in range(4) for number in range(1, calls, 2)}
+
+
+def test_another_file_in_its_place_gets_what_is_written_and_no_marks(out: NamedStream, tmp_path: Path) -> None:
+    first, second = Author("first", "aa"), Author("second", "bb")
+    fd, kept = out.fileno(), os.dup(out.fileno())
+    NamedStream.now = first
+    out.write("before\n")
+    with open(tmp_path / "captured", "w+b", buffering=0) as captured:
+        os.dup2(captured.fileno(), fd)
+        os.write(fd, b"by C\n")
+        captured.seek(0)
+        streams.look(rests=False)
+        streams.look(rests=True)
+        streams.call_over(first)
+        assert captured.tell() == 0, "where its user reads has not moved"
+        NamedStream.now = second
+        out.write("by Python, no end")
+        streams.call_over(second)
+        os.dup2(kept, fd)
+        os.close(kept)
+    assert (tmp_path / "captured").read_bytes() == b"by Python, no end", "it was written over what C wrote"
+    out.write("after\n")
+    streams.call_over(second)
+    assert by_author(tmp_path / "out") == {"first": b"before\n", "second": b"after\n"}
+    assert not NamedStream.watch and not NamedStream.said
