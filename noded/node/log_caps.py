@@ -49,6 +49,8 @@ class LogCaps:
         self._next_sweep = 0.0
         self._full_until = 0.0
         """No look for what to remove before: the last one has found too little."""
+        self._emptied: dict[str, int] = {}
+        """Files that had to be emptied, and how much they had: nobody was told yet."""
 
     def note(self, name: str, fd: int) -> None:
         """This file has grown; ``fd`` is open for reading."""
@@ -60,7 +62,12 @@ class LogCaps:
 
     def forget(self, name: str) -> None:
         """It was removed."""
+        self._emptied.pop(name, None)
         self._total -= self._on_disk.pop(name, 0)
+
+    def emptied(self, name: str) -> int:
+        """So many bytes this file had when we emptied it; 0 when we have not, since this was asked last."""
+        return self._emptied.pop(name, 0)
 
     def look(self) -> None:
         """At the end of a round."""
@@ -94,6 +101,7 @@ class LogCaps:
                 stat = entry.stat(follow_symlinks=False)
                 if not self._alive(found[0]) and (stat.st_mtime < oldest or not stat.st_size):
                     os.unlink(entry.path)
+                    self._emptied.pop(entry.name, None)
                     continue
             except OSError:  # removed meanwhile
                 continue
@@ -159,6 +167,7 @@ class LogCaps:
                 if problem not in (errno.EOPNOTSUPP, errno.ENOSYS):
                     raise OSError(problem, os.strerror(problem))
                 # Without holes there is but one way: whoever appends goes on at the new end.
+                self._emptied[name] = self._emptied.get(name, 0) + os.fstat(fd).st_size
                 os.ftruncate(fd, 0)
             return os.fstat(fd).st_blocks * 512
         except OSError as error:

@@ -282,10 +282,12 @@ class LogMonitor:
         return left > 0 or file.skipped > 0
 
     def _where(self, file: _Followed, fd: int) -> int:
-        """The file's size; it may be another file by now, or emptied."""
+        """The file's size; it may be another file by now, or emptied: then all that it has is new."""
         stat = os.fstat(fd)
-        if file.inode not in (0, stat.st_ino) or stat.st_size < file.offset:
-            file.offset = 0 if file.inode != stat.st_ino else stat.st_size
+        emptied = self._caps.emptied(file.name)
+        file.skipped += max(0, emptied - file.offset)
+        if emptied or file.inode not in (0, stat.st_ino) or stat.st_size < file.offset:
+            file.offset, file.midline = 0, False
         file.inode = stat.st_ino
         begin, end = hole(fd, stat.st_size)
         if begin <= file.offset < end:

@@ -5,7 +5,8 @@ that write nothing cost one attribute. What a worker said last, before it died, 
 earlier task.
 
 C code and child processes write to the descriptors themselves. That they did shows in the size of the file, which is
-looked at when a call has taken long and when the worker rests, and once it has happened after each call.
+looked at when a call has taken long and when the worker rests, and once it has happened after each call. While the user
+has put another file in the place of ours (pytest's capfd does) it gets what is written and nothing else: no marks.
 """
 
 from __future__ import annotations
@@ -40,15 +41,19 @@ class NamedStream(io.TextIOWrapper):
     """Of actors that run several calls at once: tells which of them asks, None for none."""
     job = ""
     said = False
-    """A call's end must be looked at: something was written since the last one, or C code has ever written."""
+    """A call's end must be looked at: something was written that no end has come to yet, or C code has ever written."""
     watch = False
     """C code has written."""
+    lock = threading.RLock()
+    """For ``said`` to be right it is one for both."""
 
     def __init__(self, fd: int):
         super().__init__(
             open(fd, "wb", buffering=0, closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True
         )
         self._fd = fd
+        ours = os.fstat(fd)
+        self._ours = ours.st_dev, ours.st_ino
         self._open: Any = None
         """Whose mark was the last; None: nobody's, a call has ended."""
         self._job_told: str | None = None
@@ -56,19 +61,14 @@ class NamedStream(io.TextIOWrapper):
         """By author: the beginning of a line, until its end comes. Lines of several threads do not mix."""
         self._midline = False
         """The last thing that went out was the first part of a line."""
-        self._known = self._size()
+        self._known = ours.st_size
         """While nobody's mark is open: up to here it is known who has written."""
-        self._lock = threading.RLock()
-        os.register_at_fork(after_in_child=self._renew_lock)
-
-    def _renew_lock(self) -> None:
-        self._lock = threading.RLock()
 
     # ------------------------------------------------------------ writing
 
     def write(self, text: str) -> int:
         """Whole lines go out in one write, so that lines of several processes do not mix."""
-        with self._lock:  # else the mark of one thread could come before the line of another
+        with NamedStream.lock:  # else the mark of one thread could come before the line of another
             author = _author()
             head, newline, tail = text.rpartition("\n")
             if newline:
@@ -76,16 +76,17 @@ class NamedStream(io.TextIOWrapper):
                 self._out(author, ("".join(before) if before else "") + head + newline)
             if tail:
                 self._parts.setdefault(author, []).append(tail)
-        NamedStream.said = True
+            NamedStream.said = True
         return len(text)
 
     def _out(self, author: Any, text: str) -> None:
-        if author is not self._open:
-            cut = "\n" if self._midline else ""
-            unmarked = self._unmarked(author) if self._open is None else ""
-            self._open = author
-            text = cut + unmarked + self._mark(author, CUT if cut else "").line() + text
-        self._midline = not text.endswith("\n")
+        if (size := self._size()) >= 0:
+            if author is not self._open:
+                cut = "\n" if self._midline else ""
+                unmarked = self._unmarked(author, size) if self._open is None else ""
+                self._open = author
+                text = cut + unmarked + self._mark(author, CUT if cut else "").line() + text
+            self._midline = not text.endswith("\n")
         super().write(text)
 
     def _mark(self, author: Any, span: str = "") -> Mark:
@@ -98,7 +99,7 @@ class NamedStream(io.TextIOWrapper):
     def flush(self) -> None:
         parts = self.__dict__.get("_parts")  # it may be called before there are any
         if parts:
-            with self._lock:
+            with NamedStream.lock:
                 for author in [_author()] if NamedStream.ask is not None else list(parts):
                     if part := parts.pop(author, None):
                         self._out(author, "".join(part))
@@ -110,14 +111,18 @@ class NamedStream(io.TextIOWrapper):
     # ------------------------------------------------------------ what is written without us
 
     def _size(self) -> int:
+        """Of our file; -1 while the user has closed the descriptor, or made it another file. Never by a seek, which
+        would move the user's place in that one.
+        """
         try:
-            return os.lseek(self._fd, 0, os.SEEK_END)
-        except OSError:  # the user has closed it, or made it something else
-            return 0
+            now = os.fstat(self._fd)
+        except OSError:
+            return -1
+        return now.st_size if (now.st_dev, now.st_ino) == self._ours else -1
 
-    def _unmarked(self, author: Any) -> str:
+    def _unmarked(self, author: Any, size: int) -> str:
         """The mark for what C code has written since the last call's end; empty when it has not."""
-        start, self._known = self._known, self._size()
+        start, self._known = self._known, size
         if self._known <= start:
             return ""
         NamedStream.watch = NamedStream.said = True
@@ -125,7 +130,7 @@ class NamedStream(io.TextIOWrapper):
 
     def over(self, author: Any) -> None:
         """This call has ended, or may have written by other ways."""
-        with self._lock:
+        with NamedStream.lock:
             if part := self._parts.pop(author, None):
                 self._out(author, "".join(part))
             span = ""
@@ -137,16 +142,24 @@ class NamedStream(io.TextIOWrapper):
                 span = CUT if text else ""
             else:
                 return  # another one's mark is open
-            self._open, self._midline = None, False
-            super().write(text + Mark(actor=author.actor_hex, span=span).line())
-            self._known = self._size()
+            if self._size() >= 0:  # else a later end closes the mark
+                self._open, self._midline = None, False
+                self._end(text, author, span)
+
+    def _end(self, text: str, author: Any, span: str = "") -> None:
+        super().write(text + Mark(actor=author.actor_hex, span=span).line())
+        if (size := self._size()) >= 0:
+            self._known = size
+
+    def unsettled(self) -> bool:
+        """A mark is open, or the beginning of a line waits: what ends next may have to see to it."""
+        return self._open is not None or bool(self._parts)
 
     def look(self, author: Any) -> None:
         """What C code has written is this one's, unless somebody's mark is open."""
-        with self._lock:
-            if self._open is None and (text := self._unmarked(author)):
-                super().write(text + Mark(actor=author.actor_hex).line())
-                self._known = self._size()
+        with NamedStream.lock:
+            if self._open is None and (size := self._size()) >= 0 and (text := self._unmarked(author, size)):
+                self._end(text, author)
 
 
 def _author() -> Any:
@@ -157,19 +170,25 @@ def _author() -> Any:
 _installed: list[NamedStream] = []
 
 
+def _renew_lock() -> None:
+    NamedStream.lock = threading.RLock()
+
+
 def install() -> None:
+    os.register_at_fork(after_in_child=_renew_lock)
     _installed[:] = NamedStream(1), NamedStream(2)
     sys.stdout, sys.stderr = _installed
 
 
 def call_over(author: Any) -> None:
     """A call has ended that has written, or may have."""
-    try:
-        for stream in _installed:
+    for stream in _installed:
+        try:
             stream.over(author)
-    except (OSError, ValueError):
-        pass  # its disk is full, or the user has closed it
-    NamedStream.said = NamedStream.watch or any(stream._open is not None for stream in _installed)
+        except (OSError, ValueError):
+            pass  # its disk is full, or the user has closed it
+    with NamedStream.lock:  # else what another call writes meanwhile would be missed at its end
+        NamedStream.said = NamedStream.watch or any(stream.unsettled() for stream in _installed)
 
 
 def flush_parts() -> None:

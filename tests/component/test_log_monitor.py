@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
 import os
 import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ import pytest
 from noded.logs import files as log_files
 from noded.logs.files import Cursor
 from noded.logs.marks import Mark
+from noded.node import log_caps
 from noded.node.collectors import Collectors
 from noded.node.log_caps import Limits, LogCaps
 from noded.node.log_monitor import LogMonitor
@@ -183,6 +187,38 @@ async def test_a_file_is_cut_at_its_start_while_it_is_written(tmp_path: Path) ->
         assert len(got) + dropped + len(Mark("f", "aa" * 16, job="j", pid="7").line()) == size
         assert log_files.whose(str(path)).job == "j", "the start says whose it is"
         assert log_files.read(str(path), log_files.tail(str(path), 1)).data == lines[-1] + b"\n"
+
+
+async def test_what_comes_after_a_truncation_is_not_lost(tmp_path: Path) -> None:
+    async with running(Bench(tmp_path)) as bench:
+        path = bench.worker(1)
+        append(path, b"old line\n" * 10)
+        await bench.until(lambda: len(bench.lines()) == 10, "the lines are missing")
+        bench.away.add("j")  # nothing is read until both have been done
+        os.truncate(path, 0)
+        append(path, b"new 1\nnew 2\n")
+        bench.away.clear()
+        await bench.until(lambda: bench.lines()[10:] == ["new 1", "new 2"], "what was written after it is missing")
+
+
+async def test_what_goes_where_files_have_no_holes_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fallocate(*args: int) -> int:
+        ctypes.set_errno(errno.EOPNOTSUPP)
+        return -1
+
+    monkeypatch.setattr(log_caps, "_libc", SimpleNamespace(fallocate=fallocate))
+    async with running(Bench(tmp_path, Limits(MB, 100 * MB, 7.0))) as bench:
+        path = bench.worker(1)
+        append(path, b"seen\n")
+        await bench.until(lambda: bench.lines() == ["seen"], "the line is missing")
+        bench.away.add("j")
+        for _ in range(2):
+            append(path, b"x" * (2 * MB - 1) + b"\n")
+            await bench.until(lambda: not path.stat().st_size, "it is to be emptied")
+        append(path, b"after\n")
+        bench.away.clear()
+        await bench.until(lambda: bench.lines() == ["seen", "after"], "what was written after it is missing")
+        await bench.until(lambda: bench.skipped() == 4 * MB, "what nobody has seen is to be counted")
 
 
 async def test_a_node_s_files_are_bounded_and_old_ones_go(tmp_path: Path) -> None:
