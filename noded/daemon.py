@@ -1120,7 +1120,7 @@ class Daemon:
         self.orders.forget_waiting()
         message = self._register()
         message.actors, message.groups, message.jobs = self.host.told(), self.orders.held_groups(), self._jobs()
-        message.deaths = self.book.of_actors()
+        message.deaths, message.left = self.book.of_actors(), self.book.jobs_left()
         return message
 
     def _claim_actors(self, made_here: list[bytes]) -> None:

@@ -2,8 +2,8 @@
 
 ``emit`` may be called at any time: it costs a few microseconds, and what becomes of the event is no business
 of its caller. Where the disk is full, or slower than what happens, events are dropped and counted, and the next one
-that can be written says so. The files are bounded by size and age; each begins with what lives (``living_events.py``). Their
-format, and reading them: ``event_files.py``.
+that can be written says so. The files are bounded by size and age; each begins with what lives (``living_events.py``).
+Their format, and reading them: ``event_files.py``.
 """
 
 from __future__ import annotations
