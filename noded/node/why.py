@@ -231,7 +231,7 @@ class NodeWhy:
     async def _worker(self, wid: str) -> Answer:
         """By its id, or by what it calls itself, which a driver does too."""
         worker = self._pool.workers.get(wid)
-        if worker is None and len(wid) == 2 * ids.PREFIX_SIZE:
+        if worker is None and len(wid) == 2 * ids.PREFIX_SIZE and ids.is_worker_or_job(wid):
             prefix = bytes.fromhex(wid)
             worker, client = self._pool.by_prefix.get(prefix), self._clients.get(prefix)
             if client is not None and client.kind == "driver":

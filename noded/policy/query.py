@@ -26,6 +26,7 @@ NODE_SECONDS = 3.0
 _WORDS = ("=", "!=")
 _NUMBERS = ("<", "<=", ">", ">=")
 _NEWEST_FIRST = ("cluster_events",)
+_TOO_LARGE = 1 << 63
 _YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
 Row = Mapping[str, Any]
 
@@ -123,7 +124,7 @@ class Page:
 def query_of(args: Mapping[str, Any]) -> Query:
     """The arguments of a question, checked. Raises ValueError."""
     kind = args.get("kind")
-    if kind not in RECORDS:
+    if not isinstance(kind, str) or kind not in RECORDS:
         raise ValueError(f"{kind!r} cannot be listed: kinds are {', '.join(RECORDS)}")
     limit = args.get("limit", LIMIT)
     if type(limit) is not int or not 0 <= limit <= MOST_ROWS:
@@ -144,7 +145,7 @@ def _filter(kind: str, given: Any) -> Filter:
         raise ValueError(f"a filter is (column, operator, value), not {given!r:.100}")
     key, op, value = given
     record = RECORDS[kind]
-    if key not in record.filterable_columns():
+    if not isinstance(key, str) or key not in record.filterable_columns():
         names = ", ".join(name for name in record.list_columns() if name in record.filterable_columns())
         raise ValueError(f"{kind} cannot be filtered by {key!r:.100}; columns for filters are {names}")
     of = _types(kind)[key]
@@ -152,7 +153,10 @@ def _filter(kind: str, given: Any) -> Filter:
     if op not in (*_WORDS, *(_NUMBERS if numeric else ())):
         valid = ", ".join([*_WORDS, *(_NUMBERS if numeric else ())])
         raise ValueError(f"{op!r:.20} is no operator for {key}, which is {_WHAT[of]}; operators are {valid}")
-    return Filter(key, op, _value(key, of, value))
+    wanted = _value(key, of, value)
+    if wanted is None and op in _NUMBERS:
+        raise ValueError(f"{key} {op} {value!r:.100} says nothing: give a number, or compare with = or !=")
+    return Filter(key, op, wanted)
 
 
 def _value(key: str, of: type, value: Any) -> Any:
@@ -166,10 +170,25 @@ def _value(key: str, of: type, value: Any) -> Any:
         return text in _YES
     if of in (int, float):
         try:
-            return of(value)
-        except (TypeError, ValueError):
+            number = _number(value)
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"{key} is a number, not {value!r:.100}") from None
+        if not abs(number) < _TOO_LARGE:  # nor is nan
+            raise ValueError(f"{key} is a number below {_TOO_LARGE}, not {value!r:.100}")
+        return number
+    if not isinstance(value, (str, int, float)):
+        raise ValueError(f"{key} is text, not {value!r:.100}")
     return str(value).casefold()
+
+
+def _number(value: Any) -> int | float:
+    """As exact as it is given: 2.5 is not 2, also where a column has whole numbers only."""
+    if not isinstance(value, str):
+        return value if type(value) is int else float(value)
+    try:
+        return int(value)
+    except ValueError:
+        return float(value)
 
 
 _WHAT = {int: "a number", float: "a number", bool: "true or false", str: "text"}

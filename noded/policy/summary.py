@@ -14,7 +14,7 @@ Summary = dict[str, Any]
 def checked(args: Mapping[str, Any]) -> str:
     """The kind that a question is for. Raises ValueError."""
     kind = args.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{kind!r} has no summary: kinds are {', '.join(KINDS)}")
     return str(kind)
 

@@ -200,6 +200,8 @@ def test_what_was_done_is_what_is_told(two_nodes: Cluster, pipe: str) -> None:
         state.list_tasks(filters=[("colour", "=", "red")])
     with pytest.raises(ValueError, match="operators are =, !="):
         state.list_actors(filters=[("state", "<", "x")])
+    with pytest.raises(ValueError, match="pid is a number"):
+        state.list_actors(filters=[("pid", "<", float("inf"))])  # which is nothing that JSON has
     assert state.list_tasks(limit=0) == [] and state.list_actors(filters=[("name", "=", "nobody")]) == []
 
     assert state.get_worker(noded.get(keeper.worker.remote(), timeout=30)).actor_id == one.actor_id

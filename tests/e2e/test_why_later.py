@@ -89,7 +89,7 @@ def test_the_dead_are_known_after_their_driver_and_their_daemon(tmp_path: Path, 
 
 def test_a_head_that_is_away() -> None:
     with Members(num_cpus=1) as cluster:
-        member = cluster.add()
+        member = cluster.add(name="node-with-name")  # as long as what a worker calls itself
         with noded.init(member.address, log_to_driver=False):
             actor = Worker.options(num_cpus=0).remote()
             get(actor.pid.remote())
@@ -107,6 +107,9 @@ def test_a_head_that_is_away() -> None:
             group = placement_group([{"CPU": 1}])
             assert explain(group)["kind"] == reasons.HEAD_AWAY
             assert explain(member.name)["state"] == "alive"
+            for word in ("no-hexadecimal", "0x" * 7):
+                with pytest.raises(ValueError, match="is no id"):
+                    explain(word)
             cluster.head.start()
             wait_for(
                 lambda: explain(blocked)["kind"] == reasons.NEVER or explain(blocked)["state"] == "dead", "no answer"

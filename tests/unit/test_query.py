@@ -83,6 +83,7 @@ def test_text_is_compared_without_case_and_numbers_as_numbers() -> None:
     assert ids_of(ask(rows, ("pid", "=", "2"))) == [2]
     assert ids_of(ask(rows, ("pid", ">=", 2))) == [2, 10]
     assert ids_of(ask(rows, ("pid", "<", "10"))) == [1, 2]
+    assert ids_of(ask(rows, ("pid", "=", 2.5))) == [] and ids_of(ask(rows, ("pid", "<", "2.5"))) == [1, 2]
     assert ids_of(ask(rows, ("pid", "=", None))) == [11]
     assert ids_of(ask(rows, ("state", "=", "DEAD"), ("pid", "!=", 2))) == [10]
 
@@ -119,6 +120,18 @@ def test_details_are_only_told_on_request() -> None:
         ({"kind": "actors", "filters": [("pid", "~", 1)]}, "operators are =, !=, <, <=, >, >="),
         ({"kind": "actors", "filters": [("pid", "=", "many")]}, "pid is a number"),
         ({"kind": "workers", "filters": [("is_alive", "=", "maybe")]}, "is_alive is true or false"),
+        ({"kind": ["actors"]}, "['actors'] cannot be listed"),
+        ({"kind": "actors", "filters": [(["pid"], "=", 1)]}, "cannot be filtered by ['pid']"),
+        ({"kind": "actors", "filters": [("pid", ["="], 1)]}, "['='] is no operator"),
+        ({"kind": "tasks", "filters": [("worker_pid", "<", None)]}, "worker_pid < None says nothing"),
+        ({"kind": "tasks", "filters": [("worker_pid", "<", "none")]}, "worker_pid < 'none' says nothing"),
+        ({"kind": "actors", "filters": [("pid", "=", float("inf"))]}, "pid is a number below"),
+        ({"kind": "actors", "filters": [("pid", "=", "-inf")]}, "pid is a number below"),
+        ({"kind": "actors", "filters": [("pid", "=", "nan")]}, "pid is a number below"),
+        ({"kind": "actors", "filters": [("pid", "=", 10**400)]}, "pid is a number below"),
+        ({"kind": "actors", "filters": [("pid", "=", [1])]}, "pid is a number, not [1]"),
+        ({"kind": "actors", "filters": [("state", "=", ["DEAD"])]}, "state is text, not ['DEAD']"),
+        ({"kind": "workers", "filters": [("is_alive", "=", [True])]}, "is_alive is true or false"),
     ],
 )
 def test_bad_questions_are_told_what_is_wrong(args: dict[str, Any], words: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
-from noded.policy.query import MOST_ROWS
+from noded.policy.query import MOST_ROWS, query_of
 from noded.policy.state_records import (
     IDS,
     RECORDS,
@@ -61,7 +61,11 @@ def list_kind(
     if type(limit) is not int or limit < 0:
         raise WrongQuestion(f"limit is a number of rows, not {limit!r}")
     record, found = RECORDS[kind], StateList[Any]()
-    wanted: dict[str, Any] = {"kind": kind, "filters": [list(each) for each in filters or ()], "detail": detail}
+    given = list(filters) if isinstance(filters, Iterable) else filters
+    try:
+        wanted = query_of({"kind": kind, "filters": given, "detail": detail, "cursor": cursor}).arguments()
+    except ValueError as wrong:
+        raise WrongQuestion(str(wrong)) from None
     while True:
         page = {**wanted, "limit": min(MOST_ROWS, limit - len(found)), "cursor": cursor}
         answer = ask("state", page, address, timeout)
