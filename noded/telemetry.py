@@ -47,6 +47,8 @@ _END = struct.Struct("<d")
 _END_AT = 24
 _OUTCOME = struct.Struct("<II")
 _OUTCOME_AT = 40
+_COUNTERS = struct.Struct("<7Q")
+_LOOKED_AT = 64
 SIZE = _RECORDS_AT + RECORDS * _RECORD.size
 _LONGEST_NAME = 200
 OTHER = "(other)"
@@ -63,7 +65,11 @@ ERROR = "e"
 COUNTED = (TASK, CALL, CREATION)
 
 # Places of the counters of a name, from its base.
-SUBMITTED, DONE, FAILED, FINISHED, RAISED = range(5)
+SUBMITTED, DONE, FAILED, FINISHED, RAISED, _DEAD, _UNRECORDED = range(7)
+"""_DEAD: runs that ended with their worker; written by ``bury``. _UNRECORDED: those that run and have no record."""
+NOT_BEGUN = -1
+UNRECORDED = -2
+"""In place of a record, for a run among so many that there is none for it."""
 
 # Outcomes of a run.
 RETURNED, RAISED_ERROR, CANCELLED, DIED = range(4)
@@ -132,24 +138,31 @@ class Page:
         if path:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                os.ftruncate(fd, SIZE)
+                os.posix_fallocate(fd, 0, SIZE)  # a hole that the disk has no room for is a SIGBUS later
                 self._memory = mmap.mmap(fd, SIZE)
             finally:
                 os.close(fd)
         else:
             self._memory = mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._look()
+
+    def _look(self) -> None:
         with memoryview(self._memory) as view:
             self.counters = view[_COUNTERS_AT:_RECORDS_AT].cast("Q")
             """``counters[base(kind, name) + SUBMITTED] += 1`` counts one; where one thread at a time does so."""
             self._ends = view[_RECORDS_AT:].cast("d")
             self._places = view[:_NAMES_AT].cast("Q")
 
-    def close(self) -> None:
-        """Let go of the file. What is still counted is counted for nobody; needs that nobody writes meanwhile."""
-        memory = self._memory
-        for view in (self.counters, self._ends, self._places):
+    def move(self, path: str) -> None:
+        """Go on in this file, or without one in memory, with all that is known so far; needs that nobody writes
+        meanwhile. Raises OSError.
+        """
+        memory, views = self._memory, (self.counters, self._ends, self._places)
+        self._map(path)
+        self._memory[:] = memory[:]
+        self.path = path
+        for view in views:
             view.release()
-        self._map("")
         memory.close()
 
     def owner(self, job: str, actor: bytes) -> None:
@@ -173,6 +186,9 @@ class Page:
     def _add(self, kind: str, name: str) -> int:
         """Its number; that of "(other)" when there is no room for more names."""
         data = name.encode(errors="replace")[:_LONGEST_NAME]
+        short = data.decode(errors="replace")
+        if short != name:
+            return self.number(kind, short) if (kind, short) in self._numbers else self._add(kind, short)
         if len(self._numbers) >= NAMES or self._used + 2 + len(data) > _NAMES_SIZE:
             return self._numbers.get((kind, OTHER), 0)
         at = _NAMES_AT + self._used
@@ -190,30 +206,40 @@ class Page:
         at = position % RECORDS
         if position >= RECORDS and not self._ends[at * 6 + 3]:
             position = self._free()
+            if position < 0:
+                self.counters[(number & _NAME) * _WIDTH + _UNRECORDED] += 1
+                return UNRECORDED
             at = position % RECORDS
         _BEGUN.pack_into(self._memory, _RECORDS_AT + at * 48, id_, start, 0.0, number, 0)
         self._position = self._places[_POSITION_PLACE] = position + 1
         return at
 
     def _free(self) -> int:
-        """The next position whose record does not run; when all do, one of them is lost."""
+        """The next position whose record does not run; -1: none of the next few, go on from there."""
         position = self._position
-        for position in range(self._position, self._position + RECORDS):
+        for position in range(self._position, self._position + _LOOKED_AT):
             if self._ends[position % RECORDS * 6 + 3]:
-                break
-        self._places[_POSITION_PLACE] = position  # before it is written over, see ``_records``
-        return position
+                self._places[_POSITION_PLACE] = position  # before it is written over, see ``_records``
+                return position
+        self._position = self._places[_POSITION_PLACE] = position + 1
+        return -1
 
     def end(self, at: int, number: int, end: float) -> None:
         """The run has returned. ``at``: what ``begin`` has returned, ``number``: what was said there."""
-        self._ends[at * 6 + 3] = end
+        if at >= 0:
+            self._ends[at * 6 + 3] = end
+        else:
+            self.counters[(number & _NAME) * _WIDTH + _UNRECORDED] -= 1
         self.counters[(number & _NAME) * _WIDTH + FINISHED] += 1
 
     def end_badly(self, at: int, number: int, end: float, outcome: int, error: str) -> None:
         """``error``: the class of what it raised."""
-        problem = self.number(ERROR, error) if error else 0
-        _OUTCOME.pack_into(self._memory, _RECORDS_AT + at * 48 + _OUTCOME_AT, outcome, problem)
-        self._ends[at * 6 + 3] = end
+        if at >= 0:
+            problem = self.number(ERROR, error) if error else 0
+            _OUTCOME.pack_into(self._memory, _RECORDS_AT + at * 48 + _OUTCOME_AT, outcome, problem)
+            self._ends[at * 6 + 3] = end
+        else:
+            self.counters[(number & _NAME) * _WIDTH + _UNRECORDED] -= 1
         self.counters[(number & _NAME) * _WIDTH + RAISED] += 1
 
 
@@ -234,30 +260,33 @@ def read(path: str) -> Reading | None:
         with open(path, "rb") as file:
             data = file.read(SIZE)
             file.seek(_POSITION_AT)
-            later = file.read(_POSITION.size)
-    except OSError:
+            (later,) = _POSITION.unpack(file.read(_POSITION.size))
+            file.seek(_RECORDS_AT + later % RECORDS * _RECORD.size)
+            there = file.read(_RECORD.size)
+    except (OSError, struct.error):
         return None
     if len(data) < SIZE or not data.startswith(_MAGIC):
         return None
-    return _reading(data, *_POSITION.unpack(later))
+    return _reading(data, later, there)
 
 
 def read_own(page: Page) -> Reading:
     """Of this process's page."""
     data = bytes(page._memory)
-    return _reading(data, page._position)
+    return _reading(data, page._position, b"")
 
 
-def _reading(data: bytes, later: int) -> Reading:
+def _reading(data: bytes, later: int, there: bytes) -> Reading:
     _, position, used, pid, job, actor = _HEAD.unpack_from(data)
     names = _names(data, used)
-    records = _records(data, names, position, later)
+    records = _records(data, names, position, later, there)
     running = Counter((record.kind, record.name) for record in records if not record.end)
     counts: dict[tuple[str, str], Counts] = {}
     for number, name in enumerate(names):
-        found = struct.unpack_from("<5Q", data, _COUNTERS_AT + number * _WIDTH * 8)
+        found = _COUNTERS.unpack_from(data, _COUNTERS_AT + number * _WIDTH * 8)
         if any(found) or name in running:
-            counts[name] = Counts(*found)._replace(running=running[name])
+            submitted, done, failed, finished, raised, dead, unrecorded = found
+            counts[name] = Counts(submitted, done, failed, finished, raised + dead, running[name] + unrecorded)
     return Reading(
         pid,
         job.rstrip(b"\0").decode(errors="replace"),
@@ -277,9 +306,14 @@ def _names(data: bytes, used: int) -> list[tuple[str, str]]:
     return names
 
 
-def _records(data: bytes, names: list[tuple[str, str]], position: int, later: int) -> list[Record]:
-    # What was written while we read may be half of two records; and one may be under way.
+def _records(data: bytes, names: list[tuple[str, str]], position: int, later: int, there: bytes) -> list[Record]:
+    """``there``: the record at ``later``, as it was after all others were read."""
+    # What was written while we read may be half of two records; and one may be under way. But what runs stays where it
+    # is, until the position has moved over it.
     unsure = {number % RECORDS for number in range(position, min(later + 1, position + RECORDS))}
+    at = _RECORDS_AT + later % RECORDS * _RECORD.size
+    if data[at : at + _RECORD.size] == there and not _RECORD.unpack(there)[2]:
+        unsure.discard(later % RECORDS)
     found = []
     count = min(position, RECORDS)
     whole = _RECORD.iter_unpack(data[_RECORDS_AT : _RECORDS_AT + count * _RECORD.size])
@@ -295,37 +329,41 @@ def _records(data: bytes, names: list[tuple[str, str]], position: int, later: in
 
 def bury(path: str, now: float) -> list[Record]:
     """Its process has died: what it ran then has ended, at ``now`` (seconds since the epoch), with outcome DIED. These
-    records are returned. What it had submitted, and what has not ended, has failed.
+    records are returned. What it had submitted, and what has not ended, has failed. May be repeated, also where it was
+    killed in between. Raises OSError when the disk is full or fails.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return []
     try:
-        if os.fstat(fd).st_size < SIZE:
-            return []
-        memory = mmap.mmap(fd, SIZE)
-    finally:
-        os.close(fd)
-    with memory:
-        data = bytes(memory)
-        if not data.startswith(_MAGIC):
+        data = os.pread(fd, SIZE, 0)
+        if len(data) < SIZE or not data.startswith(_MAGIC):
             return []
         _, position, used, *_ = _HEAD.unpack_from(data)
         names = _names(data, used)
-        died = []
+        died: dict[int, Record] = {}
+        dead: Counter[int] = Counter()
         for at in range(min(position, RECORDS)):
-            id_, start, end, number, thread, _, _ = _RECORD.unpack_from(data, _RECORDS_AT + at * 48)
-            if start and not end and number < len(names):
-                _OUTCOME.pack_into(memory, _RECORDS_AT + at * 48 + _OUTCOME_AT, DIED, 0)
-                _END.pack_into(memory, _RECORDS_AT + at * 48 + _END_AT, now)
-                kind, name = names[number]
-                died.append(Record(id_, kind, name, start, now, thread, DIED, ""))
-        for number, (kind, name) in enumerate(names):
+            id_, start, end, number, thread, outcome, _ = _RECORD.unpack_from(data, _RECORDS_AT + at * 48)
+            if start and number < len(names) and (not end or outcome == DIED):
+                dead[number] += 1
+                if not end:
+                    kind, name = names[number]
+                    died[at] = Record(id_, kind, name, start, now, thread, DIED, "")
+        # Not by a map: a hole that the disk has no room for would be a SIGBUS. Totals first, and as such, not added to.
+        counters = bytearray(data[_COUNTERS_AT:_RECORDS_AT])
+        for number, (kind, _) in enumerate(names):
             if kind in COUNTED:
-                at = _COUNTERS_AT + number * _WIDTH * 8
-                submitted, done, failed, finished, raised = struct.unpack_from("<5Q", data, at)
-                raised += sum(1 for record in died if (record.kind, record.name) == (kind, name))
-                failed += max(0, submitted - done - failed)
-                struct.pack_into("<5Q", memory, at, submitted, done, failed, finished, raised)
-        return died
+                at = number * _WIDTH * 8
+                submitted, done, failed, finished, raised, _, lost = _COUNTERS.unpack_from(counters, at)
+                failed = max(failed, submitted - done)
+                _COUNTERS.pack_into(counters, at, submitted, done, failed, finished, raised + lost, dead[number], 0)
+        if counters != data[_COUNTERS_AT:_RECORDS_AT]:
+            os.pwrite(fd, counters, _COUNTERS_AT)
+        for at in died:
+            os.pwrite(fd, _OUTCOME.pack(DIED, 0), _RECORDS_AT + at * 48 + _OUTCOME_AT)
+            os.pwrite(fd, _END.pack(now), _RECORDS_AT + at * 48 + _END_AT)
+        return list(died.values())
+    finally:
+        os.close(fd)

@@ -122,7 +122,7 @@ class Runtime:
         self.cluster = ""
         self.blocked = False
         self.page: Page = page or Page()
-        """Given to a worker; a driver gets one where its node says, if it is on one."""
+        """Given to a worker; that of a driver moves to where its node says, if it is on one."""
         self.lock = threading.RLock()
         self.holds = HoldTable()
         self.reader = Reader()
@@ -245,7 +245,7 @@ class Runtime:
                 os.close(fd)
             self._fork_pipes.clear()
             self.holds.collect()
-            self.page.close()
+            self.page.move("")
             if self.remote is None:
                 metrics.let_go()
             if self.remote is not None:
@@ -275,6 +275,15 @@ class Runtime:
     def worker_id(self) -> str:
         """Of this process, as lists, logs and errors have it."""
         return self._worker or self.prefix.hex()
+
+    def _move_page(self, path: str) -> None:
+        """To where this run of the node keeps them; what was counted before counts there as well."""
+        with self.lock:
+            try:
+                self.page.move(path)
+            except OSError as error:  # a full disk must not keep a program from working
+                print(f"noded: what this program submits is counted by itself alone: {error}", file=sys.stderr)
+            self.page.owner(self.job, b"")
 
     def _on_named(self, prefix: bytes) -> None:
         """The daemon names its clients, so that their ids say where they are made."""
@@ -312,10 +321,9 @@ class Runtime:
             return
         if self.remote is None:
             self.arena = Arena(fd, welcome.arena_size)
+        if self.kind == "driver" and welcome.pages and self.remote is None:
+            self._move_page(os.path.join(welcome.pages, driver_page(self.prefix)))
         if first:
-            if self.kind == "driver" and welcome.pages and self.remote is None:
-                self.page = _open_page(os.path.join(welcome.pages, driver_page(self.prefix)))
-                self.page.owner(self.job, b"")
             self.space = Space(self.control, welcome.slab_size)
             self.objects = Objects(
                 self.lock,
@@ -634,16 +642,6 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
-
-
-def _open_page(path: str) -> Page:
-    """In memory where that cannot be: a full disk must not keep a program from working."""
-    try:
-        page = Page(path)
-    except OSError as error:
-        print(f"noded: what this program submits is counted by itself alone: {error}", file=sys.stderr)
-        page = Page()
-    return page
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -7,11 +7,14 @@ or "e", 7 unused, offset u64, little endian.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import struct
 
 from noded.logs.files import worker_of
+
+log = logging.getLogger("noded.logs")
 
 _SLOTS = 4096
 _SLOT = struct.Struct("<16sc7xQ")
@@ -22,12 +25,7 @@ class Offsets:
     """By the names of files. Those that find no slot are passed on from their start after a restart."""
 
     def __init__(self, path: str):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(fd, _SLOTS * _SLOT.size)
-            self._memory = mmap.mmap(fd, _SLOTS * _SLOT.size)
-        finally:
-            os.close(fd)
+        self._memory = _map(path, _SLOTS * _SLOT.size)
         self._slots: dict[str, int] = {}
         self._free: list[int] = []
         for number in range(_SLOTS - 1, -1, -1):
@@ -60,3 +58,17 @@ class Offsets:
 
     def close(self) -> None:
         self._memory.close()
+
+
+def _map(path: str, size: int) -> mmap.mmap:
+    """In memory alone where the disk has no room: a hole in the file would be a SIGBUS when it is written."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, size)
+            return mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        log.warning("how far output was passed on is not kept over a restart: %s", error)
+        return mmap.mmap(-1, size)

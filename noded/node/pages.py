@@ -9,6 +9,7 @@ killed. Pages of ended processes stay for their details until there are too many
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ TOTALS = "totals.json"
 RUN = "run-"
 """The directories' names begin so; the rest is of the incarnation."""
 _KEPT_PAGES = 500
-_KEPT_BYTES = 32 << 20
+_KEPT_BYTES = 64 << 20
 """Of pages of ended processes, as they lie on the disk."""
 _KEPT_RUNS = 8
 _NAMES = 2000
@@ -78,7 +79,7 @@ class Pages:
         self._totals = load_totals(self.directory)
         alive, known = self._alive(), set(self._totals.held)
         self._ended += [page for page in page_names(self.directory) if page not in alive and page not in known]
-        self.fold()
+        self._try_to_fold()
         self._drop_old_runs()
 
     def ended(self, page: str) -> None:
@@ -89,24 +90,32 @@ class Pages:
     def fold(self) -> None:
         """Count in what has ended."""
         with self._lock:
-            pages, self._ended = self._ended, []
-            if not pages:
+            if not self._ended:
                 return
-            now = time.time()
-            for page in pages:
+            buried, faults = [], []
+            for page in self._ended[:]:
                 path = os.path.join(self.directory, page)
-                died = telemetry.bury(path, now)
+                try:
+                    died = telemetry.bury(path, time.time())
+                except OSError as fault:  # a full disk: this page is tried again at the next time
+                    faults.append(fault)
+                    continue
                 reading = telemetry.read(path)
                 if reading is not None and page not in self._totals.held:
                     add(self._totals.counts, reading.counts)
                     self._totals.held.append(page)
-                    self._buried(page, died)
-            self._drop_old()
-            self._save()
+                    buried.append((page, died))
+                self._ended.remove(page)
+            if self._save():  # before any goes: else the next daemon would not know what it has counted
+                self._drop_old()
+        for page, died in buried:
+            self._buried(page, died)
+        if faults:
+            raise faults[0]
 
     def read(self) -> list[Snapshot]:
         """All that are there."""
-        self.fold()
+        self._try_to_fold()
         alive = self._alive()
         return [
             Snapshot(page, page in alive, reading)
@@ -116,7 +125,7 @@ class Pages:
 
     def counts(self) -> dict[Key, Counts]:
         """Of all processes that there were in this run."""
-        self.fold()
+        self._try_to_fold()
         with self._lock:
             found, held = dict(self._totals.counts), set(self._totals.held)
         for page in page_names(self.directory):
@@ -125,6 +134,11 @@ class Pages:
                 if reading is not None:
                     add(found, reading.counts)
         return found
+
+    def _try_to_fold(self) -> None:
+        """Its trouble is the collector's to say; whoever reads has what can be read."""
+        with contextlib.suppress(OSError):
+            self.fold()
 
     def _drop_old(self) -> None:
         held = self._totals.held
@@ -142,7 +156,7 @@ class Pages:
             if directory != self.directory:
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def _save(self) -> None:
+    def _save(self) -> bool:
         told = {
             "counts": [[kind, name, *counts] for (kind, name), counts in self._totals.counts.items()],
             "held": self._totals.held,
@@ -153,7 +167,8 @@ class Pages:
                 json.dump(told, file)
             os.replace(path + ".new", path)
         except OSError:
-            pass  # the disk is full: the next daemon counts these pages in again from what is on the disk
+            return False  # the disk is full: the next daemon counts in again what it finds beside the older totals
+        return True
 
 
 def load_totals(directory: str) -> _Totals:

@@ -12,7 +12,7 @@ from typing import Any
 from noded import ids
 from noded.client.context import running
 from noded.client.runtime import Runtime
-from noded.telemetry import RETURNED
+from noded.telemetry import NOT_BEGUN, RETURNED
 from noded.worker.inbound import Inbound
 
 
@@ -51,7 +51,7 @@ class Execution:
         self.outcome = RETURNED
         self.error = ""
         """The class of what it raised."""
-        self.run = -1
+        self.run = NOT_BEGUN
         """Where it is on the page, while it runs."""
         self.number = 0
         """Of its name, there."""

@@ -20,7 +20,7 @@ from noded.client import codec, sites
 from noded.client.context import running
 from noded.client.exits import IntentionalExit
 from noded.client.runtime import Runtime
-from noded.telemetry import CALL, RETURNED, TASK, Page
+from noded.telemetry import CALL, NOT_BEGUN, RETURNED, TASK, Page
 from noded.wire import messages as m
 from noded.worker import streams
 from noded.worker.actor import ActorSeat, Engine
@@ -251,8 +251,7 @@ class Executor:
             self.answers.cancelled(execution, started)
         finally:
             execution.user_code = False
-            if execution.run >= 0:
-                self.note_end(execution)
+            self.note_end(execution)
             self.current = running.call = None
             self._started = 0.0
         link = inbound.link
@@ -307,8 +306,7 @@ class Executor:
             self.answer_error(execution, error, started)
         else:
             self.answers.result(execution, result, started)
-        if execution.run >= 0:
-            self.note_end(execution)
+        self.note_end(execution)
         if NamedStream.said or time.monotonic() - started > streams.LOOK_AFTER:
             streams.call_over(execution)
         if code is not None and code.max_calls:
@@ -329,10 +327,11 @@ class Executor:
         execution.number = number
 
     def note_end(self, execution: Execution) -> None:
-        page, run, now = self.page, execution.run, time.monotonic() + self._clock
-        if page is None or run < 0:
+        page, run = self.page, execution.run
+        if page is None or run == NOT_BEGUN:
             return
-        execution.run = -1
+        now = time.monotonic() + self._clock
+        execution.run = NOT_BEGUN
         if execution.outcome != RETURNED:
             with page.lock:
                 page.end_badly(run, execution.number, now, execution.outcome, execution.error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from noded import telemetry
 from noded.node import pages as module
 from noded.node.pages import Pages, worker_of
 from noded.telemetry import CREATION, DONE, SUBMITTED, TASK, Counts, Page, Record, worker_page
@@ -84,6 +86,39 @@ def test_a_daemon_that_is_killed_between_the_writes(node: Node, monkeypatch: pyt
             node.pages.fold()
     assert node.daemon().counts()[TASK, "f"].done == 7
     assert node.daemon().counts()[TASK, "f"].done == 7
+
+
+def test_totals_that_cannot_be_saved(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_KEPT_PAGES", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Pages, "_save", lambda self: False)
+        for number in range(5):
+            page = node.begin(f"{number:02}")
+            page.counters[page.base(TASK, "f") + DONE] += 1
+            node.pages.ended(node.end(f"{number:02}"))
+            node.pages.fold()
+    assert node.daemon().counts()[TASK, "f"].done == 5
+
+
+def test_one_page_that_cannot_be_written(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        page = node.begin(f"{number:02}")
+        page.begin(bytes(16), page.number(TASK, "f"), 1.0)
+        node.pages.ended(node.end(f"{number:02}"))
+    bury = telemetry.bury
+
+    def full(path: str, now: float) -> list[Record]:
+        if "worker-01" in path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return bury(path, now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(telemetry, "bury", full)
+        with pytest.raises(OSError, match="No space left"):
+            node.pages.fold()
+    assert [worker_of(name) for name, _ in node.buried] == ["00", "02"]
+    node.pages.fold()
+    assert len(node.buried) == 3 and node.pages.counts()[TASK, "f"] == Counts(raised=3)
 
 
 def test_what_it_ran_is_told_once(node: Node) -> None:

@@ -14,6 +14,7 @@ from harness.wait import wait_for
 import noded
 from noded.cluster_utils import Cluster, Node
 from noded.exceptions import ObjectLostError, TaskError
+from noded.util import state
 
 BIG = 300_000
 SIZES: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 80 << 20}
@@ -290,6 +291,10 @@ def test_after_the_programs_own_node_started_over(nodes: Cluster, notes: Notes) 
     assert notes.all() == ["here"] * 2
     with pytest.raises(ObjectLostError, match="started over"):
         get(kept)
+    # What it had submitted before counts there as well.
+    by_name = state.summarize_tasks(raise_on_missing_output=False)["cluster"]["summary"]
+    assert by_name[here._function.__qualname__]["state_counts"] == {"FINISHED": 1}
+    assert by_name["length"]["state_counts"] == {"FINISHED": 1}
 
 
 @pytest.mark.parametrize("then", ["the node is lost again", "the daemon starts again"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,10 +23,13 @@ from noded.telemetry import (
     RETURNED,
     SUBMITTED,
     TASK,
+    UNRECORDED,
     Counts,
     Page,
     Reading,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -99,6 +106,104 @@ def test_more_names_than_there_is_room_for(path: str) -> None:
     assert counts[TASK, OTHER].raised == 1
     (record,) = read(path).records
     assert record.name == OTHER and not record.error
+
+
+def test_what_runs_is_seen_wherever_it_is(path: str) -> None:
+    page = Page(path)
+    begin(page, 1, "long", 0.5)
+    for number in range(2, RECORDS + 1):
+        page.end(*begin(page, number, "f", 10.0), 11.0)
+
+    found = read(path)  # the next one would be written over it
+    assert found.counts[TASK, "long"].running == 1 and found.records[0].id == id_of(1)
+
+
+def test_more_at_once_than_there_are_records(path: str) -> None:
+    page = Page(path)
+    runs = [begin(page, number, "f", 1.0) for number in range(RECORDS + 200)]
+    assert sum(1 for at, _ in runs if at == UNRECORDED) == 200
+    assert read(path).counts[TASK, "f"].running == RECORDS + 200
+    for run in runs[: RECORDS + 100]:
+        page.end(*run, 2.0)
+    page.end_badly(*runs[-1], 2.0, RAISED_ERROR, "ValueError")
+    assert read(path).counts[TASK, "f"] == Counts(finished=RECORDS + 100, raised=1, running=99)
+    telemetry.bury(path, 3.0)
+    assert read(path).counts[TASK, "f"] == Counts(finished=RECORDS + 100, raised=100)
+
+
+def test_names_that_begin_alike(path: str) -> None:
+    page = Page(path)
+    for end in ("a", "b", "b"):
+        page.counters[page.base(TASK, "n" * 300 + end) + SUBMITTED] += 1
+    assert read(path).counts == {(TASK, "n" * 200): Counts(submitted=3)}
+
+
+def test_a_page_moves_with_all_it_has(path: str, tmp_path: Path) -> None:
+    page = Page()
+    base = page.base(TASK, "f")
+    page.counters[base + SUBMITTED] += 2
+    page.move(path)
+    page.counters[base + DONE] += 1
+    other = str(tmp_path / "other.page")
+    page.move(other)
+    page.counters[base + DONE] += 1
+    page.move("")
+    page.counters[base + DONE] += 1
+    assert read(path).counts[TASK, "f"] == Counts(submitted=2, done=1)
+    assert read(other).counts[TASK, "f"] == Counts(submitted=2, done=2)
+
+
+def test_a_burial_may_be_repeated(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Page(path)
+    page.counters[page.base(TASK, "f") + SUBMITTED] += 1
+    for number in (1, 2):
+        begin(page, number, "f", 3.0)
+    write = os.pwrite
+    for killed_at in range(1, 5):
+        left = [killed_at]
+
+        def dying(fd: int, data: bytes, at: int, left: list[int] = left) -> int:
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+            return write(fd, data, at)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", dying)
+            with contextlib.suppress(KeyboardInterrupt):
+                telemetry.bury(path, 7.0)
+    telemetry.bury(path, 8.0)
+    assert read(path).counts[TASK, "f"] == Counts(submitted=1, failed=1, raised=2)
+
+
+def test_a_full_disk_is_an_error_not_the_end(tmp_path: Path) -> None:
+    """In a file system of its own: a map over a hole that cannot be filled would be a SIGBUS."""
+    if os.getuid():
+        pytest.skip("only root may mount")
+    program = """
+import os, sys
+from noded import telemetry
+place = sys.argv[1]
+page = telemetry.Page(place + "/worker-1.page")
+page.begin(bytes(16), page.number(telemetry.TASK, "f"), 1.0)
+with open(place + "/filler", "wb", buffering=0) as file:
+    try:
+        while file.write(bytes(4096)):
+            pass
+    except OSError:
+        pass
+try:
+    telemetry.Page(place + "/worker-2.page")
+except OSError as error:
+    print("refused")
+for number in range(telemetry.RECORDS):
+    page.begin(bytes(16), page.number(telemetry.TASK, f"f{number % 400}"), 1.0)
+print(len(telemetry.bury(place + "/worker-1.page", 2.0)))
+"""
+    script = 'mount -t tmpfs -o size=600k none "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable, program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout.split()) == (0, ["refused", str(RECORDS)]), done.stderr
 
 
 def test_the_dead_are_buried(path: str) -> None:
