@@ -56,6 +56,7 @@ from noded.node.events import EventLog
 from noded.node.gpu_finder import GpuFinder
 from noded.node.head_link import HeadLink, JoinError
 from noded.node.holdings import Holdings
+from noded.node.jobs import NodeJobs
 from noded.node.lease_router import LeaseRouter
 from noded.node.leases import Leases
 from noded.node.ledger import Ledger, LedgerError
@@ -154,11 +155,8 @@ class Daemon:
         self.python = platform.python_version()
         self.token = b""
         self.clients: dict[bytes, Client] = {}
-        self.job_configs: dict[str, m.JobConfig] = {}
-        """Of jobs that have something on this node."""
-        self._learning: set[str] = set()
-        """Jobs that the head is being asked about."""
         self.loop: asyncio.AbstractEventLoop
+        self.jobs: NodeJobs
         self.ledger: Ledger
         self.arena: shm.Arena
         self.spawner: SpawnerLink
@@ -215,8 +213,6 @@ class Daemon:
         self._sockets: list[socket.socket] = []
         self._guarded: tuple[float, list[str]] = (0.0, [])
         self._own_until = 0.0
-        self._asked_jobs: set[str] = set()
-        """Of which the head is asked whether they live."""
 
     # ------------------------------------------------------------ start
 
@@ -281,7 +277,9 @@ class Daemon:
             self._restore(welcome)
         self.leases.capacity.restore_devices()
         if self.head is not None:
-            self.head.start(self._register(), self.orders, self.host.told(), self.orders.held_groups(), self._jobs())
+            self.head.start(
+                self._register(), self.orders, self.host.told(), self.orders.held_groups(), self.jobs.driven()
+            )
         if self._recovered:
             self._restored(welcome)
         await self.book.start()  # not before: the spawner is listened to, and its packets need what is restored
@@ -482,6 +480,17 @@ class Daemon:
                 epoch=self._head_epoch,
             )
         head = self.head_side
+        self.jobs = NodeJobs(
+            self.clients,
+            head,
+            self.number,
+            spawn=self.doors.spawn,
+            pool=lambda: self.pool,
+            host=lambda: self.host,
+            admitted=lambda client: self.records.workers.driver_came(client),
+            end=lambda message: self.orders.end_job(message),
+            forgotten=lambda job: self.logs.forget_job(job),
+        )
         self.pool = WorkerPool(
             self.spawner,
             self.ledger,
@@ -491,7 +500,7 @@ class Daemon:
             node_id=self.node_id,
             pages="" if config.no_telemetry else self.pages.directory,
             keep_warm=1,
-            job_config=self._config_of,
+            job_config=self.jobs.config_of,
             on_ready=lambda worker: self.leases.on_ready(worker),
             on_exit=self._on_worker_exit,
             on_env_failed=lambda assignee, reason: self.leases.no_worker(assignee, reason, "env"),
@@ -515,7 +524,7 @@ class Daemon:
             self.run_dir,
             self.pool,
             self.clients,
-            self.job_configs,
+            self.jobs.configs,
             self.peers,
             head.ask,
             head_is_there=lambda: self.link is None or self.link.registered,
@@ -554,8 +563,8 @@ class Daemon:
             node_id=self.node_id,
             address=lambda: self.address,
             watch_group=lambda id_: head.watch_group(ids.node_prefix(self.number), id_),
-            job_config=self.job_configs.get,
-            take_job=self._take_job,
+            job_config=self.jobs.configs.get,
+            take_job=self.jobs.take,
             save=lambda client: self.control.save(client),
             forget=lambda client: self.control.forget(client),
             labels=lambda: self.labels,
@@ -574,7 +583,7 @@ class Daemon:
             output_over=self.logs.over_from_peer,
             need=self.peers.need,
         )
-        self.host = NodeActorHost(self.leases, self.pool, head, self._take_job)
+        self.host = NodeActorHost(self.leases, self.pool, head, self.jobs.take)
         self.orders = NodeOrders(
             self.leases,
             self.pool,
@@ -677,7 +686,7 @@ class Daemon:
             python=self.python,
             arena_fd=self.arena.fd,
             welcome=self._welcome,
-            on_driver=self._admit_driver,
+            on_driver=self.jobs.admit_driver,
             on_driver_gone=self._on_job_over,
             on_detach=self._on_detach,
             on_dial=self._on_dial,
@@ -724,7 +733,7 @@ class Daemon:
             self.holdings,
             self.tasks,
             self.book,
-            self.job_configs,
+            self.jobs.configs,
             node_id=self.node_id,
             ip=self.node_ip,
             is_head=config.head,
@@ -807,7 +816,7 @@ class Daemon:
     def _restored(self, welcome: Any) -> None:
         """The head knows what is here: now what has happened meanwhile."""
         if self.head is not None:
-            self.job_configs.update(self.head.jobs.configs())
+            self.jobs.configs.update(self.head.jobs.configs())
             for id_ in {*self.head.actors_of(self.number), *self.host.hosted}:
                 self.store.await_holders(id_)
         for packet in welcome.exits:
@@ -823,12 +832,6 @@ class Daemon:
         self.directory.need_homes()
         self.store.settle()
         self.leases.kick()
-
-    def _jobs(self) -> list[str]:
-        """Of drivers of this node that are there."""
-        return sorted(
-            {client.job for client in self.clients.values() if client.kind == "driver" and not client.detached}
-        )
 
     def _watch_owner(self) -> None:
         if self.config.owner_pid is None:
@@ -1119,7 +1122,7 @@ class Daemon:
         self.host.forget_waiting()
         self.orders.forget_waiting()
         message = self._register()
-        message.actors, message.groups, message.jobs = self.host.told(), self.orders.held_groups(), self._jobs()
+        message.actors, message.groups, message.jobs = self.host.told(), self.orders.held_groups(), self.jobs.driven()
         message.deaths = self.book.of_actors()
         return message
 
@@ -1135,28 +1138,10 @@ class Daemon:
             self._head_epoch = message.epoch
             self._write_standing()
         self._claim_actors(message.actors)
-        known = set(message.jobs)
-        for job in {worker.record.job for worker in self.pool.workers.values()} - known - {""} - self._asked_jobs:
-            self.doors.spawn(self._end_unless_it_lives(job))
-        self._learn_jobs(known)
+        self.jobs.on_registered(message.jobs)
         self.control.retell()
         self.router.watch_groups_again()
         self.leases.kick()
-
-    async def _end_unless_it_lives(self, job: str) -> None:
-        """The head does not know this job: it has ended, or its driver is on a node that is still to come back."""
-        self._asked_jobs.add(job)
-        try:
-            lives = await self.head_side.ask("job_lives", {"job": job})
-        finally:
-            self._asked_jobs.discard(job)
-        if not lives:
-            self.orders.end_job(c.EndJob(job, list(self.host.hosted)))
-
-    def _learn_jobs(self, known: set[str]) -> None:
-        """After a restart: of those that have workers here, which may need more of them before their driver tells."""
-        for job in {worker.record.job for worker in self.pool.workers.values()} & known:
-            self._config_of(job)
 
     def on_declared_dead(self, reason: str) -> None:
         log.error("the head has declared this node dead (%s): all work here ends, and it starts over", reason)
@@ -1277,47 +1262,14 @@ class Daemon:
         return base64.b64encode(hosted.payload if hosted is not None else b"").decode()
 
     async def _tell_job_config(self, args: dict[str, Any]) -> Any:
-        config = self.job_configs.get(str(args["job"]))
+        config = self.jobs.configs.get(str(args["job"]))
         return c.as_text(config) if config is not None else ""
 
     async def _tell_memory(self, args: dict[str, Any]) -> Any:
         told = await self.holdings.report(**wanted_of(args))
         return {"node": self.number, "name": self.config.node_name, "id": self.node_id, **told}
 
-    # ------------------------------------------------------------ jobs
-
-    async def _admit_driver(self, client: Client) -> None:
-        config = client.config or m.JobConfig()
-        if client.job:  # it is back
-            self._take_job(client.job, config)
-        new = not client.job
-        client.job = await self.head_side.admit_job(client.job, config)
-        if new:
-            self.records.workers.driver_came(client)
-        config.node = self.number
-        self._take_job(client.job, config)
-
-    def _take_job(self, job: str, config: m.JobConfig) -> None:
-        self.job_configs[job] = config
-        self.pool.job_known(job)
-
-    def _config_of(self, job: str) -> m.JobConfig | None:
-        """None while the head is asked: after a restart a task may come before its driver has told."""
-        found = self.job_configs.get(job)
-        if found is None and job not in self._learning:
-            self._learning.add(job)
-            self.doors.spawn(self._learn_job(job))
-        return found
-
-    async def _learn_job(self, job: str) -> None:
-        try:
-            config = c.job_config_of(await self.head_side.ask("job_config", {"job": job}))
-        except ValueError:
-            config = m.JobConfig()  # it has ended, and so will what asks for it
-        finally:
-            self._learning.discard(job)
-        if job not in self.job_configs:
-            self._take_job(job, config)
+    # ------------------------------------------------------------ what has ended
 
     def _on_buried(self, page: str, records: list[Record]) -> None:
         """From any thread."""
@@ -1463,7 +1415,7 @@ class Daemon:
                 self._sweep_head(self.head)
             elif self.link is not None and self.link.registered:
                 self.host.end_unclaimed()
-            self._forget_jobs()
+            self.jobs.forget()
 
     async def _show_life(self, pause: float, housekeeper: asyncio.Task[None]) -> None:
         """For as long as the loop turns and the house is kept."""
@@ -1478,15 +1430,6 @@ class Daemon:
         # A driver that lives is back by then, also when the node has started over.
         if self._recovered or self.loop.time() - self._started > _BACK_BY:
             head.sweep_groups()
-
-    def _forget_jobs(self) -> None:
-        """Those that have nothing on this node any more."""
-        present = {client.job for client in self.clients.values()}
-        present |= {worker.record.job for worker in self.pool.workers.values()}
-        present |= {actor.lease.job for actor in self.host.hosted.values()}
-        for job in self.job_configs.keys() - present:
-            del self.job_configs[job]
-            self.logs.forget_job(job)
 
 
 HEAD_QUESTIONS = (
