@@ -652,6 +652,8 @@ class Daemon:
             self.head.nodes.refresh = self._refresh_own
         self.stacks = Stacks(
             self.pool,
+            self.clients,
+            lambda client, question, seconds: self.control.ask_client(client, question, seconds),
             log_dir=self.log_dir,
             run_dir=self.run_dir,
             tag=self.tag,
