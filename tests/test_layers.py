@@ -28,6 +28,7 @@ LEAVES = {
     "logs",
     "metrics",
     "stack_dump",
+    "stack_text",
 }
 CLIENT_LEAVES = {"exceptions", "ids", "resources", "config", "metrics.page", "shm", "telemetry", "wire"}
 
@@ -110,7 +111,9 @@ ALLOWED: dict[str, set[str]] = {
     "ids": set(),
     "resources": set(),
     "lifecycle": set(),
-    "stack_dump": set(),
+    "stack_dump": {"stack_threads"},
+    "stack_text": set(),
+    "stack_threads": set(),
     "telemetry": set(),
     "logs": set(),
     "version": set(),
@@ -132,6 +135,7 @@ ALLOWED: dict[str, set[str]] = {
         "logs",
         "metrics",
         "stack_dump",
+        "stack_text",
         "telemetry",
         "shm",
         "wire",
@@ -145,7 +149,7 @@ ALLOWED: dict[str, set[str]] = {
     # It ends the spawner of its private node.
     "client": {"runtime_env", "policy.labels", "policy.deaths", "policy.reasons", "spawner.protocol", "version"}
     | CLIENT_LEAVES,
-    "worker": {"client", "runtime_env", "logs.marks", "stack_dump"} | CLIENT_LEAVES,
+    "worker": {"client", "runtime_env", "logs.marks", "stack_dump", "stack_text"} | CLIENT_LEAVES,
     # public helpers
     "util": {"client", "exceptions", "policy.query", "policy.state_records", "logs.query"},
     "cluster_utils": {"client", "config", "policy.labels", "wire"},

@@ -177,6 +177,7 @@ class ControlServer:
             m.Explained: self._on_explained,
             m.Holds: self._on_explained,
             m.Tasks: self._on_explained,
+            m.Stack: self._on_explained,
             m.Publish: self._on_publish,
             m.SealAt: self._on_seal_at,
             m.ForkHold: self._on_fork_hold,
@@ -603,7 +604,7 @@ class ControlServer:
         finally:
             del self._explaining[number]
 
-    def _on_explained(self, client: Client, message: m.Explained | m.Holds | m.Tasks, payload: Any) -> None:
+    def _on_explained(self, client: Client, message: m.Explained | m.Holds | m.Tasks | m.Stack, payload: Any) -> None:
         future = self._explaining.get(message.request)
         if future is not None and not future.done():
             future.set_result(bytes(payload))

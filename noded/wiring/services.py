@@ -102,6 +102,8 @@ def build_view(parts: Parts, membership: Membership, departures: Departures) -> 
         parts.head.nodes.refresh = membership.refresh_own
     parts.stacks = Stacks(
         parts.pool,
+        parts.clients,
+        lambda client, question, seconds: parts.control.ask_client(client, question, seconds),
         log_dir=parts.log_dir,
         run_dir=parts.run_dir,
         tag=parts.tag,

@@ -32,7 +32,7 @@ _NEW: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "wire/messages.py",
-        "KNOWN_TO_OLDEST = {40: 16, 47: 2, 53: 1, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0, 100: 0}",
+        "KNOWN_TO_OLDEST = {40: 16, 47: 2, 53: 1, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0, 100: 0, 115: 0}",
         "KNOWN_TO_OLDEST: dict[int, int] = {}",
     ),
     (
@@ -54,12 +54,13 @@ _NEW: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "wire/messages.py",
-        "    | Gone\n    | Vacated\n    | SealedOnDisk\n    | Unreadable\n    | Holds\n    | Tasks\n",
+        "    | Gone\n    | Vacated\n    | SealedOnDisk\n    | Unreadable\n    | Holds\n    | Tasks\n    | Stack\n",
         "",
     ),
     (
         "wire/messages.py",
-        "    | Rebuild\n    | Vacate\n    | OnDisk\n    | DiskRegion\n    | WhoHolds\n    | WhatTasks\n",
+        "    | Rebuild\n    | Vacate\n    | OnDisk\n    | DiskRegion\n    | WhoHolds\n"
+        "    | WhatTasks\n    | WhatStack\n",
         "",
     ),
     (
