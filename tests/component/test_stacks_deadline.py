@@ -33,9 +33,9 @@ def test_who_does_not_answer_costs_the_others_nothing(tmp_path: Path, monkeypatc
     workers = {wid: SimpleNamespace(id=wid, record=records) for wid in wids}
     good = SimpleNamespace(session=object(), version=m.PROTOCOL_VERSION)
 
-    async def ask(client: Any, question: Callable[[int], Any], seconds: float) -> dict[str, Any]:
+    async def ask(client: Any, question: Callable[[int], Any], seconds: float) -> bytes:
         assert client is good and question(5) == m.WhatStack(5)
-        return {"stack": "it"}
+        return b'{"stack": "it"}'
 
     async def main() -> tuple[list[dict[str, Any]], float]:
         asked = stacks.Stacks(
