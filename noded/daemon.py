@@ -72,7 +72,7 @@ from noded.node.peer_messages import PeerMessages
 from noded.node.peers import Peers
 from noded.node.readers import Readers
 from noded.node.records import NodeRecords, Problem
-from noded.node.running import running_in
+from noded.node.running import Runs, running_in
 from noded.node.runtime_envs import RuntimeEnvs
 from noded.node.session import Client
 from noded.node.spawner_link import SpawnerLink
@@ -711,7 +711,7 @@ class Daemon:
             self.book,
             self.readers,
             node_id=self.node_id,
-            running=self._running,
+            runs=Runs(self.pages),
             ask_head=head.ask,
             head_problem=self._head_problem,
         )

@@ -17,7 +17,7 @@ from noded.head.actors import ActorRecord, ActorTable
 from noded.head.group_placement import GroupPlacement
 from noded.head.nodes import NodeRecord, NodeTable
 from noded.head.placement_groups import GroupTable
-from noded.policy import deaths, reasons
+from noded.policy import deaths, last_run, reasons
 from noded.resources import UNIT
 
 _NODE_SECONDS = 0.5
@@ -46,7 +46,7 @@ class HeadWhy:
         self._job_lives = job_lives
 
     def questions(self) -> dict[str, Question]:
-        return {"why": self._ask_why, "why_at": self._ask_at, "why_dead": self._ask_dead}
+        return {"why": self._ask_why, "why_at": self._ask_at, "why_traces": self._ask_traces}
 
     async def _ask_why(self, args: dict[str, Any], number: int) -> Answer:
         text = str(args.get("id", "")).strip()
@@ -70,14 +70,18 @@ class HeadWhy:
         node = self._nodes.by_id(str(args.pop("node", "")))
         return await self._at(node, args) if node is not None else {}
 
-    async def _ask_dead(self, args: dict[str, Any], number: int) -> Answer:
-        """The death of what ran this task, from whichever node's book."""
-        return await self._from_books(str(args["id"]))
+    async def _ask_traces(self, args: dict[str, Any], number: int) -> list[Answer]:
+        """What all nodes but the one that asks know of the runs of this task."""
+        return await self._from_all({"task": str(args["id"])}, but=number)
 
     async def _from_books(self, text: str) -> Answer:
-        there = [node for node in self._nodes.records.values() if node.api is not None]
-        answers = await asyncio.gather(*(self._at(node, {"dead": text}) for node in there))
-        return next((answer for answer in answers if answer), {})
+        """A death, from whichever node's book."""
+        return next(iter(await self._from_all({"dead": text})), {})
+
+    async def _from_all(self, args: dict[str, Any], but: int = 0) -> list[Answer]:
+        there = [node for number, node in self._nodes.records.items() if node.api is not None and number != but]
+        answers = await asyncio.gather(*(self._at(node, args) for node in there))
+        return [answer for answer in answers if answer]
 
     async def _at(self, node: NodeRecord, args: dict[str, Any]) -> Answer:
         if node.api is None:
@@ -143,11 +147,9 @@ class HeadWhy:
         if home is None:
             return _nothing("no node of this cluster has made this id")
         if home.state == "DEAD":
-            found = await self._from_books(ids.task_id(ids.prefix_of(id_), ids.seq_of(id_)).hex())
-            if found:
-                return {**found, "state": "failed", "kind": reasons.FAILED}
-            reason = f"the node where it was made, {home.name}, is dead: {home.reason}"
-            return {"state": "lost", "kind": reasons.OWNER_GONE, "reason": reason}
+            task = ids.task_id(ids.prefix_of(id_), ids.seq_of(id_)).hex()
+            ended = f"the node where it was made, {home.name}, is dead: {home.reason}"
+            return last_run.told(task, await self._from_all({"task": task}), ended)
         if home.api is None:
             reason = f"the node {home.name} is away: {home.reason}"
             return {"state": "pending", "kind": reasons.NODE_AWAY, "reason": reason}

@@ -87,6 +87,30 @@ def test_the_dead_are_known_after_their_driver_and_their_daemon(tmp_path: Path, 
                 assert any(line.startswith("  | Fatal Python error") for line in lines), shown
 
 
+RETRIED = """
+@noded.remote(max_retries=3)
+def once_more(path):
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return 1
+    os._exit(3)
+ref = once_more.remote(sys.argv[1])
+noded.get(ref)
+say("made", ref.hex())
+hear()
+"""
+
+
+def test_a_task_that_was_tried_again_has_not_failed(tmp_path: Path) -> None:
+    with Node(num_cpus=1) as node, noded.init(node.address, log_to_driver=False):
+        with Driver(node.address, RETRIED, str(tmp_path / "runs")) as driver:
+            ref = driver.expect("made")
+            driver.kill()
+        told = becomes(ref, reasons.DONE_OR_DROPPED)
+        assert "has returned; the process that made it has ended" in told["reason"], told
+
+
 def test_a_head_that_is_away() -> None:
     with Members(num_cpus=1) as cluster:
         member = cluster.add()
