@@ -32,6 +32,8 @@ _SLICE = 10_000
 
 
 def explain(runtime: Runtime, id_: bytes) -> dict[str, Any]:
+    if ids.is_actor_id(id_):
+        return _actor(runtime, id_)
     seq = ids.seq_of(id_)
     hold = runtime.holds.holds.get(id_)
     ref = hold.ref() if hold is not None and hold.ref is not None else None
@@ -54,6 +56,22 @@ def explain(runtime: Runtime, id_: bytes) -> dict[str, Any]:
         reason = "it has ended, or nobody here refers to it any more"
         return {"state": "ready", "kind": reasons.DONE_OR_DROPPED, "reason": reason}
     return {"state": "ready", "kind": reasons.READY, "reason": "it is there"}
+
+
+def _actor(runtime: Runtime, id_: bytes) -> dict[str, Any]:
+    """One of ours, of which the head knows nothing."""
+    actor = runtime.actors.actors.get(id_)
+    if actor is None:
+        reason = "it has ended, and the process that made it does not refer to it any more"
+        return {"state": "ended", "kind": reasons.ENDED, "reason": reason}
+    if actor.dead is not None:
+        told = failures.told(actor.dead)
+        return {**told, "state": "dead", "kind": told.get("cause") or reasons.ENDED}
+    if actor.creation is not None:
+        reason = "the process that makes it has asked for it, and the head does not know of it yet"
+        return {"state": "not_created", "kind": reasons.NOT_CREATED, "reason": reason}
+    reason = f"it was {actor.state} when it was last told of; the head waits for its node to come back and tell of it"
+    return {"state": actor.state, "kind": reasons.NODE_AWAY, "reason": reason}
 
 
 def _find(runtime: Runtime, seq: int, ref: Any) -> Task | None:

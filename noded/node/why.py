@@ -94,7 +94,7 @@ class NodeWhy:
         return ids.node_of(id_) == self._view.number and not ids.is_actor_id(id_) and not ids.is_group_id(id_)
 
     async def explain(self, args: dict[str, Any]) -> Answer:
-        """From the head: of a task or object that was made here."""
+        """From the head: of a task or object that was made here, or an actor that the head knows nothing of."""
         return await self.made_here(bytes.fromhex(args["id"]))
 
     async def explain_at(self, args: dict[str, Any]) -> Answer:
@@ -118,6 +118,8 @@ class NodeWhy:
     async def made_here(self, id_: bytes) -> Answer:
         client = self._clients.get(ids.prefix_of(id_))
         if client is None:
+            if ids.is_actor_id(id_):
+                return {"state": "lost", "kind": reasons.OWNER_GONE, "reason": "the process that made it has ended"}
             return await self._without_maker(id_)
         if client.session is None or not client.told:
             reason = f"the process that made it (pid {client.pid}) is not connected now"
