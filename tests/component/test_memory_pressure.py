@@ -1,5 +1,6 @@
-"""What a node begins that has too little memory, over its real leases: one thing at a time, until there is room. And what
-it says of who waits, where that is no matter of memory.
+"""What a node with too little memory begins, over its real leases: one thing at a time, until there is room.
+
+And what it says of something that waits, where that is no matter of memory.
 """
 
 from __future__ import annotations
