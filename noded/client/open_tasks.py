@@ -57,7 +57,7 @@ def _open(runtime: Runtime) -> Iterator[tuple[Task, str, str]]:
         for task in (*actor.queue, *actor.parked):
             if not task.over:
                 yield task, ARGUMENTS if _lacks(task) else PLACE, actor.id.hex()
-    for task in tasks.waiting:
+    for task in tasks.waiting.values():
         if task.queue is not None:
             yield task, ARGUMENTS, ""
     for queue in list(tasks.queues.values()):

@@ -16,6 +16,7 @@ from noded.node.log_caps import Limits
 from noded.node.logs import NodeLogs
 from noded.node.pages import Pages
 from noded.node.records import NodeRecords
+from noded.node.running import Runs
 from noded.node.runtime_envs import RuntimeEnvs
 from noded.node.stacks import Stacks
 from noded.node.task_table import TaskTable
@@ -146,7 +147,7 @@ def build_records(parts: Parts, departures: Departures) -> None:
         parts.book,
         parts.readers,
         node_id=parts.node_id,
-        running=departures.running,
+        runs=Runs(parts.pages),
         ask_head=parts.head_side.ask,
         head_problem=parts.head_problem,
     )
