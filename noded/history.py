@@ -92,6 +92,8 @@ class History:
         if query.kind == "cluster_events":
             collector = Collector(query)
             for event in self._events():
+                if event.again:
+                    continue
                 known = {"node_id": event.node, **event.known()} if query.detail else None
                 collector.add({**event.row(), "custom_fields": known})
             return collector.page()

@@ -102,7 +102,7 @@ class Membership:
         message = self.me()
         message.actors, message.groups = parts.host.told(), parts.orders.held_groups()
         message.jobs = parts.jobs.driven()
-        message.deaths = parts.book.of_actors()
+        message.deaths, message.left = parts.book.of_actors(), parts.book.jobs_left()
         return message
 
     def on_registered(self, message: c.Registered) -> None:

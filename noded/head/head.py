@@ -108,6 +108,8 @@ class Head:
         self._tasks: set[asyncio.Task[None]] = set()
         self._admitting = 0
         self._swept: set[str] = set()
+        self._left: set[str] = set()
+        """Jobs whose drivers have left in order while nobody here could be told."""
         """Jobs without a driver whose rest was ended."""
         self._loop = loop
         self._look: asyncio.TimerHandle | None = None
@@ -322,24 +324,28 @@ class Head:
             jobs.discard(job)
         self.end_job(job, reason)
 
-    def jobs_of(self, number: int, jobs: list[str]) -> None:
+    def jobs_of(self, number: int, jobs: list[str], left: list[str]) -> None:
+        self._left = self._left.union(left) & self.jobs.known()
         before = self._driver_jobs.get(number, set())
         self._driver_jobs[number] = set(jobs)
         for job in before - set(jobs):
-            self.end_job(job, "its driver ended while its node was away")
+            self.end_job(job, "" if job in self._left else "its driver ended while its node was away")
         for job in set(jobs) - self.jobs.known():
             self._learn_job(number, job)
 
     def end_job(self, job: str, reason: str) -> None:
         """``reason``: empty when its driver has left in order."""
         self.jobs.ended(job, reason)
+        self._left.discard(job)
         self.actors.job_ended(job)
         self.groups.job_ended(job)
         spare = [r.spec.id for r in self.actors.records.values() if r.spec.detached and r.state != "dead"]
         for node in self.nodes.records.values():
             if node.api is not None:
                 node.api.end_job(c.EndJob(job, spare))
-        if not self.actors.has_detached(job):  # they may restart, and need its import path then
+        if self.actors.has_detached(job):  # they may restart, and need its import path then
+            self.jobs.lives_on(job)
+        else:
             self.jobs.over(job)
 
     def _job_lives(self, job: str) -> tuple[int, str] | None:
@@ -416,7 +422,7 @@ class Head:
         for job in self.jobs.known() - self.present_jobs():
             if job not in self._swept:
                 self._swept.add(job)
-                self.end_job(job, "its driver ended while the head was away")
+                self.end_job(job, "" if job in self._left else "its driver ended while the head was away")
             elif not self.actors.has_detached(job):
                 self.jobs.over(job)
 

@@ -45,8 +45,10 @@ class Business(Protocol):
 
     def job_gone(self, job: str, reason: str) -> None: ...
 
-    def jobs_of(self, number: int, jobs: list[str]) -> None:
-        """The drivers of that node are of these jobs; other jobs that had theirs there have ended."""
+    def jobs_of(self, number: int, jobs: list[str], left: list[str]) -> None:
+        """The drivers of that node are of these jobs; other jobs that had theirs there have ended. ``left``: those
+        whose drivers have left in order.
+        """
 
     def all_jobs(self) -> list[str]: ...
 
@@ -230,7 +232,7 @@ class NodeServer:
             greeting.jobs = sorted({*self._business.all_jobs(), *message.jobs})
             link.send(greeting)
             self._nodes.tell_all(session.api)
-            self._business.jobs_of(record.number, message.jobs)
+            self._business.jobs_of(record.number, message.jobs, message.left)
             self._actors.registered(record, message.actors, message.deaths)
             for group in message.groups:
                 if group.spec is not None and message.head_journalled:

@@ -148,6 +148,11 @@ class DeathBook:
         death.node, death.kind, death.free = found.get("node", ""), found["kind"], bool(found.get("free"))
         return death
 
+    def jobs_left(self) -> list[str]:
+        """Of drivers that have left in order, the last ones."""
+        found = [each["job"] for each in self.records() if each.get("driver") and each["kind"] == deaths.LEFT]
+        return found[-_TOLD:]
+
     def of_actors(self) -> list[c.DeadActor]:
         """The last deaths of workers that had an actor."""
         found = [(id_, record["actor"]) for id_, record in reversed(self._by_id.items()) if record.get("actor")]

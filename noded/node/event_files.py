@@ -31,6 +31,8 @@ class Event(msgspec.Struct, omit_defaults=True):
     """The id of the node that has written it."""
     fields: msgspec.Raw = msgspec.Raw(b"{}")
     """What else is known; ``row`` is what a list shows of the thing from then on."""
+    again: bool = False
+    """It stands in a file before, which may be gone, and what it tells of lives (``living_events.py``)."""
 
     def row(self) -> dict[str, Any]:
         """As a list shows it, but for the fields, which cost more."""
@@ -74,13 +76,18 @@ def numbers(directory: str | Path) -> list[int]:
 
 
 def read(directory: str | Path) -> Iterator[Event]:
-    """All events, oldest first. Files that go meanwhile are left out."""
+    """All events, oldest first; those that begin a file are there ``again``. Files that go meanwhile are left out."""
     for number in numbers(directory):
-        try:
-            with open(path_of(str(directory), number), "rb") as file:
-                yield from _events(file)
-        except OSError:
-            continue
+        yield from read_file(directory, number)
+
+
+def read_file(directory: str | Path, number: int) -> list[Event]:
+    """Empty when it is gone."""
+    try:
+        with open(path_of(str(directory), number), "rb") as file:
+            return list(_events(file))
+    except OSError:
+        return []
 
 
 def _events(lines: Iterator[bytes]) -> Iterator[Event]:

@@ -2,7 +2,8 @@
 
 ``emit`` may be called at any time: it costs a few microseconds, and what becomes of the event is no business
 of its caller. Where the disk is full, or slower than what happens, events are dropped and counted, and the next one
-that can be written says so. The files are bounded by size and age. Their format, and reading them: ``event_files.py``.
+that can be written says so. The files are bounded by size and age; each begins with what lives (``living_events.py``).
+Their format, and reading them: ``event_files.py``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import msgspec
 
 from noded.node import event_files
 from noded.node.event_files import Event
+from noded.node.living_events import LivingEvents
 from noded.policy.query import Collector, Page, Query, shown
 
 log = logging.getLogger("noded.events")
@@ -68,6 +70,8 @@ class EventLog:
         self._time = 0
         """Microseconds of the last event."""
         self._again = 0.0
+        self._living = LivingEvents(node_id, file_size // 2)
+        self._told_left_out = 0
 
     # ------------------------------------------------------------ for everybody
 
@@ -99,6 +103,8 @@ class EventLog:
         collector = Collector(query, keep=lambda row: row["custom_fields"])
         sources, severities = query.wanted("source_type"), query.wanted("severity")
         for event in event_files.read(self._directory):
+            if event.again:
+                continue
             if (sources and event.source.casefold() not in sources) or (
                 severities and event.severity.casefold() not in severities
             ):
@@ -156,6 +162,7 @@ class EventLog:
     def _line(self, when: float, source: str, severity: str, message: str, fields: dict[str, Any]) -> bytes:
         if not self._time:
             self._time = self._last_time()
+            self._living.load(self._directory)
         self._time = max(self._time + 1, int(when * 1e6))
         known = {name: value for name, value in fields.items() if value is not None}
         event = Event(
@@ -167,6 +174,7 @@ class EventLog:
             self._node_id,
             msgspec.Raw(msgspec.json.encode(known)),
         )
+        self._living.take(event)
         return event_files.encode(event) + b"\n"
 
     def _last_time(self) -> int:
@@ -184,10 +192,10 @@ class EventLog:
             count = dropped - self._told
             text = f"{count} events were dropped: {self.problem or 'more happened than could be written'}"
             after = self._line(time.time(), "NODE", "WARNING", text, {"dropped": count})
-        data = b"".join(lines) + after
         try:
             if self._fd < 0 or self._size >= self._file_size:
                 self._next_file()
+            data = (b"" if self._size else self._beginning()) + b"".join(lines) + after
             if os.write(self._fd, data) < len(data):
                 os.ftruncate(self._fd, self._size)
                 raise OSError("the disk is full")
@@ -198,6 +206,17 @@ class EventLog:
             log.info("events are written to %s again", self._directory)
         self.problem, self._told = "", dropped
         self._size += len(data)
+
+    def _beginning(self) -> bytes:
+        """Of a file. What ``lines`` tell may be there too, and is not told twice: it is marked."""
+        lines = list(self._living.lines())
+        if count := self._living.left_out - self._told_left_out:
+            self._told_left_out += count
+            text = (
+                f"more lives than a file may begin with: {count} whose last event is oldest will be missed in history"
+            )
+            lines.append(self._line(time.time(), "NODE", "WARNING", text, {"left_out": count}))
+        return b"".join(lines)
 
     def _failed(self, error: OSError, count: int) -> None:
         reason = f"{self._directory}: {error.strerror or error}"

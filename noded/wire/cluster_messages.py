@@ -88,6 +88,8 @@ class Register(_Message, tag=120):
     """The last head had written some of its state on its own host only, when it was last heard of."""
     deaths: list[DeadActor] = []
     """The last ones: the head, or this node's daemon, may have been away."""
+    left: list[str] = []
+    """Jobs whose drivers have left in order here, the last ones, for the same reason."""
 
 
 class Report(_Message, tag=121):

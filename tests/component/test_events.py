@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,18 +14,32 @@ from typing import Any
 import pytest
 from harness.wait import wait_for
 
+from noded.history import History
 from noded.node import event_files, events
+from noded.node.control import start_time
 from noded.node.events import EventLog
-from noded.node.records import NodeRecords
+from noded.node.records import NodeRecords, boot_id
 from noded.policy.query import query_of
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Iterator[EventLog]:
-    log = EventLog(str(tmp_path), node=7, node_id="abc", files=3, file_size=2000)
-    yield log
-    asyncio.run(log.stop())
+def opened(tmp_path: Path) -> Iterator[Callable[..., EventLog]]:
+    """Opens a log; all are stopped in the end."""
+    logs: list[EventLog] = []
+
+    def another(**args: Any) -> EventLog:
+        logs.append(EventLog(str(tmp_path), **{"node": 7, "node_id": "abc", "file_size": 5000, **args}))
+        return logs[-1]
+
+    yield another
+    for each in logs:
+        asyncio.run(each.stop())
     assert not [thread for thread in threading.enumerate() if thread.name == "noded-events"]
+
+
+@pytest.fixture
+def log(opened: Callable[..., EventLog]) -> EventLog:
+    return opened(files=3, file_size=2000)
 
 
 def page(log: EventLog, **args: Any) -> dict[str, Any]:
@@ -84,6 +98,90 @@ def test_another_daemon_goes_on_behind_a_line_that_was_cut(tmp_path: Path, monke
     found = list(event_files.read(tmp_path))
     assert [event.message for event in found] == ["one", "two"] and found[0].id < found[1].id
     asyncio.run(second.stop())
+
+
+def lives(log: EventLog, name: str) -> None:
+    """What ``name`` begins: a node, one actor and one worker."""
+    node = {"node_id": "abc", "node_ip": "1", "is_head_node": True, "node_name": "n", "address": "a", "state": "ALIVE"}
+    log.emit(
+        "HEAD", "it starts", row={**node, "pid": os.getpid()}, start_ticks=start_time(os.getpid()), boot_id=boot_id()
+    )
+    log.emit("ACTOR", "an actor", row={"actor_id": name, "class_name": "A", "state": "ALIVE", "worker_id": f"w{name}"})
+    worker(log, f"w{name}", alive=True)
+
+
+def worker(log: EventLog, id_: str, *, alive: bool) -> None:
+    row = {"worker_id": id_, "is_alive": alive, "worker_type": "WORKER", "node_id": "abc", "pid": os.getpid()}
+    log.emit("WORKER", "a worker", row=row, start_ticks=start_time(os.getpid()))
+
+
+def busy(log: EventLog) -> None:
+    """Until more files are full than are kept."""
+    for number in range(100):
+        worker(log, f"other{number}", alive=False)
+        messages(log, limit=0)
+
+
+def known(tmp_path: Path, kind: str, column: str) -> dict[str, Any]:
+    rows = History(tmp_path).answer("state", {"kind": kind, "limit": 1000})["rows"]
+    return {row[column]: row.get("state", row.get("is_alive")) for row in rows}
+
+
+def test_what_lives_is_in_history_when_the_file_is_gone_in_which_it_began(
+    tmp_path: Path, opened: Callable[..., EventLog]
+) -> None:
+    """Also when a daemon in between has not seen it begin."""
+    first = opened(files=2)
+    lives(first, "aa")
+    busy(first)
+    asyncio.run(first.stop())
+    second = opened(files=2)
+    busy(second)
+    assert event_files.numbers(tmp_path)[0] > 4
+    assert known(tmp_path, "nodes", "node_id") == {"abc": "ALIVE"}
+    assert known(tmp_path, "actors", "actor_id") == {"aa": "ALIVE"}
+    workers = known(tmp_path, "workers", "worker_id")
+    assert workers.pop("waa") is True and workers and not any(workers.values())
+    assert set(messages(second, limit=1000)) == {"a worker"}, "what began long ago is no news"
+    assert History(tmp_path).answer("state", {"kind": "cluster_events"})["total"] == page(second)["total"]
+    worker(second, "waa", alive=False)
+    busy(second)
+    asyncio.run(second.stop())
+    assert "waa" not in known(tmp_path, "workers", "worker_id"), "what has ended goes with its file"
+    assert known(tmp_path, "nodes", "node_id") == {"abc": "ALIVE"}
+
+
+def test_no_more_is_told_again_than_half_a_file_holds(tmp_path: Path, opened: Callable[..., EventLog]) -> None:
+    log = opened(files=2)
+    for number in range(50):
+        lives(log, f"{number}")
+    busy(log)
+    asyncio.run(log.stop())
+    actors = known(tmp_path, "actors", "actor_id")
+    assert "49" in actors and "0" not in actors and known(tmp_path, "nodes", "node_id") == {"abc": "ALIVE"}
+    for number in event_files.numbers(tmp_path):
+        again = [event for event in event_files.read_file(tmp_path, number) if event.again]
+        assert 0 < sum(len(event_files.encode(event)) + 1 for event in again) <= 2500
+
+
+def test_what_is_missed_for_want_of_room_is_said(opened: Callable[..., EventLog]) -> None:
+    log = opened(files=30)
+    for number in range(50):
+        lives(log, f"{number}")
+        messages(log, limit=0)
+    left_out = [row for row in page(log, limit=1000)["rows"] if row["severity"] == "WARNING"]
+    assert left_out and "more lives than" in left_out[0]["message"]
+
+
+def test_a_node_that_has_ended_leaves_nothing_that_lives(tmp_path: Path, opened: Callable[..., EventLog]) -> None:
+    first = opened(files=2)
+    lives(first, "aa")
+    first.emit("NODE", "the node ends: because", ended=True)
+    asyncio.run(first.stop())
+    second = opened(files=2, node_id="def")
+    busy(second)
+    asyncio.run(second.stop())
+    assert not [event for event in event_files.read(tmp_path) if event.again]
 
 
 def test_a_full_disk_is_a_state_and_what_was_dropped_is_counted(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from harness.wait import wait_for
 
 import noded
 from noded.client.runtime import Runtime, current
+from noded.util import state
 
 MB = 1 << 20
 
@@ -654,6 +655,15 @@ def test_forked_children_keep_what_they_look_at(node: Node, restart: bool) -> No
         driver.end()
 
 
+def jobs_become(node: Node, maker: str, last: str) -> None:
+    """How the job ended that has made the detached actor, as far as is known, and the one that was there last."""
+
+    def found() -> list[str]:
+        return [job.status for job in state.list_jobs(address=node.address)]
+
+    wait_for(lambda: (known := found()) and (known[0], known[-1]) == (maker, last), lambda: f"jobs are {found()}")
+
+
 def test_a_detached_actor_outlives_drivers_and_daemons() -> None:
     first = """
     @noded.remote
@@ -671,12 +681,14 @@ def test_a_detached_actor_outlives_drivers_and_daemons() -> None:
         with Driver(node.address, then) as driver:
             assert driver.expect("n") == "2"
             driver.kill()
+        jobs_become(node, "SUCCEEDED", "FAILED")
         node.restart()
         with Driver(node.address, then) as driver:
             assert driver.expect("n") == "3"
             node.kill9()
             driver.kill()
         node.restart()
+        jobs_become(node, "SUCCEEDED", "FAILED")
         with Driver(node.address, then + "; noded.kill(c)") as driver:
             assert driver.expect("n") == "4"
             driver.tell("kill")
