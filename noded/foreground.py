@@ -13,11 +13,12 @@ import sys
 from dataclasses import replace
 
 from noded.config import Config, log_dir, make_dir, make_node_dir, node_dir, start_log
-from noded.daemon import Daemon, StartError
+from noded.daemon import Daemon
 from noded.lifecycle import time_callbacks
 from noded.logs.daemon import leave_stderr, setup_logging
 from noded.logs.files import DAEMON_LOG
 from noded.service import StartLock, running_daemon
+from noded.startup import StartError
 
 log = logging.getLogger("noded.daemon")
 
@@ -40,7 +41,7 @@ def _run(config: Config, lock: StartLock) -> int:
     background = _in_background(config)
     while True:
         daemon, code = _run_once(config, lock, background)
-        if not daemon.starts_over:
+        if not daemon.parts.ending.starts_over:
             return code
         config = replace(config, ready_fd=None)
 
@@ -53,7 +54,7 @@ def _run_once(config: Config, lock: StartLock, background: bool) -> tuple[Daemon
 
     daemon = Daemon(config, on_ready=on_ready)
     _set_up_log(config)
-    pid = running_daemon(daemon.run_dir)
+    pid = running_daemon(daemon.parts.run_dir)
     if pid is not None and pid != os.getpid():
         return daemon, _fail_start(
             config,

@@ -1,9 +1,10 @@
 """The Python stacks of a process, written by itself into a file when it gets a signal: by ``faulthandler``, in the
-signal's handler, so also while the process is in C code or waits, and without any right to trace it.
+signal's handler, so also while the process is in C code or waits, and without any right to trace it. For those that
+cannot tell them with Python's lock (``stack_text.py``): the frames have to stand still, see ``stack_threads.py``.
 
 The signal is a real-time one, which nobody uses by accident: SIGUSR1 and SIGUSR2 are the user's. It goes to the thread
-that runs, if one does, whose frames stand still in the handler; else to a thread of noded's own (``call_helper``). So
-no system call of the user's code is interrupted, as some are never restarted, whatever the handler's flags say.
+that runs, if one does; else to a thread of noded's own (``call_helper``). So no system call of the user's code is
+interrupted, as some are never restarted, whatever the handler's flags say.
 
 Who takes a stack must know whose pid it is (``is_it``): it is asked while a pidfd keeps the process from being another.
 """
@@ -19,13 +20,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-SIGNAL = signal.SIGRTMIN + 12
+from noded.stack_threads import BIT, HELPER, SIGNAL, Thread, Watch, fields_of, threads_of
+
 SUFFIX = ".stack"
-HELPER = "noded-helper"
-"""The name of a thread that may be interrupted, for the kernel."""
-SECONDS = 1.0
-"""So long a process may take."""
-_BIT = 1 << (SIGNAL - 1)
+_SAFE_SECONDS = 2.0
+"""So long it is waited until a process may be interrupted."""
+_SECONDS = 1.0
+"""So long it may take to write then."""
+_WATCH = 0.025
+_NO_CPU = 0.1
+"""Seconds of the CPU: who has got less in that time gets none."""
 _LOOK = 0.001
 _LOOK_MOST = 0.02
 _MOST = 1 << 20
@@ -77,44 +81,72 @@ def call_helper(thread: threading.Thread) -> None:
 # ---------------------------------------------------------------- who asks, in a thread
 
 
-@dataclass(frozen=True)
-class _Thread:
-    state: str
-    name: str
-    blocks: bool
-    pending: bool
-
-
-def take(pid: int, path: str, is_it: Callable[[], bool], seconds: float = SECONDS) -> Dump:
-    """The stacks of that process, which writes to ``path``. Blocks for up to ``seconds``."""
+def take(
+    pid: int,
+    path: str,
+    is_it: Callable[[], bool],
+    *,
+    told: threading.Event | None = None,
+    deadline: float | None = None,
+) -> Dump:
+    """The stacks of that process, which writes to ``path``. Blocks for up to 3 s, but not after ``deadline``
+    (``time.monotonic``). Empty once ``told`` is set: it has told them otherwise.
+    """
+    told = told or threading.Event()
+    deadline = time.monotonic() + _SAFE_SECONDS + _SECONDS if deadline is None else deadline
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return Dump("", f"pid {pid} has ended")
     try:
-        threads = _threads(pid)
-        if problem := _unable(pid, threads):
+        target, threads, problem = _until_still(pid, told, min(time.monotonic() + _SAFE_SECONDS, deadline))
+        if problem or told.is_set():
             return Dump("", problem)
         try:
             os.truncate(path, 0)  # what came too late for who asked before
             if not is_it():
                 return Dump("", f"pid {pid} has ended, and is another process now")
-            _send(pid, pidfd, threads)
+            if not _send(pid, pidfd, target, threads):
+                return Dump("", f"pid {pid} cannot be asked for its stack: its thread {target} cannot be sent a signal")
         except OSError as error:
             return Dump("", f"pid {pid} cannot be asked for its stack: {error.strerror}")
-        return _await(pid, path, {tid for tid, thread in threads.items() if thread.blocks}, seconds)
+        blocked = {tid for tid, thread in threads.items() if thread.blocks}
+        return _await(pid, path, blocked, min(_SECONDS, deadline - time.monotonic()))
     finally:
         os.close(pidfd)
 
 
-def _unable(pid: int, threads: dict[int, _Thread]) -> str:
-    fields = _fields(f"/proc/{pid}/status")
+def _until_still(pid: int, told: threading.Event, deadline: float) -> tuple[int, dict[int, Thread], str]:
+    """The thread to interrupt, and all threads; or why none may be."""
+    began, watch = time.monotonic(), Watch()
+    while True:
+        threads = threads_of(pid)
+        if problem := _unable(pid, threads):
+            return -1, threads, problem
+        if (target := watch.look(threads)) >= 0:
+            return target, threads, ""
+        if time.monotonic() > deadline:
+            return -1, threads, _moves(pid, watch.used(), time.monotonic() - began)
+        if told.wait(_WATCH):
+            return -1, threads, ""
+
+
+def _moves(pid: int, used: float, seconds: float) -> str:
+    if used < _NO_CPU:
+        why = f"it gets no CPU (it has used {used:.2f} s): is the machine overloaded, or its cgroup throttled?"
+    else:
+        why = "its threads run by turns, so that it cannot be interrupted without harm; ask again"
+    return f"pid {pid} has not told its stack within {seconds:.1f} s: {why} (`top -H -p {pid}` shows its threads)"
+
+
+def _unable(pid: int, threads: dict[int, Thread]) -> str:
+    fields = fields_of(f"/proc/{pid}/status")
     state = fields.get("State", "Z")[0]
     if state in "Tt":
         return f"pid {pid} is stopped by a signal (state {state}): `kill -CONT {pid}` lets it go on, then ask again"
     if state == "Z":
         return f"pid {pid} has ended"
-    if not int(fields.get("SigCgt", "0"), 16) & _BIT:
+    if not int(fields.get("SigCgt", "0"), 16) & BIT:
         return f"pid {pid} cannot tell its stack: it is just starting, or its code has taken signal {SIGNAL} for itself"
     if all(thread.blocks for thread in threads.values()):
         return (
@@ -124,13 +156,13 @@ def _unable(pid: int, threads: dict[int, _Thread]) -> str:
     return ""
 
 
-def _send(pid: int, pidfd: int, threads: dict[int, _Thread]) -> None:
-    may = {tid: thread for tid, thread in threads.items() if not thread.blocks}
-    running = [tid for tid, thread in may.items() if thread.state == "R"]
-    helpers = [tid for tid, thread in may.items() if thread.name == HELPER]
-    tid = pid if pid in running else next(iter(running or helpers), pid)
-    if tid == pid or not _to_thread(pid, tid):
-        signal.pidfd_send_signal(pidfd, SIGNAL)  # the kernel prefers the main thread
+def _send(pid: int, pidfd: int, target: int, threads: dict[int, Thread]) -> bool:
+    if target != pid and _to_thread(pid, target):
+        return True
+    if target != pid and threads[target].state == "R":
+        return False
+    signal.pidfd_send_signal(pidfd, SIGNAL)  # the kernel prefers the main thread
+    return True
 
 
 def _to_thread(pid: int, tid: int) -> bool:
@@ -149,8 +181,8 @@ def _await(pid: int, path: str, blocked: set[int], seconds: float) -> Dump:
     while True:
         time.sleep(pause)
         pause = min(2 * pause, _LOOK_MOST)
-        fields, threads, text = _fields(f"/proc/{pid}/status"), _threads(pid), _read(path)
-        pending = int(fields.get("ShdPnd", "0"), 16) & _BIT or any(thread.pending for thread in threads.values())
+        fields, threads, text = fields_of(f"/proc/{pid}/status"), threads_of(pid), _read(path)
+        pending = int(fields.get("ShdPnd", "0"), 16) & BIT or any(thread.pending for thread in threads.values())
         handling = any(thread.blocks for tid, thread in threads.items() if tid not in blocked)
         if text and not pending and not handling:
             _clear(path)
@@ -167,30 +199,6 @@ def _late(pid: int, state: str, text: str, seconds: float) -> Dump:
         return Dump(f"{text}\n(it had not written all of it in time)")
     where = "in a system call that cannot be interrupted" if state == "D" else "it has not come to handle the signal"
     return Dump("", f"pid {pid} has not written its stack within {seconds:g} s (state {state}: {where})")
-
-
-def _threads(pid: int) -> dict[int, _Thread]:
-    found: dict[int, _Thread] = {}
-    try:
-        tids = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return found
-    for tid in tids:
-        fields = _fields(f"/proc/{pid}/task/{tid}/status")
-        if fields:
-            blocks, pending = (bool(int(fields.get(name, "0"), 16) & _BIT) for name in ("SigBlk", "SigPnd"))
-            found[int(tid)] = _Thread(fields["State"][0], fields["Name"], blocks, pending)
-    return found
-
-
-def _fields(path: str) -> dict[str, str]:
-    """Of a process or thread; empty when it is gone."""
-    try:
-        with open(path) as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return {}
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _read(path: str) -> str:

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from noded.head.storage.redis_link import Access
 
 
+class StartError(Exception):
+    """The daemon cannot start; the text says why and what to do."""
+
+
 def find_token(config: Config) -> bytes:
     """Raises ConfigError where a member has none."""
     if config.head:

@@ -20,7 +20,8 @@ import os
 import struct
 import threading
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 RECORDS = 4096
 NAMES = 512
@@ -256,6 +257,31 @@ class Reading(NamedTuple):
 
 def read(path: str) -> Reading | None:
     """None when the file is not there, or no page (yet)."""
+    loaded = _load(path)
+    return None if loaded is None else _reading(*loaded)
+
+
+def read_runs(path: str, id_: bytes) -> Reading | None:
+    """Likewise, with the runs of this task alone. None, and quick, where it is not named at all."""
+    loaded = _load(path)
+    if loaded is None or id_ not in loaded[0]:
+        return None
+    reading = _reading(*loaded)
+    return reading._replace(records=[record for record in reading.records if record.id == id_])
+
+
+def running(path: str) -> list[Record]:
+    """What runs, by its start. Some 20 times as fast as ``read``, which is for what has ended too."""
+    loaded = _load(path)
+    if loaded is None:
+        return []
+    data, later, there = loaded
+    _, position, used, *_ = _HEAD.unpack_from(data)
+    return _records(data, _names(data, used), position, later, there, ended=False)
+
+
+def _load(path: str) -> tuple[bytes, int, bytes] | None:
+    """The page; the position and the record that is there, as they are after that."""
     try:
         with open(path, "rb") as file:
             data = file.read(SIZE)
@@ -267,7 +293,7 @@ def read(path: str) -> Reading | None:
         return None
     if len(data) < SIZE or not data.startswith(_MAGIC):
         return None
-    return _reading(data, later, there)
+    return data, later, there
 
 
 def read_own(page: Page) -> Reading:
@@ -306,7 +332,9 @@ def _names(data: bytes, used: int) -> list[tuple[str, str]]:
     return names
 
 
-def _records(data: bytes, names: list[tuple[str, str]], position: int, later: int, there: bytes) -> list[Record]:
+def _records(
+    data: bytes, names: list[tuple[str, str]], position: int, later: int, there: bytes, *, ended: bool = True
+) -> list[Record]:
     """``there``: the record at ``later``, as it was after all others were read."""
     # What was written while we read may be half of two records; and one may be under way. But what runs stays where it
     # is, until the position has moved over it.
@@ -316,8 +344,11 @@ def _records(data: bytes, names: list[tuple[str, str]], position: int, later: in
         unsure.discard(later % RECORDS)
     found = []
     count = min(position, RECORDS)
-    whole = _RECORD.iter_unpack(data[_RECORDS_AT : _RECORDS_AT + count * _RECORD.size])
-    for number, (id_, start, end, name, thread, outcome, error) in enumerate(whole):
+    whole: Iterable[Any] = enumerate(_RECORD.iter_unpack(data[_RECORDS_AT : _RECORDS_AT + count * _RECORD.size]))
+    if not ended:
+        ends = memoryview(data)[_RECORDS_AT:].cast("d")[_END_AT // 8 :: _RECORD.size // 8].tolist()
+        whole = [(i, _RECORD.unpack_from(data, _RECORDS_AT + i * _RECORD.size)) for i in range(count) if not ends[i]]
+    for number, (id_, start, end, name, thread, outcome, error) in whole:
         if number in unsure or not start:
             continue
         kind, text = names[name] if name < len(names) else (TASK, OTHER)

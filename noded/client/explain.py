@@ -1,10 +1,17 @@
 """What this process knows of a task, actor call or object that it made: why it waits, in one of a closed list of kinds.
 
-Called by the helper thread under the runtime's lock, so it must be quick.
+Called by the helper thread under the runtime's lock, so it must be quick: also where a million tasks are queued.
 """
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
+from operator import attrgetter, indexOf
 from typing import TYPE_CHECKING, Any
 
 from noded import ids
@@ -17,15 +24,23 @@ if TYPE_CHECKING:
     from noded.client.submission import Task, WorkerLink
 
 
+_SEQ = attrgetter("seq")
+_AROUND = 8
+_LOOKS_FOR = 0.01
+"""Seconds: after 30 ms without an answer the node takes us for busy."""
+_SLICE = 10_000
+
+
 def explain(runtime: Runtime, id_: bytes) -> dict[str, Any]:
+    if ids.is_actor_id(id_):
+        return _actor(runtime, id_)
     seq = ids.seq_of(id_)
-    for task in runtime.tasks.open_tasks():
-        if task.seq == seq:
-            return _task(runtime, task)
-    if (failure := runtime.tasks.failures.get(seq)) is not None:
-        return failure
     hold = runtime.holds.holds.get(id_)
     ref = hold.ref() if hold is not None and hold.ref is not None else None
+    if (task := _find(runtime, seq, ref)) is not None:
+        return _task(runtime, task)
+    if (failure := runtime.tasks.failures.get(seq)) is not None:
+        return failure
     state = getattr(ref, "_state", None)
     if state == FAILED:
         error = ref._value  # type: ignore[union-attr]
@@ -41,6 +56,53 @@ def explain(runtime: Runtime, id_: bytes) -> dict[str, Any]:
         reason = "it has ended, or nobody here refers to it any more"
         return {"state": "ready", "kind": reasons.DONE_OR_DROPPED, "reason": reason}
     return {"state": "ready", "kind": reasons.READY, "reason": "it is there"}
+
+
+def _actor(runtime: Runtime, id_: bytes) -> dict[str, Any]:
+    """One of ours, of which the head knows nothing."""
+    actor = runtime.actors.actors.get(id_)
+    if actor is None:
+        reason = "it has ended, and the process that made it does not refer to it any more"
+        return {"state": "ended", "kind": reasons.ENDED, "reason": reason}
+    if actor.dead is not None:
+        told = failures.told(actor.dead)
+        return {**told, "state": "dead", "kind": told.get("cause") or reasons.ENDED}
+    if actor.creation is not None:
+        reason = "the process that makes it has asked for it, and the head does not know of it yet"
+        return {"state": "not_created", "kind": reasons.NOT_CREATED, "reason": reason}
+    reason = f"it was {actor.state} when it was last told of; the head waits for its node to come back and tell of it"
+    return {"state": actor.state, "kind": reasons.NODE_AWAY, "reason": reason}
+
+
+def _find(runtime: Runtime, seq: int, ref: Any) -> Task | None:
+    """The task or call with this number that has not ended."""
+    tasks = runtime.tasks
+    found: Task | None = tasks.under_way(seq) or tasks.waiting.get(seq) or getattr(ref, "_task", None)
+    if found is not None or getattr(ref, "_state", PENDING) not in (PENDING, REMOTE):
+        return found
+    queues = [queue.ready for queue in tasks.queues.values()]
+    queues += [actor.queue for actor in runtime.actors.actors.values()]
+    place = _place(queues, seq)
+    found = queues[place[0]][place[1]] if place is not None else None
+    return found if found is not None and not found.over else None
+
+
+def _place(queues: Sequence[deque[Task]], seq: int) -> tuple[int, int] | None:
+    """Which of these queues it is in, and where there, as far as that can be found out in time."""
+    for number, queue in enumerate(queues):  # most are in the order of the numbers; threads mix them a little
+        there = bisect_left(queue, seq, key=_SEQ)
+        for at in range(max(0, there - _AROUND), min(len(queue), there + _AROUND)):
+            if queue[at].seq == seq:
+                return number, at
+    until = time.monotonic() + _LOOKS_FOR
+    for number, queue in enumerate(queues):  # but for what came back, or had to wait for arguments
+        numbers = map(_SEQ, queue)
+        for begin in range(0, len(queue), _SLICE):
+            with suppress(ValueError):
+                return number, begin + indexOf(islice(numbers, _SLICE), seq)
+            if time.monotonic() > until:
+                return None
+    return None
 
 
 def _task(runtime: Runtime, task: Task) -> dict[str, Any]:
@@ -92,11 +154,11 @@ def _arguments(task: Task) -> dict[str, Any]:
 
 def _call(runtime: Runtime, task: Task) -> dict[str, Any]:
     """A call that is not at its actor yet."""
-    for actor in runtime.actors.actors.values():
-        if task not in actor.queue:
-            continue
+    actors = list(runtime.actors.actors.values())
+    place = _place([actor.queue for actor in actors], task.seq)
+    if place is not None:
+        actor, before = actors[place[0]], place[1]
         told: dict[str, Any] = {"actor": actor.id.hex()}
-        before = list(actor.queue).index(task)
         if actor.link is None or actor.killing:
             reason = f"its actor {actor.id.hex()} is {actor.state}; {before} calls are before it"
             return {**told, "kind": reasons.ACTOR_NOT_READY, "reason": reason, "calls_before": before}

@@ -39,7 +39,7 @@ def tell(runtime: Runtime, limit: int) -> dict[str, Any]:
     ]
     failed = {
         str(seq): {key: told.get(key, "") for key in ("name", "cause", "reason")}
-        for seq, told in list(runtime.tasks.failures.items())[-limit:]
+        for seq, told in (list(runtime.tasks.failures.items())[-limit:] if limit else ())
     }
     counts = []
     if not runtime.page.path:
@@ -57,7 +57,7 @@ def _open(runtime: Runtime) -> Iterator[tuple[Task, str, str]]:
         for task in (*actor.queue, *actor.parked):
             if not task.over:
                 yield task, ARGUMENTS if _lacks(task) else PLACE, actor.id.hex()
-    for task in tasks.waiting:
+    for task in tasks.waiting.values():
         if task.queue is not None:
             yield task, ARGUMENTS, ""
     for queue in list(tasks.queues.values()):

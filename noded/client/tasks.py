@@ -102,8 +102,8 @@ class Tasks:
         """Calls that wait for their actor."""
         self._coming: set[tuple[int, str]] = set()
         """Leases that we were given, of workers that we are being connected to."""
-        self.waiting: set[Task] = set()
-        """Tasks with unresolved arguments: kept alive here."""
+        self.waiting: dict[int, Task] = {}
+        """Tasks and calls with unresolved arguments, by their number: kept alive here."""
         self.failures: dict[int, dict[str, Any]] = {}
         """What the last errors told, by the number of the task, for who asks why."""
         self.attempts: dict[int, dict[str, Any]] = {}
@@ -220,7 +220,7 @@ class Tasks:
                 def on_value() -> None:
                     task.unresolved -= 1
                     if not task.unresolved:
-                        self.waiting.discard(task)
+                        self.waiting.pop(task.seq, None)
                         call(task)
 
                 if state == REMOTE:
@@ -231,7 +231,7 @@ class Tasks:
                     ref._task.waiters.append(on_value)
         task.unresolved = missing
         if missing:
-            self.waiting.add(task)
+            self.waiting[task.seq] = task
             self.control.flush()
         return not missing
 
@@ -690,7 +690,7 @@ class Tasks:
         """Over with an error: an exception, or a serialised error value."""
         if task.over:
             return
-        self.waiting.discard(task)
+        self.waiting.pop(task.seq, None)
         self._fail_refs(task, error)
         self._note_failure(task, error, "an argument of it has ended with an error, which get() raises")
         for ref in task.refs:
@@ -884,7 +884,7 @@ class Tasks:
                 self.cancel_locked(task, False, True)
 
     def open_tasks(self) -> list[Task]:
-        found: list[Task] = [*self.waiting, *self.queued_calls()]
+        found: list[Task] = [*self.waiting.values(), *self.queued_calls()]
         for queue in list(self.queues.values()):
             found += queue.ready
         for worker in self.links.values():
@@ -930,7 +930,7 @@ class Tasks:
     def unpushed(self) -> list[int]:
         """The numbers of tasks and calls that no worker has."""
         queued = [task for queue in self.queues.values() for task in queue.ready]
-        return list({task.seq for task in (*self.waiting, *queued, *self.queued_calls())})
+        return list({task.seq for task in (*self.waiting.values(), *queued, *self.queued_calls())})
 
     def abandon(self) -> None:
         """In a forked child: close our copies only."""

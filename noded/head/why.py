@@ -17,11 +17,13 @@ from noded.head.actors import ActorRecord, ActorTable
 from noded.head.group_placement import GroupPlacement
 from noded.head.nodes import NodeRecord, NodeTable
 from noded.head.placement_groups import GroupTable
-from noded.policy import deaths, reasons
+from noded.policy import deaths, last_run, reasons
 from noded.resources import UNIT
 
-_NODE_SECONDS = 0.5
+_NODE_SECONDS = 0.25
 """What a node does not tell in this time is left out."""
+_HOME_SECONDS = 0.6
+"""Of the node where a task was made, which may have to ask others, by way of us."""
 Answer = dict[str, Any]
 Question = Callable[[dict[str, Any], int], Awaitable[Any]]
 
@@ -46,7 +48,7 @@ class HeadWhy:
         self._job_lives = job_lives
 
     def questions(self) -> dict[str, Question]:
-        return {"why": self._ask_why, "why_at": self._ask_at, "why_dead": self._ask_dead}
+        return {"why": self._ask_why, "why_at": self._ask_at, "why_traces": self._ask_traces}
 
     async def _ask_why(self, args: dict[str, Any], number: int) -> Answer:
         text = str(args.get("id", "")).strip()
@@ -70,14 +72,18 @@ class HeadWhy:
         node = self._nodes.by_id(str(args.pop("node", "")))
         return await self._at(node, args) if node is not None else {}
 
-    async def _ask_dead(self, args: dict[str, Any], number: int) -> Answer:
-        """The death of what ran this task, from whichever node's book."""
-        return await self._from_books(str(args["id"]))
+    async def _ask_traces(self, args: dict[str, Any], number: int) -> list[Answer]:
+        """What all nodes but the one that asks know of the runs of this task."""
+        return await self._from_all({"task": str(args["id"])}, but=number)
 
     async def _from_books(self, text: str) -> Answer:
-        there = [node for node in self._nodes.records.values() if node.api is not None]
-        answers = await asyncio.gather(*(self._at(node, {"dead": text}) for node in there))
-        return next((answer for answer in answers if answer), {})
+        """A death, from whichever node's book."""
+        return next(iter(await self._from_all({"dead": text})), {})
+
+    async def _from_all(self, args: dict[str, Any], but: int = 0) -> list[Answer]:
+        there = [node for number, node in self._nodes.records.items() if node.api is not None and number != but]
+        answers = await asyncio.gather(*(self._at(node, args) for node in there))
+        return [answer for answer in answers if answer]
 
     async def _at(self, node: NodeRecord, args: dict[str, Any]) -> Answer:
         if node.api is None:
@@ -143,16 +149,23 @@ class HeadWhy:
         if home is None:
             return _nothing("no node of this cluster has made this id")
         if home.state == "DEAD":
-            found = await self._from_books(ids.task_id(ids.prefix_of(id_), ids.seq_of(id_)).hex())
-            if found:
-                return {**found, "state": "failed", "kind": reasons.FAILED}
-            reason = f"the node where it was made, {home.name}, is dead: {home.reason}"
-            return {"state": "lost", "kind": reasons.OWNER_GONE, "reason": reason}
+            task = ids.task_id(ids.prefix_of(id_), ids.seq_of(id_)).hex()
+            ended = f"the node where it was made, {home.name}, is dead: {home.reason}"
+            return last_run.told(task, await self._from_all({"task": task}), ended)
+        return await self._ask_home(home, id_)
+
+    async def _ask_home(self, home: NodeRecord, id_: bytes) -> Answer:
+        away: Answer = {"state": "pending", "kind": reasons.NODE_AWAY, "node": home.id}
         if home.api is None:
-            reason = f"the node {home.name} is away: {home.reason}"
-            return {"state": "pending", "kind": reasons.NODE_AWAY, "reason": reason}
-        told: Answer = await home.api.ask("explain", {"id": id_.hex()})
-        return told
+            return {**away, "reason": f"the node where it was made, {home.name}, is away: {home.reason}"}
+        try:
+            told: Answer = await asyncio.wait_for(home.api.ask("explain", {"id": id_.hex()}), _HOME_SECONDS)
+            return told
+        except TimeoutError:
+            problem = f"does not answer within {_HOME_SECONDS:g} s: its daemon is stopped, or very busy"
+        except ValueError as error:
+            problem = f"cannot answer: {error}"
+        return {**away, "reason": f"the node where it was made, {home.name}, {problem}"}
 
     # ------------------------------------------------------------ groups
 
@@ -194,10 +207,7 @@ class HeadWhy:
     async def _actor(self, id_: bytes) -> Answer:
         record = self._actors.records.get(id_)
         if record is None:
-            home = self._nodes.records.get(ids.node_of(id_))
-            if home is not None and home.state != "DEAD":
-                return {"state": "not_created", "kind": reasons.NOT_CREATED, "reason": "nobody has created it (yet)"}
-            return {"state": "ended", "kind": reasons.ENDED, "reason": "it has ended, with the node where it was made"}
+            return await self._unknown_actor(id_)
         node = self._nodes.records.get(record.node)
         told: Answer = {
             "state": record.state,
@@ -225,6 +235,21 @@ class HeadWhy:
                 )
                 told["reason"] += f", after {record.death.reason}"
         return told
+
+    async def _unknown_actor(self, id_: bytes) -> Answer:
+        """Most of those that have ended are forgotten here when the head starts anew; not in their nodes' books."""
+        home = self._nodes.records.get(ids.node_of(id_))
+        if home is None or home.state == "DEAD":
+            found = await self._from_books(id_.hex())
+            reason = "it has ended, or was never created: the node of its maker is gone"
+            return found or {"state": "ended", "kind": reasons.ENDED, "reason": reason}
+        found, by_maker = await asyncio.gather(self._from_books(id_.hex()), self._ask_home(home, id_))
+        if found and by_maker["kind"] != reasons.NOT_CREATED:
+            return found
+        if by_maker["kind"] in (reasons.OWNER_GONE, reasons.DONE_OR_DROPPED):
+            reason = f"it has ended, or was never created: {by_maker['reason']}"
+            return {"state": "ended", "kind": reasons.ENDED, "reason": reason}
+        return by_maker
 
     async def _actor_waits(self, record: ActorRecord, node: NodeRecord | None, told: Answer) -> tuple[str, str]:
         found = self._actor_places.why(record.spec.id)

@@ -1,8 +1,9 @@
 """The book of a node's dead: why its last workers and drivers ended, for who asks later (``noded why``).
 
 Kept over restarts of the daemon in a file beside the logs, a JSON line for each, written by a thread of its own. A
-process can be looked up by its worker's id, by the ids that it made (their first 7 bytes), by its job, and by the tasks
-that it ran when it died. Those that died of something and those that ended as intended do not displace each other.
+process can be looked up by its worker's id, by the ids that it made (their first 7 bytes), by its job, by the actor
+that it had, and by the tasks that it ran when it died. Those that died of something and those that ended as intended do
+not displace each other.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class DeathBook:
 
     def find(self, text: str) -> Record | None:
         """The record of a worker, of the process that has made ids with this prefix, of a job's driver, or of the
-        worker that ran this task.
+        worker that ran this task or had this actor.
         """
         found = self._by_id.get(self._index.get(text, text))
         return None if found is None else {**found, "ended_s_ago": round(time.time() - found["ended_at"], 1)}
@@ -233,4 +234,6 @@ def _names(record: Record) -> list[str]:
     found = [task["task"] for task in record.get("running", ())]
     if record.get("driver"):
         return [*found, record["job"]]
+    if record.get("actor"):
+        found.append(record["actor"])
     return [*found, record["id"][: 2 * ids.PREFIX_SIZE]]

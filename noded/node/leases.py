@@ -509,6 +509,12 @@ class Leases:
             "leases_wanted": demand.count,
             "waits_s": round(time.monotonic() - demand.since, 3),
         }
+        if demand.client.session is None:
+            if demand.client.kind == "guest":
+                reason = "the node of the process that submitted it is not connected with this one now"
+                return {**told, "kind": reasons.NODE_AWAY, "reason": reason}
+            reason = f"the process that submitted it (pid {demand.client.pid}) is not connected now: it gets nothing"
+            return {**told, "kind": reasons.OWNER_AWAY, "reason": reason}
         if not self._may_grow(demand):
             reason = f"{self._limit()} tasks of its kind, which need no CPU, run on this node: as many as may at once"
             return {**told, "kind": reasons.LIMIT_REACHED, "reason": reason}

@@ -123,6 +123,16 @@ class Pages:
             if (reading := telemetry.read(os.path.join(self.directory, page))) is not None
         ]
 
+    def runs_of(self, id_: bytes) -> list[Snapshot]:
+        """Where this task has run, with its runs alone."""
+        self._try_to_fold()
+        alive = self._alive()
+        return [
+            Snapshot(page, page in alive, reading)
+            for page in page_names(self.directory)
+            if (reading := telemetry.read_runs(os.path.join(self.directory, page), id_)) is not None
+        ]
+
     def counts(self) -> dict[Key, Counts]:
         """Of all processes that there were in this run."""
         self._try_to_fold()

@@ -1,39 +1,55 @@
 """The Python stacks of this node's workers, and of its daemon, for who asks (``noded stack``).
 
-How a process tells its stack is in ``stack_dump.py``. Here: which workers are meant, that a pid is still the worker's,
-and what it runs. All waiting is done in threads of this component.
+A worker is asked, and tells its stacks with Python's lock (``stack_text.py``); if it does not, since it is stuck with
+that lock, it is sent a signal (``stack_dump.py``). Here: which workers are meant, that a pid is still the worker's, and
+what it runs. All waiting is done in threads of this component.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-from collections.abc import Awaitable, Callable
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from noded import ids, stack_dump
-from noded.config import process_state
 from noded.node.session import Client
 from noded.node.workers import Worker, WorkerPool
+from noded.stack_text import own_stacks
+from noded.wire import messages as m
 
-_THREADS = 8
+_READERS = 4
+_WATCHERS = 16
+"""Threads that watch those that do not tell their stacks."""
 _HEAD_SECONDS = 6.0
+_TELL_SECONDS = 4.0
+"""Less than the head waits for a node: what is known by then is told."""
+_LAST_SECONDS = 0.3
+"""So long before, nobody waits for a process any more."""
+_TOLD_SECONDS = 0.1
+"""A worker that has not told its stacks by then is watched, and sent the signal if it still has not done so."""
 _MARK = "NODED_MARK"
 """In the environment of every worker: whose it is, and which (see ``spawner/protocol.py``)."""
 DAEMON_FILE = "daemon.stack"
 """In the node's directory."""
 Report = dict[str, Any]
+Ask = Callable[[Client, Callable[[int], Any], float], Coroutine[Any, Any, bytes]]
 
 
 class Stacks:
-    """``running(worker)``: what it runs now (``running.py``), for a thread. ``head_problem()``: why the head cannot be
-    asked, "" when it can.
+    """``ask(client, question, seconds)``: what that client says; raises TimeoutError. ``running(worker)``: what it runs
+    now (``running.py``), for a thread. ``head_problem()``: why the head cannot be asked, "" when it can.
     """
 
     def __init__(
         self,
         pool: WorkerPool,
+        clients: dict[bytes, Client],
+        ask: Ask,
         *,
         log_dir: str,
         run_dir: str,
@@ -46,6 +62,8 @@ class Stacks:
         head_problem: Callable[[], str],
     ):
         self._pool = pool
+        self._clients = clients
+        self._ask_client = ask
         self._log_dir = log_dir
         self._run_dir = run_dir
         self._tag = tag
@@ -55,8 +73,11 @@ class Stacks:
         self._running = running
         self._ask_head = ask_head
         self._head_problem = head_problem
-        self._threads = ThreadPoolExecutor(_THREADS, "noded-stacks")
+        self._readers = ThreadPoolExecutor(_READERS, "noded-stacks")
+        self._watchers = ThreadPoolExecutor(_WATCHERS, "noded-stacks-watch")
         self._asking: dict[str, asyncio.Lock] = {}
+        self._tasks: set[asyncio.Task[Report]] = set()
+        """One for each worker that is being asked, also when nobody waits for it any more: it ends by itself soon."""
 
     def start(self) -> None:
         """The daemon can be asked as well, also from outside; files of workers that ended while nobody looked go."""
@@ -65,7 +86,10 @@ class Stacks:
 
     async def stop(self, *, ended: bool) -> None:
         """``ended``: the workers have ended as well."""
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        for task in self._tasks:
+            task.cancel()
+        for threads in (self._readers, self._watchers):
+            await asyncio.to_thread(threads.shutdown, cancel_futures=True)
         if ended:
             self._sweep(set())
 
@@ -119,8 +143,25 @@ class Stacks:
             mine = node in (self._node_id, self._name, str(self._number)) or (
                 len(node) >= 4 and self._node_id.startswith(node)
             )
-            return [await self._of_daemon()] if mine else []
-        return list(await asyncio.gather(*(self._of_worker(worker) for worker in await self._meant(word))))
+            return [self._of_daemon()] if mine else []
+        until = time.monotonic() + _TELL_SECONDS
+        asked = [(worker, self._begin(worker, until - _LAST_SECONDS)) for worker in await self._meant(word)]
+        if asked:
+            await asyncio.wait([task for _, task in asked], timeout=until - time.monotonic())
+        return [task.result() if task.done() else self._late(worker, len(asked)) for worker, task in asked]
+
+    def _begin(self, worker: Worker, deadline: float) -> asyncio.Task[Report]:
+        task = asyncio.create_task(self._of_worker(worker, deadline))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _late(self, worker: Worker, asked: int) -> Report:
+        problem = (
+            f"pid {worker.record.pid} has not told its stack within {_TELL_SECONDS:g} s, in which {asked} workers of "
+            f"node {self._name} were asked: ask for it alone, `noded stack {worker.id}`"
+        )
+        return self._report(worker, stack_dump.Dump("", problem), [])
 
     async def _meant(self, word: str) -> list[Worker]:
         workers = [worker for worker in self._pool.workers.values() if worker.record.pid]
@@ -137,38 +178,60 @@ class Stacks:
             return [worker for worker in workers if worker.record.actor == id_]
         task = ids.task_id(ids.prefix_of(id_), ids.seq_of(id_)).hex()
         busy = [worker for worker in workers if worker.record.lease or worker.record.actor]
-        runs = await asyncio.gather(*(self._run(self._running, worker.id) for worker in busy))
+        runs = await asyncio.gather(*(self._read(worker.id) for worker in busy))
         found = zip(busy, runs, strict=True)
         return [worker for worker, running in found if any(one["task"] == task for one in running)]
 
-    async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+    async def _read(self, wid: str) -> list[dict[str, Any]]:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._running, wid)
 
     # ------------------------------------------------------------ one process
 
-    async def _of_worker(self, worker: Worker) -> Report:
-        wid, pid, record = worker.id, worker.record.pid, worker.record
-        async with self._asking.setdefault(wid, asyncio.Lock()):  # two dumps in one file would be none
-            dump, running = await self._run(self._take, wid, pid)
-        told: Report = {"worker": wid, "pid": pid, "node": self._node_id, "node_name": self._name, "job": record.job}
-        told |= {"actor": record.actor.hex(), "running": running, "stack": dump.text}
+    async def _of_worker(self, worker: Worker, deadline: float) -> Report:
+        async with self._asking.setdefault(worker.id, asyncio.Lock()):  # two dumps in one file would be none
+            told = threading.Event()
+            asking = asyncio.create_task(self._ask_worker(worker, told, deadline - time.monotonic()))
+            try:
+                await asyncio.wait([asking], timeout=_TOLD_SECONDS)
+                dump = stack_dump.Dump("") if told.is_set() else await self._watch(worker, told, deadline)
+                if told.is_set():
+                    dump = stack_dump.Dump(asking.result())
+            finally:
+                asking.cancel()
+                told.set()  # who watches it stops, if nobody waits any more
+        return self._report(worker, dump, await self._read(worker.id))
+
+    async def _ask_worker(self, worker: Worker, told: threading.Event, seconds: float) -> str:
+        client = self._clients.get(bytes.fromhex(worker.id)[: ids.PREFIX_SIZE])
+        if client is None or client.session is None or client.version < m.STACK_SINCE:
+            return ""
+        try:
+            answer = json.loads(await self._ask_client(client, m.WhatStack, seconds))
+        except TimeoutError:
+            return ""
+        told.set()
+        return str(answer["stack"])
+
+    async def _watch(self, worker: Worker, told: threading.Event, deadline: float) -> stack_dump.Dump:
+        pid, path, mark = worker.record.pid, self._path(worker.id), f"{self._tag}:{worker.id}"
+
+        def take() -> stack_dump.Dump:
+            return stack_dump.take(pid, path, lambda: _has_mark(pid, mark), told=told, deadline=deadline)
+
+        return await asyncio.get_running_loop().run_in_executor(self._watchers, take)
+
+    def _report(self, worker: Worker, dump: stack_dump.Dump, running: list[dict[str, Any]]) -> Report:
+        record = worker.record
+        told: Report = {"worker": worker.id, "pid": record.pid, "node": self._node_id, "node_name": self._name}
+        told |= {"job": record.job, "actor": record.actor.hex(), "running": running, "stack": dump.text}
         if dump.problem:
             told["problem"] = dump.problem
         return told
 
-    def _take(self, wid: str, pid: int) -> tuple[stack_dump.Dump, list[dict[str, Any]]]:
-        mark = f"{self._tag}:{wid}"
-        dump = stack_dump.take(pid, self._path(wid), lambda: _has_mark(pid, mark))
-        return dump, self._running(wid)
-
-    async def _of_daemon(self) -> Report:
-        pid, path = os.getpid(), os.path.join(self._run_dir, DAEMON_FILE)
-        async with self._asking.setdefault("", asyncio.Lock()):
-            dump = await self._run(stack_dump.take, pid, path, lambda: process_state(pid) is not None)
-        told: Report = {"daemon": True, "pid": pid, "node": self._node_id, "node_name": self._name, "stack": dump.text}
-        if dump.problem:
-            told["problem"] = dump.problem
-        return told
+    def _of_daemon(self) -> Report:
+        """Its loop is not stuck, or this would not run."""
+        told: Report = {"daemon": True, "pid": os.getpid(), "node": self._node_id, "node_name": self._name}
+        return told | {"stack": own_stacks(with_caller=True)}
 
 
 def _has_mark(pid: int, mark: str) -> bool:

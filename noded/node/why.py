@@ -8,6 +8,7 @@ those of ``policy/reasons.py`` and ``policy/deaths.py``; every answer has ``stat
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -21,21 +22,23 @@ from noded.node.death_book import DeathBook
 from noded.node.lease_router import LeaseRouter
 from noded.node.leases import Leases
 from noded.node.object_store import ObjectStore
+from noded.node.readers import Readers
+from noded.node.running import Runs
 from noded.node.session import Client
 from noded.node.workers import Worker, WorkerPool
-from noded.policy import reasons
+from noded.policy import last_run, reasons
 
 _HEAD_SECONDS = 2.0
-_HOP_SECONDS = 0.5
+_HOP_SECONDS = 0.4
+"""More than the head waits for a node (``head/why.py``), less than it waits for us."""
+_PAGES_SECONDS = 0.01
 _SHOWN = 20
 Answer = dict[str, Any]
 HeadQuestion = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
 class NodeWhy:
-    """``running(worker)``: what it runs now (``running.py``), for a thread. ``head_problem()``: why
-    the head cannot be asked, "" when it can.
-    """
+    """``head_problem()``: why the head cannot be asked, "" when it can."""
 
     def __init__(
         self,
@@ -48,9 +51,10 @@ class NodeWhy:
         host: NodeActorHost,
         view: ClusterView,
         book: DeathBook,
+        readers: Readers,
         *,
         node_id: str,
-        running: Callable[[str], list[dict[str, Any]]],
+        runs: Runs,
         ask_head: HeadQuestion,
         head_problem: Callable[[], str],
     ):
@@ -63,8 +67,9 @@ class NodeWhy:
         self._host = host
         self._view = view
         self._book = book
+        self._readers = readers
         self._node_id = node_id
-        self._running = running
+        self._runs = runs
         self._ask_head = ask_head
         self._head_problem = head_problem
 
@@ -89,12 +94,12 @@ class NodeWhy:
         return ids.node_of(id_) == self._view.number and not ids.is_actor_id(id_) and not ids.is_group_id(id_)
 
     async def explain(self, args: dict[str, Any]) -> Answer:
-        """From the head: of a task or object that was made here."""
+        """From the head: of a task or object that was made here, or an actor that the head knows nothing of."""
         return await self.made_here(bytes.fromhex(args["id"]))
 
     async def explain_at(self, args: dict[str, Any]) -> Answer:
-        """From the head, of what this node has: a worker, an actor or group that waits, a class of tasks, or what is in
-        its book. Empty when it has none.
+        """From the head, of what this node has: a worker, an actor or group that waits, a class of tasks, the
+        trace of a task whose maker has ended, or what is in its book. Empty when it has none.
         """
         if "worker" in args:
             return await self._worker(str(args["worker"]))
@@ -104,6 +109,8 @@ class NodeWhy:
             return self._leases.explain_group(bytes.fromhex(args["group"]))
         if "cls" in args:
             return self._leases.explain(bytes.fromhex(args["client"]), int(args["cls"]))
+        if "task" in args:
+            return await self._trace(str(args["task"]))
         return self._book.find(str(args["dead"])) or {}
 
     # ------------------------------------------------------------ tasks and objects made here
@@ -111,6 +118,8 @@ class NodeWhy:
     async def made_here(self, id_: bytes) -> Answer:
         client = self._clients.get(ids.prefix_of(id_))
         if client is None:
+            if ids.is_actor_id(id_):
+                return {"state": "lost", "kind": reasons.OWNER_GONE, "reason": "the process that made it has ended"}
             return await self._without_maker(id_)
         if client.session is None or not client.told:
             reason = f"the process that made it (pid {client.pid}) is not connected now"
@@ -173,24 +182,25 @@ class NodeWhy:
         return told
 
     async def _without_maker(self, id_: bytes) -> Answer:
-        """The process that made it has ended: what is left is in the book of who died running it, on whatever node."""
+        """The process that made it has ended: what is left are traces of its runs, on whatever nodes."""
         task = ids.task_id(ids.prefix_of(id_), ids.seq_of(id_)).hex()
-        found = self._book.find(task)
-        if found is None and not self._head_problem():
-            try:
-                found = await asyncio.wait_for(self._ask_head("why_dead", {"id": task}), _HOP_SECONDS)
-            except (TimeoutError, ValueError):
-                found = None
-        if found:
-            return {**found, "state": "failed", "kind": reasons.FAILED}
-        reason = "the process that made it has ended, and with it what it had submitted"
+        traces = [await self._trace(task)]
+        if len(self._view.entries) > 1 and not self._head_problem():
+            with contextlib.suppress(TimeoutError, ValueError):
+                traces += await asyncio.wait_for(self._ask_head("why_traces", {"id": task}), _HOP_SECONDS)
+        ended = "the process that made it has ended, and with it what it had submitted"
         maker = self._book.find(ids.prefix_of(id_).hex())
-        if maker is not None:
-            reason = f"{reason}: {maker['reason']}"
-        return {"state": "lost", "kind": reasons.OWNER_GONE, "reason": reason, **({"maker": maker} if maker else {})}
+        if maker is None:
+            return last_run.told(task, traces, ended)
+        return {"maker": maker, **last_run.told(task, traces, f"{ended}: {maker['reason']}")}
+
+    async def _trace(self, task: str) -> Answer:
+        """For ``policy/last_run.py``."""
+        run = await self._readers.run(self._runs.last, bytes.fromhex(task))
+        return {"run": {**run, "node": self._node_id} if run else {}, "death": self._book.find(task) or {}}
 
     async def _busy_maker(self, client: Client, id_: bytes) -> Answer:
-        state = await asyncio.to_thread(process_state, client.pid)
+        state = await self._readers.run(process_state, client.pid)
         how = "it is busy in code that holds Python's lock"
         if state is not None and state[0] in "Tt":
             how = f"it is stopped by a signal (`kill -CONT {client.pid}` lets it go on)"
@@ -215,11 +225,12 @@ class NodeWhy:
         leased = [
             (x.worker.id, x.worker.record.pid) for x in self._leases.leases.values() if x.client is client and x.worker
         ]
-        for wid, pid in leased[:_SHOWN]:
-            runs = await asyncio.to_thread(self._running, wid)
-            workers.append({"worker": wid, "pid": pid, "running": runs})
-            if any(one["task"] == task for one in runs):
-                told |= {"state": "running", "kind": reasons.RUNNING, "worker": wid, "pid": pid}
+        runs = await self._readers.run(self._runs.of_each, [wid for wid, _ in leased], task, _PAGES_SECONDS)
+        pids = dict(leased)
+        for wid in [*runs][-_SHOWN:]:  # the one that runs it is the last
+            workers.append({"worker": wid, "pid": pids[wid], "running": runs[wid]})
+            if any(one["task"] == task for one in runs[wid]):
+                told |= {"state": "running", "kind": reasons.RUNNING, "worker": wid, "pid": pids[wid]}
         count = sum(one["leases_wanted"] for one in waiting if "leases_wanted" in one)
         reason += f"; its node knows: {len(leased)} workers have tasks of it, and it waits for {count} more"
         if waiting:
@@ -242,7 +253,7 @@ class NodeWhy:
         record = worker.record
         told: Answer = {"state": "alive", "kind": reasons.RUNNING, "worker": wid, "pid": record.pid}
         told |= {"node": self._node_id, "job": record.job, "actor": record.actor.hex()}
-        if running := await asyncio.to_thread(self._running, wid):
+        if running := await self._readers.run(self._runs.of, wid):
             told["running"] = running[:_SHOWN]
         if worker.blocked:
             told["blocked"] = True

@@ -15,7 +15,7 @@ PROTOCOL_VERSION = 3
 speaks to them then. Attach and Refused never change, so that any two can tell each other what is wrong.
 """
 OLDEST_PROTOCOL = 2
-KNOWN_TO_OLDEST = {40: 16, 47: 2, 53: 1, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0, 100: 0}
+KNOWN_TO_OLDEST = {40: 16, 47: 2, 53: 1, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0, 100: 0, 115: 0}
 """By tag, of what goes to clients: how many fields OLDEST_PROTOCOL knows, where there are more by now; 0: it does not
 know the message.
 """
@@ -26,6 +26,8 @@ MEMORY_SINCE = 3
 """Clients from this version on say how they hold objects."""
 TASKS_SINCE = 3
 """Clients from this version on say what tasks they have."""
+STACK_SINCE = 3
+"""Workers from this version on tell their stacks."""
 _DEATH_AT, _DEATH_KNOWN = {45: 2, 50: 6}, 8
 """Where those messages have a Death, of which OLDEST_PROTOCOL knows so many fields."""
 DATA_VERSION = 2
@@ -510,6 +512,12 @@ class Tasks(_Message, tag=101):
     request: int
 
 
+class Stack(_Message, tag=116):
+    """What a WhatStack asked for. Payload: JSON."""
+
+    request: int
+
+
 # ---------------------------------------------------------------- control: daemon -> client
 
 
@@ -776,6 +784,12 @@ class WhatTasks(_Message, tag=100):
     """At most so many."""
 
 
+class WhatStack(_Message, tag=115):
+    """To a worker: what are its threads at, in Python? Answered with Stack. Since protocol 3."""
+
+    request: int
+
+
 class Value(_Message, tag=65):
     """In place of Ready, to a driver without shared memory. Payload: the value, if it is small, else it is fetched."""
 
@@ -974,6 +988,7 @@ ToDaemon = (
     | Unreadable
     | Holds
     | Tasks
+    | Stack
 )
 ToClient = (
     Welcome
@@ -1008,6 +1023,7 @@ ToClient = (
     | DiskRegion
     | WhoHolds
     | WhatTasks
+    | WhatStack
 )
 ToWorker = Hello | Func | Push | Call | Cancel | GiveBack | Taken | Lent | GotCalls
 FromWorker = Done | DoneMany | Failed | Returned | Stale | Item | GotAnswers

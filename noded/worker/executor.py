@@ -8,6 +8,7 @@ blocked worker gives its CPUs back, finished replies go out. Actors that run sev
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -20,6 +21,7 @@ from noded.client import codec, sites
 from noded.client.context import running
 from noded.client.exits import IntentionalExit
 from noded.client.runtime import Runtime
+from noded.stack_text import own_stacks
 from noded.telemetry import CALL, NOT_BEGUN, RETURNED, TASK, Page
 from noded.wire import messages as m
 from noded.worker import streams
@@ -173,6 +175,10 @@ class Executor:
 
     def on_control(self, message: Any, payload: Any) -> None:
         kind = type(message)
+        if kind is m.WhatStack:
+            told = {"stack": own_stacks(with_caller=False)}
+            self.runtime.control.send(m.Stack(message.request), json.dumps(told).encode())
+            return
         if kind is m.SetJob:
             self.runtime.job = NamedStream.job = message.job  # from now on told at an attach, entered or not
         if kind is m.SetJob or kind is m.Instantiate:

@@ -71,6 +71,7 @@ async def test_it_is_found_by_all_its_names_also_by_the_next_daemon(tmp_path: Pa
         assert (death.signal, death.kind, death.max_rss_kb, death.node) == (11, "crash", 2048, "node")
         assert [dead.id for dead in each.of_actors()] == [b"\1" * 16]
         assert each.death_of(b"driver7".hex()) is None
+        assert (each.find((b"\1" * 16).hex()) or {})["id"] == wid_of(1), "not found by its actor"
         assert each.jobs_left() == ["00010002"]
         await each.stop()
 

@@ -1,4 +1,7 @@
-"""What a node with too little memory begins, over its real leases: one thing at a time, until there is room."""
+"""What a node with too little memory begins, over its real leases: one thing at a time, until there is room.
+
+And what it says of something that waits, where that is no matter of memory.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+import pytest
+
 from noded import ids
 from noded.node.capacity import Capacity
 from noded.node.leases import ActorLease, Demand, Lease, Leases
 from noded.node.ledger import Ledger
 from noded.node.session import Client
+from noded.policy import reasons
 from noded.resources import UNIT
 from noded.wire import messages as m
 
@@ -154,5 +160,19 @@ def test_an_actor_waits_for_actors_and_a_task_does_not() -> None:
         assert await node.turn() == 2
         node.uses(500)
         assert await node.turn() == 4
+
+    run(body)
+
+
+@pytest.mark.parametrize(("kind", "answer"), [("driver", reasons.OWNER_AWAY), ("guest", reasons.NODE_AWAY)])
+def test_whose_maker_is_not_connected_waits_for_that_and_not_for_a_limit(kind: str, answer: str) -> None:
+    async def body(node: Node) -> None:
+        client = node.demand(20)
+        client.kind = kind
+        assert await node.turn() == 8
+        assert node.leases.explain(client.prefix, 1)["kind"] == reasons.RESOURCES_BUSY
+        client.session = None
+        told = node.leases.explain(client.prefix, 1)
+        assert told["kind"] == answer and "not connected" in told["reason"], told
 
     run(body)

@@ -13,6 +13,7 @@ import pytest
 from noded import telemetry
 from noded.node import pages as module
 from noded.node.pages import Pages, worker_of
+from noded.node.running import Runs
 from noded.telemetry import CREATION, DONE, SUBMITTED, TASK, Counts, Page, Record, worker_page
 
 
@@ -43,7 +44,9 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    yield Node(tmp_path)
+    node = Node(tmp_path)
+    yield node
+    node.alive.clear()  # their maps go
 
 
 def test_nothing_counts_twice_and_nothing_is_forgotten(node: Node) -> None:
@@ -148,3 +151,30 @@ def test_old_pages_and_old_runs_go_but_their_counts_stay(node: Node, monkeypatch
         node.daemon(incarnation)
     assert node.pages.counts() == {}
     assert len(module.runs(node.logs)) == 2
+
+
+def test_what_workers_run_is_looked_for_up_to_the_task_that_is_wanted(node: Node) -> None:
+    wanted = bytes([99]) * 16
+    for number in range(30):
+        page = node.begin(f"{number:016x}")
+        page.begin(wanted if number == 25 else bytes([number]) * 16, page.number(TASK, "f"), 5.0)
+    runs = Runs(node.pages)
+    workers = [f"{number:016x}" for number in range(30)]
+
+    found = runs.of_each(workers, wanted.hex(), 30)
+    assert list(found) == workers[:26] and found[workers[25]] == [{"task": wanted.hex(), "name": "f", "since": 5.0}]
+    assert len(runs.of_each(workers, wanted.hex(), 0)) == 1, "it goes on when its time is over"
+
+
+def test_the_last_run_of_a_task_is_known(node: Node) -> None:
+    id_ = bytes([9]) * 16
+    runs = Runs(node.pages)
+    assert runs.last(id_) == {}
+    first = node.begin("a" * 16)
+    first.begin(id_, first.number(TASK, "f"), 5.0)
+    assert runs.last(id_)["outcome"] == "running"
+    node.pages.ended(node.end("a" * 16))
+    assert runs.last(id_)["outcome"] == "died" and runs.last(id_)["worker"] == "a" * 16
+    second = node.begin("b" * 16)
+    second.end(second.begin(id_, second.number(TASK, "f"), 6.0), second.number(TASK, "f"), 7.0)
+    assert runs.last(id_)["outcome"] == "returned" and runs.last(id_)["worker"] == "b" * 16

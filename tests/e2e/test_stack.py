@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import signal
@@ -155,11 +156,41 @@ def test_an_actor_with_threads_by_all_its_names(connected: Node, tmp_path: Path,
         stack(refs[0])
 
 
+def test_threads_that_run_python_are_asked_without_harm(connected: Node, notes: Notes) -> None:
+    """Their frames change all the time: to walk them in a signal's handler ends the process."""
+
+    @noded.remote(num_cpus=0, max_concurrency=4)
+    class Busy:
+        def pid(self) -> int:
+            return os.getpid()
+
+        def turn(self, name: str) -> None:
+            def deep(left: int) -> int:
+                return deep(left - 1) + 1 if left else 0
+
+            notes.add(name)
+            while True:
+                json.loads(json.dumps([{"a": list(range(50))}] * 20))
+                deep(400)
+
+    actor = Busy.remote()
+    pid = noded.get(actor.pid.remote(), timeout=30)
+    refs = [actor.turn.remote(str(number)) for number in range(3)]
+    notes.wait(3)
+    for _ in range(40):
+        told = one(actor)
+        # Names of threads: it has told them itself.
+        assert told["pid"] == pid and " [MainThread] (most recent" in told["stack"], told
+        assert told["stack"].count("Thread 0x") > 3, told
+    assert not noded.wait(refs, timeout=0)[0], "it has ended"
+    noded.kill(actor)
+
+
 def test_one_that_is_stopped_and_one_that_has_taken_the_signal(connected: Node, notes: Notes) -> None:
     @noded.remote(num_cpus=0, max_retries=0)
     def take() -> None:
         signal.signal(stack_dump.SIGNAL, signal.SIG_DFL)
-        in_sleep(notes)
+        in_c_code_with_pythons_lock(notes)
 
     stopped = noded.remote(num_cpus=0, max_retries=0)(in_sleep).remote(notes)
     pid = int(notes.wait(1)[0])

@@ -8,7 +8,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from harness.processes import all_processes, mentioning
 from harness.wait import wait_for
 
 import noded
+from noded.client.explain import explain as explain_here
 from noded.client.runtime import current
 from noded.policy import deaths, reasons
 from noded.util.placement_group import placement_group, remove_placement_group
@@ -163,6 +164,40 @@ def test_who_made_it_is_busy_or_stopped(notes: Notes, tmp_path: Path) -> None:
     gate.open()
     wait_for(lambda: "Python's lock" in explain(waiting)["reason"], lambda: f"{explain(waiting)}", 10)
     get(parent)
+
+
+def test_one_of_many_queued_tasks_is_not_searched_for() -> None:
+    runtime = current()
+    assert runtime is not None
+    actors = [Worker.options(num_cpus=1).remote() for _ in range(2)]
+    get([actor.pid.remote() for actor in actors])
+    refs = [end.options(num_cpus=2).remote(int) for _ in range(30_000)]
+    calls = [actors[0].hang.remote(refs[0]), *(actors[0].pid.remote() for _ in range(30_000))]
+
+    def quickest(what: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(5):
+            with runtime.lock:
+                began = time.perf_counter()
+                what()
+                times.append(time.perf_counter() - began)
+        return min(times)
+
+    looking = quickest(lambda: [task for task in runtime.tasks.open_tasks() if task.seq < 0])
+    for thing, kind in ((refs[20_000], reasons.LEASE_PENDING), (calls[20_000], reasons.BEHIND_CALLS)):
+        id_ = thing.binary()
+        asked = explain_here(runtime, id_)
+        assert asked["kind"] == kind, asked
+        assert quickest(lambda id_=id_: explain_here(runtime, id_)) < looking / 4
+    assert asked["calls_before"] == 20_000
+    [queue] = [queue for queue in runtime.tasks.queues.values() if len(queue.ready) == len(refs)]
+    with runtime.lock:
+        queue.ready.rotate(10_000)  # as those that came back, and those that had to wait for arguments
+    assert explain_here(runtime, refs[25_000].binary())["kind"] == reasons.LEASE_PENDING
+    for ref in refs:
+        noded.cancel(ref)
+    for actor in actors:
+        noded.kill(actor)
 
 
 def test_a_worker_that_cannot_start_yet() -> None:

@@ -18,6 +18,7 @@ from harness.members import Members
 from harness.wait import wait_for
 
 import noded
+from noded import ids
 from noded.exceptions import WorkerCrashedError
 from noded.policy import deaths, reasons
 from noded.util.placement_group import placement_group
@@ -51,8 +52,13 @@ LEAVES = """
 def wait(path):
     open(path, "w").close()
     time.sleep(1000)
+@noded.remote(num_cpus=0)
+class Here:
+    def here(self):
+        return noded.get_runtime_context().get_actor_id()
+actor = Here.remote()
 ref = wait.remote(sys.argv[1])
-say("made", ref.hex(), noded.get_runtime_context().get_job_id())
+say("made", ref.hex(), noded.get_runtime_context().get_job_id(), noded.get(actor.here.remote()))
 hear()
 """
 
@@ -60,7 +66,7 @@ hear()
 def test_the_dead_are_known_after_their_driver_and_their_daemon(tmp_path: Path, notes: Notes) -> None:
     with Node(num_cpus=2) as node:
         with Driver(node.address, LEAVES, str(tmp_path / "runs")) as driver:
-            ref, job = driver.expect("made").split()
+            ref, job, actor = driver.expect("made").split()
             wait_for((tmp_path / "runs").exists, "the task does not run")
             with noded.init(node.address, log_to_driver=False):
                 mine = hang.remote(notes)
@@ -74,8 +80,14 @@ def test_the_dead_are_known_after_their_driver_and_their_daemon(tmp_path: Path, 
 
                 node.restart()
 
-                for thing in (wid, ref, job):
+                for thing in (wid, ref, job, actor):
                     ends(thing)
+                told = explain(actor)
+                assert told["kind"] in (deaths.JOB_ENDED, deaths.OUT_OF_SCOPE) and told["actor"] == actor, told
+                told = explain(ids.actor_id(ids.prefix_of(mine.binary()), 4711).hex())
+                assert (told["kind"], told["state"]) == (reasons.ENDED, "ended"), told
+                told = explain(ids.actor_id(ids.prefix_of(bytes.fromhex(ref)), 4711).hex())
+                assert told["kind"] == reasons.ENDED and "the process that made it has ended" in told["reason"], told
                 told = explain(wid)
                 assert (told["cause"], told["signal"], told["pid"]) == (deaths.CRASH, "SIGSEGV", error.pid)
                 assert told["running"][0]["task"] == mine.task_id().hex() and told["stderr_tail"]
@@ -85,6 +97,30 @@ def test_the_dead_are_known_after_their_driver_and_their_daemon(tmp_path: Path, 
                 lines = shown.stdout.splitlines()
                 assert lines[0].startswith("crash: it crashed by SIGSEGV") and "  signal  SIGSEGV" in lines
                 assert any(line.startswith("  | Fatal Python error") for line in lines), shown
+
+
+RETRIED = """
+@noded.remote(max_retries=3)
+def once_more(path):
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return 1
+    os._exit(3)
+ref = once_more.remote(sys.argv[1])
+noded.get(ref)
+say("made", ref.hex())
+hear()
+"""
+
+
+def test_a_task_that_was_tried_again_has_not_failed(tmp_path: Path) -> None:
+    with Node(num_cpus=1) as node, noded.init(node.address, log_to_driver=False):
+        with Driver(node.address, RETRIED, str(tmp_path / "runs")) as driver:
+            ref = driver.expect("made")
+            driver.kill()
+        told = becomes(ref, reasons.DONE_OR_DROPPED)
+        assert "has returned; the process that made it has ended" in told["reason"], told
 
 
 def test_a_head_that_is_away() -> None:
@@ -116,6 +152,25 @@ def test_a_head_that_is_away() -> None:
             )
             for ref in busy:
                 noded.cancel(ref, force=True)
+
+
+def test_the_home_of_a_task_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    with Members(num_cpus=1) as cluster:
+        member = cluster.add()
+        with (
+            noded.init(cluster.head.address, log_to_driver=False),
+            Driver(member.address, LEAVES, str(tmp_path / "runs")) as driver,
+        ):
+            ref = driver.expect("made").split()[0]
+            becomes(ref, reasons.RUNNING)
+            member.signal(signal.SIGSTOP)
+            try:
+                began = time.monotonic()
+                told = explain(ref)
+                assert time.monotonic() - began < 1.5, "it waits for too long"
+            finally:
+                member.signal(signal.SIGCONT)
+            assert told["kind"] == reasons.NODE_AWAY and f"made, {member.name}, does not answer" in told["reason"], told
 
 
 def test_a_death_while_its_daemon_is_away_has_its_cause(notes: Notes) -> None:

@@ -32,7 +32,7 @@ _NEW: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "wire/messages.py",
-        "KNOWN_TO_OLDEST = {40: 16, 47: 2, 53: 1, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0, 100: 0}",
+        "KNOWN_TO_OLDEST = {40: 16, 47: 2, 53: 1, 66: 0, 67: 0, 68: 0, 69: 0, 79: 0, 100: 0, 115: 0}",
         "KNOWN_TO_OLDEST: dict[int, int] = {}",
     ),
     (
@@ -54,12 +54,13 @@ _NEW: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "wire/messages.py",
-        "    | Gone\n    | Vacated\n    | SealedOnDisk\n    | Unreadable\n    | Holds\n    | Tasks\n",
+        "    | Gone\n    | Vacated\n    | SealedOnDisk\n    | Unreadable\n    | Holds\n    | Tasks\n    | Stack\n",
         "",
     ),
     (
         "wire/messages.py",
-        "    | Rebuild\n    | Vacate\n    | OnDisk\n    | DiskRegion\n    | WhoHolds\n    | WhatTasks\n",
+        "    | Rebuild\n    | Vacate\n    | OnDisk\n    | DiskRegion\n    | WhoHolds\n"
+        "    | WhatTasks\n    | WhatStack\n",
         "",
     ),
     (
@@ -76,10 +77,10 @@ _NEW: tuple[tuple[str, str, str], ...] = (
     ),
     ("client/objects.py", "ref._value[0], maker, seq)", "ref._value[0])"),
     (
-        "daemon.py",
-        '            noded=__version__,\n            pages="" if client.remote or self.config.no_telemetry else '
-        "self.pages.directory,\n        )\n\n    # ---",
-        "        )\n\n    # ---",
+        "entrance.py",
+        '            noded=__version__,\n            pages="" if client.remote or parts.config.no_telemetry else '
+        "parts.pages.directory,\n        )\n",
+        "        )\n",
     ),
     ("client/runtime.py", 'welcome.noded not in ("", __version__)', "False"),
     ("spawner/core.py", '            "retire": self._on_retire,\n', ""),
@@ -106,7 +107,7 @@ _NEW: tuple[tuple[str, str, str], ...] = (
     ("node/control.py", "    remote: bool = False\n    version: int = 0\n", "    remote: bool = False\n"),
     ("node/control.py", "client.remote, client.version\n", "client.remote\n"),
     ("node/control.py", "if worker.record.version != message.version:", "if False:"),
-    ("daemon.py", "        self._refuse_strange_clients(set(alive))\n", ""),
+    ("takeover.py", "    _refuse_strange_clients(parts, set(alive))\n", ""),
     ("node/workers.py", 'TEMPLATE = f"default {__version__}"', 'TEMPLATE = "default"'),
 )
 

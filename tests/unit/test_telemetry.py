@@ -6,6 +6,8 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -236,3 +238,34 @@ def test_no_page_has_no_records(tmp_path: Path) -> None:
     found = telemetry.read(str(other))
     assert found is not None and all(record.name == OTHER for record in found.records)
     assert ERROR not in {record.kind for record in found.records}
+
+
+def test_what_runs_is_read_alone(path: str) -> None:
+    page = Page(path)
+    for number in range(3 * RECORDS):
+        at, named = begin(page, number, f"f{number % 7}", number + 1.0)
+        if number % 500 and number < 3 * RECORDS - 3:
+            page.end(at, named, number + 2.0)
+    runs = [record for record in read(path).records if not record.end]
+    assert len(runs) > 20 and telemetry.running(path) == runs
+    assert telemetry.running(path + ".none") == []
+
+    def quickest(what: Callable[[str], object]) -> float:
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            what(path)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    assert quickest(telemetry.running) < quickest(telemetry.read) / 4
+
+
+def test_the_runs_of_one_task_are_read_alone(path: str) -> None:
+    page = Page(path)
+    for number in (1, 2, 1):
+        at, named = begin(page, number, "f", number + 1.0)
+        page.end(at, named, number + 2.0)
+    found = telemetry.read_runs(path, id_of(1))
+    assert found is not None and [record.id for record in found.records] == [id_of(1), id_of(1)]
+    assert telemetry.read_runs(path, bytes([77]) * 16) is None
