@@ -70,6 +70,7 @@ from noded.node.orders import NodeOrders
 from noded.node.pages import Pages
 from noded.node.peer_messages import PeerMessages
 from noded.node.peers import Peers
+from noded.node.readers import Readers
 from noded.node.records import NodeRecords, Problem
 from noded.node.running import running_in
 from noded.node.runtime_envs import RuntimeEnvs
@@ -191,6 +192,7 @@ class Daemon:
         self.events: EventLog
         self.records: NodeRecords
         self.tasks: TaskTable
+        self.readers = Readers()
         self.listener: Listener
         self.gateway: Gateway
         self.probe = LoopProbe()
@@ -517,6 +519,7 @@ class Daemon:
             self.clients,
             self.job_configs,
             self.peers,
+            self.readers,
             head.ask,
             head_is_there=lambda: self.link is None or self.link.registered,
             limits=None
@@ -706,12 +709,13 @@ class Daemon:
             self.host,
             self.cluster_view,
             self.book,
+            self.readers,
             node_id=self.node_id,
             running=self._running,
             ask_head=head.ask,
             head_problem=self._head_problem,
         )
-        self.tasks = TaskTable(self.pages, self.clients, self.node_id, self.control.ask_client)
+        self.tasks = TaskTable(self.pages, self.clients, self.node_id, self.control.ask_client, self.readers)
         self.holdings = Holdings(self.store, self.clients, self.pool, self.host, self.control.who_holds)
         self.records = NodeRecords(
             self.events,
@@ -723,6 +727,7 @@ class Daemon:
             self.control,
             self.holdings,
             self.tasks,
+            self.readers,
             self.book,
             self.job_configs,
             node_id=self.node_id,
@@ -918,6 +923,7 @@ class Daemon:
         self._stop_watching_storage()
         await self._stop_exchange()
         self.control.stop()
+        self.readers.stop()
         await self.spilling.stop(delete=False)
         await self.logs.stop(ended=False)
         await self.environments.stop()
@@ -966,6 +972,7 @@ class Daemon:
         self._stop_watching_storage()
         await self.logs.last_words_of_all()
         self.control.stop()
+        self.readers.stop()
         await self.environments.stop()
         await self.spawner.stop()
         if self.link is not None:  # now that nothing of it runs any more
@@ -1269,7 +1276,7 @@ class Daemon:
         return self.view.status()
 
     async def _tell_timeline(self, args: dict[str, Any]) -> Any:
-        return await asyncio.to_thread(lambda: timeline.events(self.pages.read(), self.node_ip))
+        return await self.readers.run(lambda: timeline.events(self.pages.read(), self.node_ip))
 
     async def _tell_actor_payload(self, args: dict[str, Any]) -> Any:
         """Class and arguments of an actor here, as base64; empty where they are not kept any more."""

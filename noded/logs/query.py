@@ -16,6 +16,9 @@ ANY = "*"
 Ask = Callable[[dict[str, Any]], Any]
 _POLL_SECONDS = 0.25
 _LIST_SECONDS = 2.0
+_LIST_SHARE = 10
+"""Times as long as a listing has taken nothing is listed again: with an id nodes search all their files for it."""
+_LIST_LONGEST = 30.0
 
 
 class Wanted(NamedTuple):
@@ -78,15 +81,16 @@ def read(ask: Ask, wanted: Wanted, files: list[dict[str, Any]]) -> Iterator[Part
     for file in files:
         reading = open_[file["node"], file["name"]] = _Reading(ask, wanted, file)
         yield from reading.parts()
-    listed = time.monotonic()
+    listed, pause = time.monotonic(), _LIST_SECONDS
     while wanted.follow:
         if open_ and (wanted.worker or wanted.task) and not any(one.alive for one in open_.values()):
             return
         time.sleep(_POLL_SECONDS)
-        if time.monotonic() - listed > _LIST_SECONDS:
+        if (begun := time.monotonic()) - listed > pause:
             for file in files_of(list_files(ask, wanted)):
                 open_.setdefault((file["node"], file["name"]), _Reading(ask, wanted._replace(tail=None), file))
             listed = time.monotonic()
+            pause = min(max(_LIST_SECONDS, _LIST_SHARE * (listed - begun)), _LIST_LONGEST)
         for reading in list(open_.values()):
             yield from reading.parts()
 

@@ -84,10 +84,6 @@ class EventLog:
     def figures(self) -> dict[str, Any]:
         return {"problem": self.problem, "dropped": self.dropped, "waiting": self._queue.qsize()}
 
-    async def page(self, query: Query) -> Page:
-        """Those that are on disk, newest first."""
-        return await asyncio.to_thread(self._page, query)
-
     async def stop(self) -> None:
         """What was emitted is written, unless the disk hangs."""
         self._stopped = True
@@ -97,7 +93,8 @@ class EventLog:
 
     # ------------------------------------------------------------ reading: in any thread
 
-    def _page(self, query: Query) -> Page:
+    def page(self, query: Query) -> Page:
+        """Those that are on disk, newest first."""
         self._await_written()
         collector = Collector(query, keep=lambda row: row["custom_fields"])
         sources, severities = query.wanted("source_type"), query.wanted("severity")

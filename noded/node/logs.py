@@ -18,6 +18,7 @@ from noded.node.log_caps import Limits, LogCaps
 from noded.node.log_monitor import LogMonitor
 from noded.node.log_offsets import Offsets
 from noded.node.peers import Peers
+from noded.node.readers import Readers
 from noded.node.session import Client, Session
 from noded.node.workers import Worker, WorkerPool
 from noded.wire import cluster_messages as c
@@ -47,6 +48,7 @@ class NodeLogs:
         clients: dict[bytes, Client],
         job_configs: dict[str, m.JobConfig],
         peers: Peers,
+        readers: Readers,
         ask_head: Callable[[str, dict[str, Any]], Any],
         *,
         head_is_there: Callable[[], bool],
@@ -61,6 +63,7 @@ class NodeLogs:
         self._clients = clients
         self._job_configs = job_configs
         self._peers = peers
+        self._readers = readers
         self._ask_head = ask_head
         self._head_is_there = head_is_there
         self._number, self._name, self._node_id = number, name, node_id
@@ -228,9 +231,9 @@ class NodeLogs:
         """Of this node. Raises ValueError."""
         what = args.get("do")
         if what == "list":
-            return await asyncio.to_thread(self._files.list, args)
+            return await self._readers.run(self._files.list, args)
         if what == "read":
-            return await asyncio.to_thread(self._files.read, args)
+            return await self._readers.run(self._files.read, args)
         raise ValueError(f"logs are not asked for {what!r}, but to list or read them")
 
     async def ask_level(self, client: Client | None, args: dict[str, Any]) -> Any:

@@ -20,6 +20,7 @@ from noded.node.leases import Leases
 from noded.node.object_rows import ObjectRows
 from noded.node.object_store import ObjectStore
 from noded.node.own_rows import OwnRows
+from noded.node.readers import Readers
 from noded.node.state import NodeState
 from noded.node.task_table import TaskTable
 from noded.node.worker_rows import WorkerRows
@@ -48,6 +49,7 @@ class NodeRecords:
         control: ControlServer,
         holdings: Holdings,
         tasks: TaskTable,
+        readers: Readers,
         dead: DeathBook,
         job_configs: dict[str, m.JobConfig],
         *,
@@ -70,6 +72,7 @@ class NodeRecords:
             ObjectRows(store, holdings, node_id=node_id, ip=ip),
             events,
             tasks,
+            readers,
             ask_head=lambda what, args: head().ask(what, args),
             connected=connected,
         )

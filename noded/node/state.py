@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 from noded.lifecycle import pieces
 from noded.node.events import EventLog
 from noded.node.object_rows import ObjectRows
 from noded.node.own_rows import OwnRows
+from noded.node.readers import Readers
 from noded.node.task_table import TaskTable, told
 from noded.node.worker_rows import WorkerRows
 from noded.policy import summary, task_pages
@@ -34,6 +36,7 @@ class NodeState:
         objects: ObjectRows,
         events: EventLog,
         tasks: TaskTable,
+        readers: Readers,
         *,
         ask_head: Callable[[str, dict[str, Any]], Awaitable[Any]],
         connected: Callable[[], bool],
@@ -42,12 +45,13 @@ class NodeState:
         self._workers = workers
         self._objects = objects
         self._tasks = tasks
+        self._readers = readers
         self._ask_head = ask_head
         self._connected = connected
         self._pages: dict[str, Callable[[Query], Awaitable[Page]]] = {
             "objects": objects.page,
             "tasks": self._task_page,
-            "cluster_events": events.page,
+            "cluster_events": partial(readers.run, events.page),
         }
         self._rows: dict[str, Callable[[], Iterator[Row]]] = {
             "workers": workers.rows,
@@ -106,7 +110,7 @@ class NodeState:
 
     async def _task_page(self, query: Query) -> Page:
         found = await self._tasks.rows(running=task_pages.wants_running(query))
-        page = await asyncio.to_thread(task_pages.part_of_node, query, found["rows"])
+        page = await self._readers.run(task_pages.part_of_node, query, found["rows"])
         page.notes = found["problems"]
         return page
 

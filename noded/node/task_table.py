@@ -14,6 +14,7 @@ from typing import Any
 
 from noded import ids, telemetry
 from noded.node.pages import Key, Pages, Snapshot, worker_of
+from noded.node.readers import Readers
 from noded.node.session import Client
 from noded.policy.reasons import RAISED
 from noded.resources import UNIT
@@ -50,11 +51,12 @@ Ask = Callable[[Client, Callable[[int], Any], float], Coroutine[Any, Any, dict[s
 class TaskTable:
     """``ask(client, question, seconds)``: what that client says; raises TimeoutError."""
 
-    def __init__(self, pages: Pages, clients: dict[bytes, Client], node_id: str, ask: Ask):
+    def __init__(self, pages: Pages, clients: dict[bytes, Client], node_id: str, ask: Ask, readers: Readers):
         self._pages = pages
         self._clients = clients
         self._node_id = node_id
         self._ask = ask
+        self._readers = readers
 
     async def rows(self, *, running: bool = False, most: int = MOST) -> dict[str, Any]:
         """``rows``: with the names of Ray's TaskState; ``problems``: what is missing, in words. ``running``: only those
@@ -62,7 +64,7 @@ class TaskTable:
         """
         clients = [] if running else [c for c in self._clients.values() if c.kind in ("driver", "worker")]
         found, *told = await asyncio.gather(
-            asyncio.to_thread(self._runs, running, most), *(self._open(client, most) for client in clients)
+            self._readers.run(self._runs, running, most), *(self._open(client, most) for client in clients)
         )
         problems = [problem for _, problem in told if problem]
         rows = found[0] + [row for rows, _ in told for row in rows]
@@ -72,7 +74,7 @@ class TaskTable:
 
     async def counts(self) -> dict[Key, Counts]:
         """Of each (kind, name), exact. Of drivers without a node only while they answer."""
-        found = await asyncio.to_thread(self._pages.counts)
+        found = await self._readers.run(self._pages.counts)
         away = [c for c in self._clients.values() if c.kind == "driver" and c.remote]
         for told in await asyncio.gather(*(self._tell(client, 0) for client in away)):
             for kind, name, *each in told.get("counts", ()):

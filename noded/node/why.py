@@ -21,6 +21,7 @@ from noded.node.death_book import DeathBook
 from noded.node.lease_router import LeaseRouter
 from noded.node.leases import Leases
 from noded.node.object_store import ObjectStore
+from noded.node.readers import Readers
 from noded.node.session import Client
 from noded.node.workers import Worker, WorkerPool
 from noded.policy import reasons
@@ -48,6 +49,7 @@ class NodeWhy:
         host: NodeActorHost,
         view: ClusterView,
         book: DeathBook,
+        readers: Readers,
         *,
         node_id: str,
         running: Callable[[str], list[dict[str, Any]]],
@@ -63,6 +65,7 @@ class NodeWhy:
         self._host = host
         self._view = view
         self._book = book
+        self._readers = readers
         self._node_id = node_id
         self._running = running
         self._ask_head = ask_head
@@ -190,7 +193,7 @@ class NodeWhy:
         return {"state": "lost", "kind": reasons.OWNER_GONE, "reason": reason, **({"maker": maker} if maker else {})}
 
     async def _busy_maker(self, client: Client, id_: bytes) -> Answer:
-        state = await asyncio.to_thread(process_state, client.pid)
+        state = await self._readers.run(process_state, client.pid)
         how = "it is busy in code that holds Python's lock"
         if state is not None and state[0] in "Tt":
             how = f"it is stopped by a signal (`kill -CONT {client.pid}` lets it go on)"
@@ -216,7 +219,7 @@ class NodeWhy:
             (x.worker.id, x.worker.record.pid) for x in self._leases.leases.values() if x.client is client and x.worker
         ]
         for wid, pid in leased[:_SHOWN]:
-            runs = await asyncio.to_thread(self._running, wid)
+            runs = await self._readers.run(self._running, wid)
             workers.append({"worker": wid, "pid": pid, "running": runs})
             if any(one["task"] == task for one in runs):
                 told |= {"state": "running", "kind": reasons.RUNNING, "worker": wid, "pid": pid}
@@ -242,7 +245,7 @@ class NodeWhy:
         record = worker.record
         told: Answer = {"state": "alive", "kind": reasons.RUNNING, "worker": wid, "pid": record.pid}
         told |= {"node": self._node_id, "job": record.job, "actor": record.actor.hex()}
-        if running := await asyncio.to_thread(self._running, wid):
+        if running := await self._readers.run(self._running, wid):
             told["running"] = running[:_SHOWN]
         if worker.blocked:
             told["blocked"] = True

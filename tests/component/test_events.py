@@ -29,7 +29,7 @@ def log(tmp_path: Path) -> Iterator[EventLog]:
 
 
 def page(log: EventLog, **args: Any) -> dict[str, Any]:
-    return asyncio.run(log.page(query_of({"kind": "cluster_events", **args}))).answer()
+    return log.page(query_of({"kind": "cluster_events", **args})).answer()
 
 
 def messages(log: EventLog, **args: Any) -> list[str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from noded.logs import files as log_files
+from noded.logs import query
 from noded.logs.answers import LogDirectory
 from noded.logs.files import Cursor
 from noded.logs.marks import CUT, Mark, ends_task, parse, pieces
@@ -152,3 +155,26 @@ def test_a_directory_answers_with_words_for_what_is_not_there(tmp_path: Path, pa
     if os.geteuid():
         with pytest.raises(ValueError, match="cannot be read"):
             place.read({"name": NAME})
+
+
+def test_following_lists_again_in_proportion_to_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, sleep=lambda seconds: advance(seconds))
+    lists: list[float] = []
+
+    def advance(seconds: float) -> None:
+        clock.now += seconds
+        if clock.now > 100:
+            raise KeyboardInterrupt
+
+    def ask(args: dict[str, Any]) -> dict[str, Any]:
+        advance(cost)
+        lists.append(clock.now)
+        return {"nodes": []}
+
+    monkeypatch.setattr(query, "time", clock)
+    for cost, expected in ((0.01, range(40, 51)), (1.0, range(8, 10)), (20.0, range(1, 3))):
+        clock.now = 0.0
+        lists.clear()
+        with pytest.raises(KeyboardInterrupt):
+            list(query.read(ask, query.Wanted(task="aa", follow=True), []))
+        assert len(lists) in expected, f"a listing that takes {cost} s was made {len(lists)} times in 100 s"
