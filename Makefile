@@ -13,7 +13,8 @@
 SHELL := /bin/bash
 VENV ?= .venv
 RAY_VENV ?= .venv-ray
-WORKERS ?= 2
+# More than a small machine has cores: most tests wait for something most of the time.
+WORKERS ?= 3
 PYTEST ?=
 BENCH ?=
 

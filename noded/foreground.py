@@ -12,7 +12,7 @@ import os
 import sys
 from dataclasses import replace
 
-from noded.config import Config, log_dir, make_dir, make_node_dir, node_dir
+from noded.config import Config, log_dir, make_dir, make_node_dir, node_dir, start_log
 from noded.daemon import Daemon, StartError
 from noded.lifecycle import time_callbacks
 from noded.logs.daemon import leave_stderr, setup_logging
@@ -37,7 +37,7 @@ def main(config: Config) -> int:
 
 
 def _run(config: Config, lock: StartLock) -> int:
-    background = config.ready_fd is not None and not config.private
+    background = _in_background(config)
     while True:
         daemon, code = _run_once(config, lock, background)
         if not daemon.starts_over:
@@ -71,6 +71,14 @@ def _run_once(config: Config, lock: StartLock, background: bool) -> tuple[Daemon
     except StartError as error:
         log.debug("cannot start", exc_info=True)
         return daemon, _fail_start(config, str(error))
+
+
+def _in_background(config: Config) -> bool:
+    """`noded start` has started it."""
+    try:
+        return os.path.samestat(os.fstat(2), os.stat(start_log(config)))
+    except OSError:
+        return False
 
 
 def _set_up_log(config: Config) -> None:

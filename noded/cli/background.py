@@ -26,7 +26,8 @@ TAIL_BYTES = 4000
 
 
 def start_node(config: settings.Config, flags: Mapping[str, Any]) -> None:
-    path = settings.make_dir(settings.log_dir(config)) / f"daemon-{config.node_name}.log"
+    settings.make_dir(settings.log_dir(config))
+    path = settings.start_log(config)
     read_fd, write_fd = os.pipe()
     with open(path, "ab", opener=_private) as log, os.fdopen(read_fd, "rb", buffering=0) as ready:
         before = log.tell()

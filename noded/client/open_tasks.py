@@ -39,7 +39,7 @@ def tell(runtime: Runtime, limit: int) -> dict[str, Any]:
     ]
     failed = {
         str(seq): {key: told.get(key, "") for key in ("name", "cause", "reason")}
-        for seq, told in list(runtime.tasks.failures.items())[-limit:]
+        for seq, told in (list(runtime.tasks.failures.items())[-limit:] if limit else ())
     }
     counts = []
     if not runtime.page.path:

@@ -32,6 +32,7 @@ from noded.config.settings import (
     make_node_dir,
     node_dir,
     node_home,
+    start_log,
     storage_namespace,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "cluster_dir",
     "node_home",
     "log_dir",
+    "start_log",
     "make_dir",
     "make_node_dir",
     "remove_node_dir",

@@ -379,6 +379,11 @@ def log_dir(config: Config) -> Path:
     return (cluster_dir(config) if config.node_name == "head" else node_home(config)) / "logs"
 
 
+def start_log(config: Config) -> Path:
+    """What `noded start` has a daemon's output go to until it is ready; what comes later is a crash."""
+    return log_dir(config) / f"daemon-{config.node_name}.log"
+
+
 def node_home(config: Config) -> Path:
     """Durable things of one node, apart from those of others of its cluster on this host."""
     return cluster_dir(config) / "nodes" / config.node_name

@@ -136,7 +136,7 @@ class ControlServer:
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._snapshots: dict[bytes, set[bytes]] = {}
-        self._explaining: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._explaining: dict[int, asyncio.Future[bytes]] = {}
         self._explain_number = 0
         self._leaving: set[bytes] = set()
         """Drivers that are being seen off."""
@@ -580,27 +580,33 @@ class ControlServer:
 
     async def explain(self, client: Client, id_: bytes) -> dict[str, Any]:
         """What the client that made this id says of it; raises TimeoutError when it does not answer."""
-        return await self.ask_client(client, lambda number: m.Explain(number, id_), EXPLAIN_SECONDS)
+        told: dict[str, Any] = json.loads(
+            await self.ask_client(client, lambda number: m.Explain(number, id_), EXPLAIN_SECONDS)
+        )
+        return told
 
     async def who_holds(self, client: Client, wanted: list[bytes], seconds: float, *, how: bool) -> dict[str, Any]:
         """What this client says of its holds. Raises TimeoutError."""
-        return await self.ask_client(client, lambda number: m.WhoHolds(number, wanted, how), seconds)
+        told: dict[str, Any] = json.loads(
+            await self.ask_client(client, lambda number: m.WhoHolds(number, wanted, how), seconds)
+        )
+        return told
 
-    async def ask_client(self, client: Client, question: Callable[[int], Any], seconds: float) -> dict[str, Any]:
+    async def ask_client(self, client: Client, question: Callable[[int], Any], seconds: float) -> bytes:
+        """What it answers, as JSON: to be decoded off the loop where it may be long. Raises TimeoutError."""
         self._explain_number += 1
         number, future = self._explain_number, self._loop.create_future()
         self._explaining[number] = future
         client.send(question(number))
         try:
-            found: dict[str, Any] = await asyncio.wait_for(future, seconds)
-            return found
+            return await asyncio.wait_for(future, seconds)
         finally:
             del self._explaining[number]
 
     def _on_explained(self, client: Client, message: m.Explained | m.Holds | m.Tasks, payload: Any) -> None:
         future = self._explaining.get(message.request)
         if future is not None and not future.done():
-            future.set_result(json.loads(bytes(payload)))
+            future.set_result(bytes(payload))
 
     def retell(self) -> None:
         """The head has lost what clients had told it."""

@@ -39,6 +39,7 @@ DEADLINE = 20.0
 """Seconds that a round may take."""
 _IDLE_SECONDS = 5.0
 _BUSY_SECONDS = 2.0
+_CLOSE_SECONDS = 0.5
 _BEHIND_SECONDS = 0.05
 _LAST_BYTES = 1 << 20
 """Of a file whose worker has ended, or whose driver leaves: so much at most is passed on at once."""
@@ -141,7 +142,9 @@ class LogMonitor:
     def close(self) -> None:
         """After the last round."""
         watch, self._watch = self._watch, None
-        if watch is not None and self._busy.acquire(timeout=0):
+        if watch is not None:
+            watch.wake()  # else a round that waits for files to grow would have them a while longer
+        if watch is not None and self._busy.acquire(timeout=_CLOSE_SECONDS):
             watch.close()
             self._offsets.close()
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import json
 from collections.abc import Callable, Coroutine
-from typing import Any
+from itertools import repeat
+from typing import Any, NamedTuple
 
 from noded import ids, telemetry
 from noded.node.pages import Key, Pages, Snapshot, worker_of
@@ -22,7 +24,9 @@ from noded.telemetry import Counts, Record
 from noded.wire import messages as m
 
 MOST = 10_000
-"""Rows of one node, and of one process's open tasks: the newest."""
+"""Rows of one node's runs, the newest; and of the open tasks of all its processes together."""
+_LEAST = 500
+"""So many of its open tasks any process may tell."""
 _ASK_SECONDS = 0.2
 
 TYPES = {telemetry.TASK: "NORMAL_TASK", telemetry.CALL: "ACTOR_TASK", telemetry.CREATION: "ACTOR_CREATION_TASK"}
@@ -45,11 +49,20 @@ _ERROR_TYPES = {
 }
 """In Ray's words, by causes; all others are WORKER_DIED."""
 
-Ask = Callable[[Client, Callable[[int], Any], float], Coroutine[Any, Any, dict[str, Any]]]
+Ask = Callable[[Client, Callable[[int], Any], float], Coroutine[Any, Any, bytes]]
+
+
+class _Open(NamedTuple):
+    """What a client has told."""
+
+    rows: list[dict[str, Any]]
+    problem: str
+    cut: bool
+    """There may be more."""
 
 
 class TaskTable:
-    """``ask(client, question, seconds)``: what that client says; raises TimeoutError."""
+    """``ask(client, question, seconds)``: what that client says, as JSON; raises TimeoutError."""
 
     def __init__(self, pages: Pages, clients: dict[bytes, Client], node_id: str, ask: Ask, readers: Readers):
         self._pages = pages
@@ -63,11 +76,9 @@ class TaskTable:
         that a worker runs now.
         """
         clients = [] if running else [c for c in self._clients.values() if c.kind in ("driver", "worker")]
-        found, *told = await asyncio.gather(
-            self._readers.run(self._runs, running, most), *(self._open(client, most) for client in clients)
-        )
-        problems = [problem for _, problem in told if problem]
-        rows = found[0] + [row for rows, _ in told for row in rows]
+        found, told = await asyncio.gather(self._readers.run(self._runs, running, most), self._all_open(clients, most))
+        problems = [one.problem for one in told if one.problem]
+        rows = found[0] + [row for one in told for row in one.rows]
         if found[1] > most:
             problems.append(f"of the node's last {found[1]} runs only the newest {most} are listed; counts are of all")
         return {"rows": rows, "problems": problems}
@@ -76,8 +87,9 @@ class TaskTable:
         """Of each (kind, name), exact. Of drivers without a node only while they answer."""
         found = await self._readers.run(self._pages.counts)
         away = [c for c in self._clients.values() if c.kind == "driver" and c.remote]
-        for told in await asyncio.gather(*(self._tell(client, 0) for client in away)):
-            for kind, name, *each in told.get("counts", ()):
+        told = await asyncio.gather(*(self._tell(client, 0) for client in away))
+        for one in await self._readers.run(lambda: [json.loads(data) for data in told if data]):
+            for kind, name, *each in one["counts"]:
                 found[kind, name] = found.get((kind, name), Counts()) + Counts(*each)
         return found
 
@@ -95,25 +107,47 @@ class TaskTable:
 
     # ------------------------------------------------------------ what has not ended
 
-    async def _open(self, client: Client, most: int) -> tuple[list[dict[str, Any]], str]:
-        told = await self._tell(client, most)
-        if not told:
-            who = f"the {client.kind} with pid {client.pid} (job {client.job})"
-            silent = self._silent(client) or "it is busy in code that holds Python's lock, or stopped"
-            return [], f"{who} does not say what it waits for: {silent}"
-        prefix = client.prefix
+    async def _all_open(self, clients: list[Client], most: int) -> list[_Open]:
+        """Each may tell its share of ``most``; what others leave of theirs is shared by those that have more to say."""
+        share = max(_LEAST, most // max(1, len(clients)))
+        told = await self._open(clients, share)
+        cut = [at for at, one in enumerate(told) if one.cut]
+        left = most - sum(len(one.rows) for one in told)
+        if cut and left >= len(cut):
+            again = await self._open([clients[at] for at in cut], share + left // len(cut))
+            for at, one in zip(cut, again, strict=True):
+                told[at] = one if one.rows else told[at]
+        return told
+
+    async def _open(self, clients: list[Client], most: int) -> list[_Open]:
+        if not clients:
+            return []
+        told = await asyncio.gather(*(self._tell(client, most) for client in clients))
+        silent = [self._silent(client) for client in clients]
+        return await self._readers.run(lambda: list(map(self._told_open, clients, told, silent, repeat(most))))
+
+    def _told_open(self, client: Client, data: bytes, silent: str, most: int) -> _Open:
+        """Thousands of rows take many milliseconds: not for the loop."""
+        who = f"the {client.kind} with pid {client.pid} (job {client.job})"
+        if not data:
+            silent = silent or "it is busy in code that holds Python's lock, or stopped"
+            return _Open([], f"{who} does not say what it waits for: {silent}", False)
+        told, prefix, job = json.loads(data), client.prefix, client.job
         rows = []
         for seq, name, state, actor, worker, _, resources in told["tasks"]:
-            row = self._told(ids.task_id(prefix, seq), name, state, client.job, actor)
+            row = self._told(ids.task_id(prefix, seq), name, state, job, actor)
             row["worker_id"], row["required_resources"] = worker, {n: a / UNIT for n, a in resources.items()}
             rows.append(row)
         for seq, failure in told["failed"].items():
-            row = self._told(ids.task_id(prefix, int(seq)), failure["name"], "FAILED", client.job, "")
+            row = self._told(ids.task_id(prefix, int(seq)), failure["name"], "FAILED", job, "")
             row["error_type"] = _ERROR_TYPES.get(failure["cause"], "WORKER_DIED")
             if failure["cause"] != RAISED:  # its worker knows of which class the error was
                 row["error_message"] = failure["reason"]
             rows.append(row)
-        return rows, ""
+        cut = max(len(told["tasks"]), len(told["failed"])) >= most
+        return _Open(
+            rows, f"{who} has {most} open or failed tasks or more: not all of them are listed" if cut else "", cut
+        )
 
     @staticmethod
     def _told(id_: bytes, name: str, state: str, job: str, actor: str) -> dict[str, Any]:
@@ -136,14 +170,14 @@ class TaskTable:
             "required_resources": {},
         }
 
-    async def _tell(self, client: Client, most: int) -> dict[str, Any]:
-        """Empty when it does not answer."""
+    async def _tell(self, client: Client, most: int) -> bytes:
+        """JSON; empty when it does not answer."""
         if self._silent(client):
-            return {}
+            return b""
         try:
             return await self._ask(client, lambda number: m.WhatTasks(number, most), _ASK_SECONDS)
         except TimeoutError:
-            return {}
+            return b""
 
     @staticmethod
     def _silent(client: Client) -> str:
