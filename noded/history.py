@@ -103,7 +103,7 @@ class History:
                 for node, snapshot in self._snapshots()
                 for each in snapshot.reading.records
             ]
-            return task_pages.merge(query, [task_pages.part_of_node(query, rows)])
+            return task_pages.whole(query, task_pages.Known(rows, len({row["task_id"] for row in rows})))
         if query.kind not in self._rows:
             raise ValueError(
                 f"{query.kind.replace('_', ' ')} are not written down: of a cluster that is gone there are "

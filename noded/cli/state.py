@@ -54,15 +54,17 @@ def show_list(
 ) -> None:
     wanted = {"kind": kind, "filters": [filter_of(each) for each in filters], "detail": detail}
     found: list[dict[str, Any]] = []
+    first: dict[str, Any] = {}
     while True:
         answer = ask("state", {**wanted, "limit": min(MOST_ROWS, limit - len(found)), "cursor": cursor})
         found += answer["rows"]
+        first = first or answer
         cursor = answer["cursor"]
         if not cursor or len(found) >= limit:
             break
     for line in render.rows(found, RECORDS[kind].list_columns(detail), output, upright=detail):
         click.echo(line)
-    for line in _remarks(answer, len(found), kind):
+    for line in _remarks({**answer, "matched": first["matched"]}, len(found), kind):
         click.echo(line, err=True)
 
 
@@ -72,7 +74,8 @@ def _remarks(answer: Mapping[str, Any], count: int, kind: str) -> Iterator[str]:
     yield from answer["notes"]
     what = kind.replace("_", " ")
     if answer["cursor"]:
-        yield f"{count} of {answer['matched']} {what}; the next ones: --cursor {answer['cursor']}, or a higher --limit"
+        known = "" if answer["matched"] is None else f" of {answer['matched']}"
+        yield f"{count}{known} {what}; the next ones: --cursor {answer['cursor']}, or a higher --limit"
     elif not count:
         yield f"no {what}" if not answer["total"] else f"none of {answer['total']} {what} matches"
 

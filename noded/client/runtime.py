@@ -455,10 +455,9 @@ class Runtime:
         self.control.flush()
 
     def _tell_tasks(self, message: m.WhatTasks) -> None:
-        from noded.client.open_tasks import tell
+        from noded.client.open_tasks import answer
 
-        self.control.send(m.Tasks(message.request), json.dumps(tell(self, message.limit)).encode())
-        self.control.flush()
+        answer(self, message)
 
     def _handle(self, message: Any, payload: Any) -> None:
         handler = self._handlers.get(type(message))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from noded.head import state_rows as rows
+from noded.head import task_lists
 from noded.head.actor_placement import ActorPlacement
 from noded.head.actors import ActorRecord, ActorTable
 from noded.head.group_placement import GroupPlacement
@@ -18,8 +19,9 @@ from noded.head.group_records import GroupRecord
 from noded.head.jobs import JobRecord, JobTable
 from noded.head.nodes import NodeRecord, NodeTable
 from noded.head.placement_groups import GroupTable
+from noded.head.task_lists import Told
 from noded.lifecycle import pieces
-from noded.policy import deaths, summary, task_pages
+from noded.policy import deaths, summary
 from noded.policy.query import NODE_SECONDS, Collector, Page, Query, merge, part_of, query_of
 
 
@@ -66,11 +68,11 @@ class HeadState:
             page = await self._list(query, self._known_nodes(), rows.node_row)
         elif query.kind == "jobs":
             page = await self._list_jobs(query)
+        elif query.kind == "tasks":
+            page = await task_lists.page(query, self._living(), self._ask_each)
         else:
             told, problems = await self._ask_nodes("state", query.arguments())
-            parts = [part_of(part) for part in told]
-            put_together = task_pages.merge if query.kind == "tasks" else merge
-            page = await asyncio.to_thread(put_together, query, parts)
+            page = await asyncio.to_thread(merge, query, [part_of(part) for part in told])
             page.problems = problems
         return page.answer()
 
@@ -104,22 +106,29 @@ class HeadState:
 
     async def _ask_nodes(self, what: str, args: dict[str, Any]) -> tuple[list[Any], list[str]]:
         """All that live: their answers, and why there are none of some."""
+        told, problems = await self._ask_each(what, args, self._living(), NODE_SECONDS)
+        return [answer for _, answer in told], problems
+
+    def _living(self) -> list[NodeRecord]:
+        return [record for record in self._known_nodes() if record.state != "DEAD"]
+
+    @staticmethod
+    async def _ask_each(what: str, args: dict[str, Any], nodes: Iterable[NodeRecord], seconds: float) -> Told:
         problems: list[str] = []
 
-        async def ask(record: NodeRecord) -> Iterable[Any]:
+        async def ask(record: NodeRecord) -> list[tuple[NodeRecord, Any]]:
             problem = f"it is away: {record.reason}"
             if record.api is not None:
                 try:
-                    return [await asyncio.wait_for(record.api.ask(what, args), NODE_SECONDS)]
+                    return [(record, await asyncio.wait_for(record.api.ask(what, args), seconds))]
                 except TimeoutError:
-                    problem = f"it has not answered within {NODE_SECONDS:g} s"
+                    problem = f"it has not answered within {seconds:.2g} s"
                 except ValueError as refusal:
                     problem = str(refusal)
             problems.append(f"what node {record.name} ({record.id}) has is missing: {problem}")
             return []
 
-        living = [record for record in self._known_nodes() if record.state != "DEAD"]
-        answers = await asyncio.gather(*map(ask, living))
+        answers = await asyncio.gather(*map(ask, nodes))
         return [each for answer in answers for each in answer], problems
 
     def _actor_row(self, record: ActorRecord) -> rows.Row:

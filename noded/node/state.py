@@ -67,7 +67,7 @@ class NodeState:
     async def ask(self, args: dict[str, Any]) -> Any:
         """One page of the cluster's. Raises ValueError."""
         query = query_of(args)
-        return await self._of_head("state", args) or self._alone((await self._own_page(query)).answer())
+        return await self._of_head("state", args) or self._alone((await self._page(query)).answer())
 
     async def ask_summary(self, args: dict[str, Any]) -> Any:
         """Raises ValueError."""
@@ -90,8 +90,16 @@ class NodeState:
     # ------------------------------------------------------------ of the head
 
     async def tell(self, args: dict[str, Any]) -> Any:
-        """This node's part of a page."""
-        return (await self._page(query_of(args))).as_part()
+        """This node's part of a page. Of tasks: their ids, or all it has of ``ids``; the page if it is ``alone``."""
+        query = query_of(args)
+        if query.kind != "tasks" or args.get("alone"):
+            page = await self._page(query)
+        elif "ids" in args:
+            page = await self._tasks_of(frozenset(args["ids"]))
+        else:
+            known = await self._tasks.known(task_pages.sought(query))
+            page = await self._readers.run(task_pages.candidates, query, known)
+        return page.as_part()
 
     async def tell_summary(self, args: dict[str, Any]) -> Any:
         return await self._part(summary.checked(args))
@@ -109,14 +117,20 @@ class NodeState:
         return collector.page()
 
     async def _task_page(self, query: Query) -> Page:
-        found = await self._tasks.rows(running=task_pages.wants_running(query))
-        page = await self._readers.run(task_pages.part_of_node, query, found["rows"])
-        page.notes = found["problems"]
+        """Of all that this node knows."""
+        known = await self._tasks.known(task_pages.sought(query))
+        part = await self._readers.run(task_pages.candidates, query, known, None)
+        picked = task_pages.picked(query, [part], None)
+        told = await self._tasks_of(frozenset(picked.ids)) if picked.ids else Page()
+        page = await self._readers.run(task_pages.page, query, picked, told.rows)
+        page.notes = list(dict.fromkeys([*part.notes, *told.notes]))
+        if not query.filters:
+            page.matched = page.total
         return page
 
-    async def _own_page(self, query: Query) -> Page:
-        page = await self._page(query)
-        return task_pages.merge(query, [page]) if query.kind == "tasks" else page
+    async def _tasks_of(self, ids: frozenset[str]) -> Page:
+        known = await self._tasks.known(task_pages.Sought(ids))
+        return Page(known.rows, [row["task_id"] for row in known.rows], notes=known.notes)
 
     async def _part(self, kind: str) -> dict[str, Any]:
         """This node's part of a summary."""

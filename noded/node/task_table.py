@@ -11,23 +11,27 @@ import asyncio
 import heapq
 import json
 from collections.abc import Callable, Coroutine
-from itertools import repeat
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from noded import ids, telemetry
 from noded.node.pages import Key, Pages, Snapshot, worker_of
 from noded.node.readers import Readers
 from noded.node.session import Client
 from noded.policy.reasons import RAISED
+from noded.policy.task_pages import Known, Sought
 from noded.resources import UNIT
 from noded.telemetry import Counts, Record
 from noded.wire import messages as m
 
 MOST = 10_000
-"""Rows of one node's runs, the newest; and of the open tasks of all its processes together."""
+"""Rows of one node's runs, the newest."""
+MOST_OPEN = 2_000
+"""Rows of the open tasks of all its processes together, at once: what is left comes with the next page."""
 _LEAST = 500
-"""So many of its open tasks any process may tell."""
-_ASK_SECONDS = 0.2
+"""So many of its open tasks any process may tell at once."""
+_ASK_SECONDS = 0.5
 
 TYPES = {telemetry.TASK: "NORMAL_TASK", telemetry.CALL: "ACTOR_TASK", telemetry.CREATION: "ACTOR_CREATION_TASK"}
 _FAILED = {
@@ -49,16 +53,19 @@ _ERROR_TYPES = {
 }
 """In Ray's words, by causes; all others are WORKER_DIED."""
 
+_OPEN = {"pending_args_avail", "pending_node_assignment", "submitted_to_worker", "failed"}
+"""States of which clients know tasks."""
+
 Ask = Callable[[Client, Callable[[int], Any], float], Coroutine[Any, Any, bytes]]
 
 
 class _Open(NamedTuple):
-    """What a client has told."""
+    """What a client has told. ``total``: all that it has; ``until``: there are more rows, of ids behind this one."""
 
     rows: list[dict[str, Any]]
-    problem: str
-    cut: bool
-    """There may be more."""
+    problem: str = ""
+    total: int = 0
+    until: str = ""
 
 
 class TaskTable:
@@ -71,23 +78,25 @@ class TaskTable:
         self._ask = ask
         self._readers = readers
 
-    async def rows(self, *, running: bool = False, most: int = MOST) -> dict[str, Any]:
-        """``rows``: with the names of Ray's TaskState; ``problems``: what is missing, in words. ``running``: only those
-        that a worker runs now.
-        """
-        clients = [] if running else [c for c in self._clients.values() if c.kind in ("driver", "worker")]
-        found, told = await asyncio.gather(self._readers.run(self._runs, running, most), self._all_open(clients, most))
-        problems = [one.problem for one in told if one.problem]
-        rows = found[0] + [row for one in told for row in one.rows]
-        if found[1] > most:
-            problems.append(f"of the node's last {found[1]} runs only the newest {most} are listed; counts are of all")
-        return {"rows": rows, "problems": problems}
+    async def known(self, sought: Sought) -> Known:
+        """Rows with the names of Ray's TaskState: all that this node knows of the tasks whose rows may be sought."""
+        questions = self._questions(sought)
+        runs, told = await asyncio.gather(self._readers.run(self._runs, sought), self._open(questions))
+        rows, more, all_runs = runs
+        mine = {row["task_id"] for row in rows}
+        rows += (row for one in told for row in one.rows)
+        twice = sum(row["task_id"] in mine for one in told for row in one.rows)
+        total = all_runs + sum(one.total for one in told) - twice
+        notes = [one.problem for one in told if one.problem]
+        if more:
+            notes.append(f"{more} older runs that may match were not looked at: only the newest {MOST} of a node are")
+        return Known(rows, total, min((one.until for one in told if one.until), default=""), notes)
 
     async def counts(self) -> dict[Key, Counts]:
         """Of each (kind, name), exact. Of drivers without a node only while they answer."""
         found = await self._readers.run(self._pages.counts)
         away = [c for c in self._clients.values() if c.kind == "driver" and c.remote]
-        told = await asyncio.gather(*(self._tell(client, 0) for client in away))
+        told = await asyncio.gather(*(self._tell(client, m.WhatTasks(0, 0)) for client in away))
         for one in await self._readers.run(lambda: [json.loads(data) for data in told if data]):
             for kind, name, *each in one["counts"]:
                 found[kind, name] = found.get((kind, name), Counts()) + Counts(*each)
@@ -95,43 +104,67 @@ class TaskTable:
 
     # ------------------------------------------------------------ runs
 
-    def _runs(self, running: bool, most: int) -> tuple[list[dict[str, Any]], int]:
-        """Reads files. The newest rows, and how many there are."""
+    def _runs(self, sought: Sought) -> tuple[list[dict[str, Any]], int, int]:
+        """Reads files. The newest rows, how many more are sought, and of how many tasks there are any."""
         found: list[tuple[float, Record, Snapshot]] = []
+        tasks: set[bytes] = set()
+        ids_ = None if sought.ids is None else {bytes.fromhex(each) for each in sought.ids if _is_id(each)}
+        after = bytes.fromhex(sought.after) if _is_id(sought.after) else b""
         for snapshot in self._pages.read():
             for record in snapshot.reading.records:
-                if not running or (snapshot.alive and not record.end):
+                tasks.add(record.id)
+                if (
+                    (ids_ is None or record.id in ids_)
+                    and (not after or record.id > after)
+                    and (not sought.names or record.name.casefold() in sought.names)
+                    and record.name.casefold() not in sought.not_names
+                    and (not sought.states or state_of(record, snapshot)[0].casefold() in sought.states)
+                ):
                     found.append((record.start, record, snapshot))
-        newest = heapq.nlargest(most, found, key=lambda each: each[0]) if len(found) > most else found
-        return [run_row(record, snapshot, self._node_id) for _, record, snapshot in newest], len(found)
+        newest = heapq.nlargest(MOST, found, key=lambda each: each[0]) if len(found) > MOST else found
+        rows = [run_row(record, snapshot, self._node_id) for _, record, snapshot in newest]
+        return rows, len(found) - len(newest), len(tasks)
 
     # ------------------------------------------------------------ what has not ended
 
-    async def _all_open(self, clients: list[Client], most: int) -> list[_Open]:
-        """Each may tell its share of ``most``; what others leave of theirs is shared by those that have more to say."""
-        share = max(_LEAST, most // max(1, len(clients)))
-        told = await self._open(clients, share)
-        cut = [at for at, one in enumerate(told) if one.cut]
-        left = most - sum(len(one.rows) for one in told)
-        if cut and left >= len(cut):
-            again = await self._open([clients[at] for at in cut], share + left // len(cut))
-            for at, one in zip(cut, again, strict=True):
-                told[at] = one if one.rows else told[at]
-        return told
-
-    async def _open(self, clients: list[Client], most: int) -> list[_Open]:
-        if not clients:
+    def _questions(self, sought: Sought) -> list[tuple[Client, m.WhatTasks]]:
+        """What each client is to be asked, but for the number of the question."""
+        if sought.states and not sought.states & _OPEN:
             return []
-        told = await asyncio.gather(*(self._tell(client, most) for client in clients))
-        silent = [self._silent(client) for client in clients]
-        return await self._readers.run(lambda: list(map(self._told_open, clients, told, silent, repeat(most))))
+        clients = [each for each in self._clients.values() if each.kind in ("driver", "worker")]
+        share = max(_LEAST, MOST_OPEN // max(1, len(clients)))
+        after = bytes.fromhex(sought.after) if _is_id(sought.after) else b""
+        states, names, not_names = sorted(sought.states), sorted(sought.names), sorted(sought.not_names)
+        found = []
+        for client in clients:
+            if sought.ids is not None:
+                begin = client.prefix.hex()
+                numbers = [
+                    ids.seq_of(bytes.fromhex(id_)) for id_ in sought.ids if id_.startswith(begin) and _is_id(id_)
+                ]
+                if numbers:
+                    found.append((client, m.WhatTasks(0, max(share, len(numbers)), states, names, numbers)))
+                continue
+            begins = ids.prefix_of(after)
+            none = begins > client.prefix or sought.ran or (sought.jobs and client.job.casefold() not in sought.jobs)
+            behind = ids.seq_of(after) if begins == client.prefix else 0
+            found.append((client, m.WhatTasks(0, 0 if none else share, states, names, [], behind, not_names)))
+        return found
 
-    def _told_open(self, client: Client, data: bytes, silent: str, most: int) -> _Open:
+    async def _open(self, questions: list[tuple[Client, m.WhatTasks]]) -> list[_Open]:
+        if not questions:
+            return []
+        told = await asyncio.gather(*(self._tell(client, question) for client, question in questions))
+        clients = [client for client, _ in questions]
+        silent = [self._silent(client) for client in clients]
+        return await self._readers.run(lambda: list(map(self._told_open, clients, told, silent)))
+
+    def _told_open(self, client: Client, data: bytes, silent: str) -> _Open:
         """Thousands of rows take many milliseconds: not for the loop."""
-        who = f"the {client.kind} with pid {client.pid} (job {client.job})"
         if not data:
+            who = f"the {client.kind} with pid {client.pid} (job {client.job})"
             silent = silent or "it is busy in code that holds Python's lock, or stopped"
-            return _Open([], f"{who} does not say what it waits for: {silent}", False)
+            return _Open([], f"{who} does not say what it waits for: {silent}")
         told, prefix, job = json.loads(data), client.prefix, client.job
         rows = []
         for seq, name, state, actor, worker, _, resources in told["tasks"]:
@@ -144,10 +177,8 @@ class TaskTable:
             if failure["cause"] != RAISED:  # its worker knows of which class the error was
                 row["error_message"] = failure["reason"]
             rows.append(row)
-        cut = max(len(told["tasks"]), len(told["failed"])) >= most
-        return _Open(
-            rows, f"{who} has {most} open or failed tasks or more: not all of them are listed" if cut else "", cut
-        )
+        until = ids.task_id(prefix, told["until"]).hex() if told["until"] else ""
+        return _Open(rows, "", told["total"], until)
 
     @staticmethod
     def _told(id_: bytes, name: str, state: str, job: str, actor: str) -> dict[str, Any]:
@@ -170,12 +201,12 @@ class TaskTable:
             "required_resources": {},
         }
 
-    async def _tell(self, client: Client, most: int) -> bytes:
+    async def _tell(self, client: Client, question: m.WhatTasks) -> bytes:
         """JSON; empty when it does not answer."""
         if self._silent(client):
             return b""
         try:
-            return await self._ask(client, lambda number: m.WhatTasks(number, most), _ASK_SECONDS)
+            return await self._ask(client, lambda number: replace(question, request=number), _ASK_SECONDS)
         except TimeoutError:
             return b""
 
@@ -188,19 +219,28 @@ class TaskTable:
         return ""
 
 
+def _is_id(text: str) -> bool:
+    return len(text) == 2 * ids.ID_SIZE and not set(text) - set("0123456789abcdef")
+
+
 def told(counts: dict[Key, Counts]) -> list[tuple[Any, ...]]:
     """For ``policy/summary.py``."""
     return [(TYPES[kind], name, *each) for (kind, name), each in counts.items() if kind in TYPES]
 
 
+def state_of(record: Record, snapshot: Snapshot) -> tuple[str, str]:
+    """Of a run, and the type of its error."""
+    if record.outcome in _FAILED:
+        return "FAILED", _FAILED[record.outcome]
+    if not record.end:
+        return ("RUNNING", "") if snapshot.alive else ("FAILED", "WORKER_DIED")
+    return "FINISHED", ""
+
+
 def run_row(record: Record, snapshot: Snapshot, node_id: str) -> dict[str, Any]:
     """A run, as its worker's page has it."""
     reading = snapshot.reading
-    state, error = "FINISHED", ""
-    if record.outcome in _FAILED:
-        state, error = "FAILED", _FAILED[record.outcome]
-    elif not record.end:
-        state, error = ("RUNNING", "") if snapshot.alive else ("FAILED", "WORKER_DIED")
+    state, error = state_of(record, snapshot)
     return {
         "task_id": record.id.hex(),
         "name": record.name,

@@ -84,20 +84,20 @@ class Query:
         }
 
 
-_PARTS = ("rows", "keys", "total", "matched", "more", "notes")
+_PARTS = ("rows", "keys", "total", "matched", "more", "notes", "cursor")
 
 
 @dataclass
 class Page:
     """``keys``: those of the rows; ``more``: there are rows behind them; ``total`` and ``matched``: all there are, and
-    all that the filters let through; ``problems``: whose rows are missing, and why; ``notes``: what else there is to
-    say of them.
+    all that the filters let through (None: not known); ``problems``: whose rows are missing, and why; ``notes``: what
+    else there is to say of them.
     """
 
     rows: list[Any] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     total: int = 0
-    matched: int = 0
+    matched: int | None = 0
     more: bool = False
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -295,7 +295,7 @@ def merge(query: Query, parts: Iterable[Page]) -> Page:
         [row for _, row in kept],
         [key for key, _ in kept],
         sum(part.total for part in parts),
-        sum(part.matched for part in parts),
+        sum(part.matched or 0 for part in parts),
         len(merged) > len(kept) or any(part.more for part in parts),
         notes=[note for part in parts for note in part.notes],
     )

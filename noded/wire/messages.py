@@ -781,7 +781,14 @@ class WhatTasks(_Message, tag=100):
 
     request: int
     limit: int
-    """At most so many."""
+    """At most so many, those with the smallest numbers."""
+    states: list[str] = []
+    """Only those in one of these, in small letters; empty: in any. So with all that follow."""
+    names: list[str] = []
+    numbers: list[int] = []
+    after: int = 0
+    """Only those with greater numbers."""
+    not_names: list[str] = []
 
 
 class WhatStack(_Message, tag=115):

@@ -196,6 +196,9 @@ def test_what_was_done_is_what_is_told(two_nodes: Cluster, pipe: str) -> None:
     assert pages == sorted(tasks)
     whole = state.list_tasks()
     assert (len(whole), whole.matched, whole.total) == (11, 11, 11)
+    there = state.list_tasks(filters=[("node_id", "=", member.node_id)])
+    assert 0 < len(there) == there.matched < 11
+    assert {t.task_id for t in there} == {t.task_id for t in whole if t.node_id == member.node_id}
     with pytest.raises(RayStateApiException, match="columns for filters are task_id"):
         state.list_tasks(filters=[("colour", "=", "red")])
     with pytest.raises(ValueError, match="operators are =, !="):

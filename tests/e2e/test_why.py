@@ -200,14 +200,16 @@ def test_one_of_many_queued_tasks_is_not_searched_for() -> None:
         noded.kill(actor)
 
 
-def test_a_worker_that_cannot_start_yet() -> None:
+def test_a_worker_that_cannot_start_yet(tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+    wait = noded.remote(num_cpus=0)(gate.wait)
     running = all_processes().values()
     runtime = current()
     assert runtime is not None
     template = next(p for p in mentioning(running, [runtime.run_dir]) if "noded.template" in p.command)
     os.kill(template.pid, signal.SIGSTOP)
     try:
-        refs = [end.options(num_cpus=0).remote(int) for _ in range(12)]
+        refs = [wait.remote() for _ in range(12)]  # more than there are workers that wait for work
         words = "workers are starting on this node"
         wait_for(
             lambda: (told := explain(refs[-1]))["kind"] == reasons.WORKER_STARTING and words in told["reason"],

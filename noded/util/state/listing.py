@@ -37,12 +37,13 @@ Filters = Iterable[tuple[str, str, Any]] | None
 
 class StateList(list[T]):
     """``cursor``: where the next page begins, empty when there is none; ``total``: how many there are, ``matched``: how
-    many of these the filters let through; ``problems``: what is missing, and why; ``notes``: what else there is to say.
+    many of these the filters let through (None: not known); ``problems``: what is missing, and why; ``notes``: what
+    else there is to say.
     """
 
     cursor: str = ""
     total: int = 0
-    matched: int = 0
+    matched: int | None = 0
     problems: list[str]
     notes: list[str]
 
@@ -60,7 +61,7 @@ def list_kind(
     """``kind``: of ``RECORDS``. Raises RayStateApiException."""
     if type(limit) is not int or limit < 0:
         raise WrongQuestion(f"limit is a number of rows, not {limit!r}")
-    record, found = RECORDS[kind], StateList[Any]()
+    record, found, first = RECORDS[kind], StateList[Any](), True
     given = list(filters) if isinstance(filters, Iterable) else filters
     try:
         wanted = query_of({"kind": kind, "filters": given, "detail": detail, "cursor": cursor}).arguments()
@@ -74,7 +75,9 @@ def list_kind(
         found += [record(**row) for row in answer["rows"]]
         found.cursor = cursor = answer["cursor"]
         found.problems, found.notes = answer["problems"], answer["notes"]
-        found.total, found.matched = answer["total"], answer["matched"]
+        found.total = answer["total"]
+        if first:  # a page says how many are behind it as well, but not how many were before
+            found.matched, first = answer["matched"], False
         if not cursor or len(found) >= limit:
             return found
 
