@@ -2,7 +2,7 @@
 # that `make test` run by root adds the system packages below where they are missing.
 #
 #   make demo        a first look: a head, a small program on it, a clean stop
-#   make test        format, lint, types, and all tests but the slow ones
+#   make test        format, lint, types, and all tests but the slow ones: what fits into a quarter of an hour on two cores
 #   make test-slow   the slow ones: chaos, scale, full counts; then the API's tests again, from a driver on no node, with
 #                    the work on another node, and under TLS; the results are in test-results/*.xml. Twenty minutes of
 #                    it are one run in which everything breaks: see tests/chaos/test_long_run.py

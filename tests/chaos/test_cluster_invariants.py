@@ -18,6 +18,8 @@ from harness.invariants import Checker, figures, settled
 from harness.members import Member, Members
 from harness.wait import wait_for
 
+pytestmark = pytest.mark.slow
+
 WORK = """
 import random, signal
 import numpy as np

@@ -17,6 +17,8 @@ from harness.cluster import Node
 from harness.drivers import Driver
 from harness.wait import wait_for
 
+pytestmark = pytest.mark.slow
+
 WORK = """
 import random, zlib
 from collections import deque

@@ -13,6 +13,8 @@ from harness.cluster import Node
 from harness.drivers import Driver
 from harness.wait import wait_for
 
+pytestmark = pytest.mark.slow
+
 LOOP = """
 import random, zlib
 import numpy as np

@@ -17,6 +17,8 @@ from harness.drivers import Driver
 from harness.processes import Process
 from harness.wait import wait_for
 
+pytestmark = pytest.mark.slow
+
 WORK = """
 import random
 from noded.exceptions import ActorDiedError, ActorUnavailableError

@@ -25,7 +25,10 @@ from harness.netns import Direction, HostDriver, Lan
 from harness.wait import wait_for
 from harness.watcher import ANNOUNCE, Instance, Watcher
 
-pytestmark = pytest.mark.skipif(bool(netns.available()), reason=netns.available() or "hosts work here")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(netns.available()), reason=netns.available() or "hosts work here"),
+]
 
 FREEZE_AFTER = 15.0
 SILENT_DEAD = 30.0

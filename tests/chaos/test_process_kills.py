@@ -18,6 +18,8 @@ from harness.drivers import Driver
 from harness.processes import Process, all_processes
 from harness.wait import wait_for
 
+pytestmark = pytest.mark.slow
+
 WORK = """
 import random, subprocess, zlib
 import numpy as np

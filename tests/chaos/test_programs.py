@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 import noded
 from noded.client.runtime import current
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("TEST_SEED") or random.randrange(1 << 30))
 CLUSTERS: dict[str, dict[str, Any]] = {
     "one CPU": {"num_cpus": 1},

@@ -29,6 +29,8 @@ from hypothesis.stateful import (
 import noded
 from noded.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+pytestmark = pytest.mark.slow
+
 MB = 1 << 20
 STORE = 24 * MB
 MOST = 3 * STORE

@@ -29,6 +29,8 @@ import noded
 from noded.client.exits import exit_actor
 from noded.exceptions import ActorDiedError, ActorUnavailableError, TaskCancelledError, WorkerCrashedError
 
+pytestmark = pytest.mark.slow
+
 MB = 1 << 20
 TIMEOUT = 40
 FAULTS = ["killed", "stopped"]

@@ -22,6 +22,8 @@ from noded.util.accelerators import NVIDIA_H100, NVIDIA_TESLA_T4
 from noded.util.placement_group import placement_group
 from noded.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = 60
 CUDA = "CUDA_VISIBLE_DEVICES"
 

@@ -16,6 +16,8 @@ from harness.wait import wait_for
 
 from noded.config import home
 
+pytestmark = pytest.mark.slow
+
 DRIVER = """
 import time
 @noded.remote(num_cpus=0, resources={"n1": 0.1}, max_restarts=-1)

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from harness.cluster import REPOSITORY, noded_command
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = sorted((REPOSITORY / "tests/programs").glob("*.py"))
 THIRD_PARTY = sorted((REPOSITORY / "tests/programs/third_party").glob("*.py"))
 PACKAGES = ["flwr>=1.20,<1.42", "scikit-learn>=1.5"]

@@ -19,6 +19,8 @@ from harness.manager import Manager
 from harness.processes import all_processes, descendants, mentioning
 from harness.wait import wait_for
 
+pytestmark = pytest.mark.slow
+
 UNITS = [REPOSITORY / "systemd" / name for name in ("noded-workers.service", "noded.service")]
 DAEMON, WORKERS = "noded.service", "noded-workers.service"
 Machine = Callable[..., Manager]

@@ -20,6 +20,8 @@ from harness.members import Member, Members
 from harness.processes import all_processes, descendants
 from harness.wait import wait_for
 
+pytestmark = pytest.mark.slow
+
 NOBODY = 65534
 PROGRAM = """
 import sys, noded

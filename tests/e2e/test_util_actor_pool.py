@@ -13,7 +13,7 @@ import noded
 from noded.exceptions import TaskError
 from noded.util import ActorPool
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 
 
 @noded.remote

@@ -19,7 +19,7 @@ import noded
 from noded.exceptions import TaskError, WorkerCrashedError
 from noded.util.executor import NodedExecutor
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 
 
 def square(x: int) -> int:

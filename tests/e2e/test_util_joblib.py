@@ -11,7 +11,7 @@ import pytest
 
 from noded.util.joblib import register_noded, register_ray
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 register_noded()
 register_ray()
 

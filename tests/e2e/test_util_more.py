@@ -16,7 +16,7 @@ import noded
 from noded import util
 from noded.exceptions import TaskError
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 
 
 @noded.remote

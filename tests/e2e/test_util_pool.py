@@ -18,7 +18,7 @@ import noded
 from noded.exceptions import ActorDiedError, TaskError
 from noded.util.multiprocessing import Pool, TimeoutError
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 
 
 def square(x: int) -> int:

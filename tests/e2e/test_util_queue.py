@@ -13,7 +13,7 @@ import noded
 from noded.exceptions import ActorError
 from noded.util.queue import Empty, Full, Queue
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
 
 
 def test_first_in_first_out() -> None:
