@@ -523,6 +523,7 @@ async def test_purge_refuses_while_a_head_lives(server: Server, opener: Opener) 
     await until(lambda: server.call("EXISTS", KEYS.meta), "a head that lives writes all anew")
 
 
+@pytest.mark.slow
 async def test_a_failover_to_a_replica_that_lagged(
     tmp_path: Path, opener: Opener, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -195,6 +195,7 @@ def test_refs_of_before_are_never_taken_for_others(gate: Gate) -> None:
     gc.collect()
 
 
+@pytest.mark.slow
 def test_a_process_that_connects_again_and_again_leaves_no_space_taken(tmp_path: Path) -> None:
     from harness.cluster import Node
 

@@ -214,6 +214,7 @@ def test_an_actor_whose_constructor_holds_the_gil_is_not_created_twice(node: Nod
     assert lines(log) == [str(pid)]
 
 
+@pytest.mark.slow
 def test_creations_and_kills_right_before_the_daemon_dies(node: Node, tmp_path: Path) -> None:
     Counter = functions()["Counter"]
     for turn in range(4):

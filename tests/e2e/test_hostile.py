@@ -246,6 +246,7 @@ def test_frames_that_are_announced_and_never_come(node: Node) -> None:
             sock.close()
 
 
+@pytest.mark.slow
 def test_who_asks_and_never_reads_the_answers(node: Node) -> None:
     before = anonymous_mb(node.pid)
     question = frame(m.Ask(1, "status"), b"{}") * 1000
@@ -288,6 +289,7 @@ def test_many_who_connect_and_say_nothing(node: Node) -> None:
             sock.close()
 
 
+@pytest.mark.slow
 def test_slow_loris_on_the_port(node: Node) -> None:
     """300 connections that say a little: more than there is room for. /healthz is answered all the same."""
     slow = []
@@ -407,6 +409,7 @@ def test_babble_on_a_workers_socket(node: Node) -> None:
     runs_a_task(node)
 
 
+@pytest.mark.slow
 def test_an_object_over_the_store() -> None:
     """Without a disk: see test_spilling.py for those that have one."""
     with Node("--object-store-memory", "64MB", "--object-spilling-directory", "none", num_cpus=1) as node:

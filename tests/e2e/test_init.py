@@ -65,6 +65,7 @@ def test_as_a_context_manager() -> None:
     wait_for(lambda: not running(context["session_dir"]), "the context manager left processes")
 
 
+@pytest.mark.slow
 def test_again_and_again() -> None:
     """The same functions and actor classes serve one cluster after the other."""
 

@@ -119,6 +119,7 @@ def test_only_what_is_lost_is_made_again(nodes: Cluster, notes: Notes) -> None:
     assert notes.all() == ["make a", "longer b", "longer b"]
 
 
+@pytest.mark.slow
 def test_a_long_chain(nodes: Cluster) -> None:
     """Deeper than Python's stack."""
 

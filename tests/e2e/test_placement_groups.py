@@ -508,6 +508,7 @@ def test_a_removal_in_whose_midst_the_daemon_dies_is_carried_out(node: Node, tmp
     assert len(lines(log)) == 2
 
 
+@pytest.mark.slow
 def test_pending_and_infeasible_groups_wait_on_over_kills(node: Node) -> None:
     full = placement_group([{"widget": 2}])
     assert full.wait(20)
@@ -526,6 +527,7 @@ def test_pending_and_infeasible_groups_wait_on_over_kills(node: Node) -> None:
         remove_placement_group(group)
 
 
+@pytest.mark.slow
 def test_many_creations_and_removals_through_kills(node: Node) -> None:
     """One thread makes and removes, the test kills: each group is created once, none is left."""
     stop, failures, count = threading.Event(), [], 0

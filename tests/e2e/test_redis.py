@@ -152,6 +152,7 @@ def test_members_of_a_head_without_redis(redis: Server) -> None:
         assert len(keys(redis, "nodes")) == 2
 
 
+@pytest.mark.slow
 def test_a_failover_of_sentinels(tmp_path: Path) -> None:
     with SentinelTrio(tmp_path / "trio") as trio, head(trio) as node, Driver(node.address, PROGRAM) as driver:
         pid = node.pid
