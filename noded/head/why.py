@@ -211,6 +211,7 @@ class HeadWhy:
         node = self._nodes.records.get(record.node)
         told: Answer = {
             "state": record.state,
+            "actor": id_.hex(),
             "class_name": record.spec.class_name,
             "node": {"id": node.id, "name": node.name, "state": node.state, "reason": node.reason} if node else None,
             "restarts": record.restarts,

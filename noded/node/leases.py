@@ -713,11 +713,11 @@ class Leases:
         self.kick()
 
     def on_lease_done(self, client: Client, lease_id: int, retiring: bool = False) -> None:
-        """``retiring``: its worker takes no more tasks."""
+        """``retiring``: its worker takes no more tasks, as the client was told."""
         lease = self.leases.get(lease_id)
         if lease is None or lease.client is not client:
             return
-        if retiring and lease.worker is not None and lease.share.devices:
+        if lease.worker is not None and lease.share.devices and (retiring or lease.worker.record.kind):
             # As long as the process lives, so does what it has in the memory of its GPUs.
             lease.ended = lease.recalled = True
             self.pool.end(lease.worker, deaths.RETIRED, "it takes no more tasks, and it had GPUs")

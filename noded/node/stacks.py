@@ -145,10 +145,14 @@ class Stacks:
             )
             return [self._of_daemon()] if mine else []
         until = time.monotonic() + _TELL_SECONDS
-        asked = [(worker, self._begin(worker, until - _LAST_SECONDS)) for worker in await self._meant(word)]
+        workers, task_id = await self._meant(word)
+        asked = [(worker, self._begin(worker, until - _LAST_SECONDS)) for worker in workers]
         if asked:
             await asyncio.wait([task for _, task in asked], timeout=until - time.monotonic())
-        return [task.result() if task.done() else self._late(worker, len(asked)) for worker, task in asked]
+        told = [task.result() if task.done() else self._late(worker, len(asked)) for worker, task in asked]
+        if task_id:  # it may have ended meanwhile: that is no stack of it then
+            told = [one for one in told if one.get("problem") or _runs(one["running"], task_id)]
+        return told
 
     def _begin(self, worker: Worker, deadline: float) -> asyncio.Task[Report]:
         task = asyncio.create_task(self._of_worker(worker, deadline))
@@ -163,24 +167,25 @@ class Stacks:
         )
         return self._report(worker, stack_dump.Dump("", problem), [])
 
-    async def _meant(self, word: str) -> list[Worker]:
+    async def _meant(self, word: str) -> tuple[list[Worker], str]:
+        """Also the task, if it was one that was asked for."""
         workers = [worker for worker in self._pool.workers.values() if worker.record.pid]
         if not word:
-            return workers
+            return workers, ""
         if word.isdecimal() and len(word) < 8:
-            return [worker for worker in workers if worker.record.pid == int(word)]
+            return [worker for worker in workers if worker.record.pid == int(word)], ""
         id_ = ids.parse(word)
         if id_ is None:
             # Of a worker also what it calls itself, the beginning of its id.
             called = [worker for worker in workers if word in (worker.id, worker.id[: 2 * ids.PREFIX_SIZE])]
-            return called or [worker for worker in workers if worker.record.job == word]
+            return called or [worker for worker in workers if worker.record.job == word], ""
         if ids.is_actor_id(id_):
-            return [worker for worker in workers if worker.record.actor == id_]
+            return [worker for worker in workers if worker.record.actor == id_], ""
         task = ids.task_id(ids.prefix_of(id_), ids.seq_of(id_)).hex()
         busy = [worker for worker in workers if worker.record.lease or worker.record.actor]
         runs = await asyncio.gather(*(self._read(worker.id) for worker in busy))
         found = zip(busy, runs, strict=True)
-        return [worker for worker, running in found if any(one["task"] == task for one in running)]
+        return [worker for worker, running in found if _runs(running, task)], task
 
     async def _read(self, wid: str) -> list[dict[str, Any]]:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._running, wid)
@@ -232,6 +237,10 @@ class Stacks:
         """Its loop is not stuck, or this would not run."""
         told: Report = {"daemon": True, "pid": os.getpid(), "node": self._node_id, "node_name": self._name}
         return told | {"stack": own_stacks(with_caller=True)}
+
+
+def _runs(running: list[dict[str, Any]], task: str) -> bool:
+    return any(one["task"] == task for one in running)
 
 
 def _has_mark(pid: int, mark: str) -> bool:

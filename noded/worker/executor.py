@@ -309,14 +309,16 @@ class Executor:
             execution.user_code = False
         except BaseException as error:
             execution.user_code = False
+            if code is not None and code.max_calls:
+                self._count_call(code)
             self.answer_error(execution, error, started)
         else:
+            if code is not None and code.max_calls:
+                self._count_call(code)
             self.answers.result(execution, result, started)
         self.note_end(execution)
         if NamedStream.said or time.monotonic() - started > streams.LOOK_AFTER:
             streams.call_over(execution)
-        if code is not None and code.max_calls:
-            self._count_call(code)
 
     def note_begin(self, execution: Execution, kind: str, started: float) -> None:
         """Onto the page."""
@@ -392,6 +394,9 @@ class Executor:
         return call
 
     def _count_call(self, code: RemoteCode) -> None:
+        """Before the call is answered: whoever has its answer knows that this worker ends, and with it what it has of
+        GPUs, so nobody takes the lease for one that is free.
+        """
         count = self._calls[code.hash] = self._calls.get(code.hash, 0) + 1
         if count >= code.max_calls and not self.retiring:
             self.retiring = f"it has run {code.name} {count} times (max_calls)"
@@ -400,7 +405,6 @@ class Executor:
                 # Also to callers that have nothing queued here: their leases are to end.
                 for inbound in self.inbound:
                     inbound.link.send(m.Returned([], 0, True))
-                    inbound.flush_locked()
                 self._say_retiring_locked()
 
     def _say_retiring_locked(self) -> None:
