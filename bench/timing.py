@@ -20,6 +20,8 @@ class Timing:
     warmup: float = 0.5
     window: float = 1.0
     windows: int = 4
+    turn: Callable[[], None] | None = None
+    """Called before each window: returns when it may begin, where two measure in turns."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ def rate(step: Callable[[], object], units: float, timing: Timing) -> Measuremen
     chunk = max(1, int(steps / elapsed / 1000))
     samples = []
     for _ in range(timing.windows):
+        if timing.turn is not None:
+            timing.turn()
         steps, elapsed = _run_for(step, timing.window, chunk)
         samples.append(units * steps / elapsed)
     return Measurement(statistics.median(samples), samples)

@@ -42,7 +42,12 @@ def main() -> None:
 
 def _measure(row: Row, args: argparse.Namespace, home: Path, result: TextIO) -> None:
     systems.isolate(args.system, home)
-    timing = Timing(args.warmup, args.window, args.windows)
+
+    def turn() -> None:
+        print("turn", file=result, flush=True)
+        sys.stdin.readline()
+
+    timing = Timing(args.warmup, args.window, args.windows, turn if args.turns else None)
     context = systems.Context(args.system, systems.load(args.system), timing, os.cpu_count() or 1, home)
     start = time.perf_counter()
     if row.cluster and context.api:
@@ -82,6 +87,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=float, default=defaults.warmup, help="seconds")
     parser.add_argument("--window", type=float, default=defaults.window, help="seconds")
     parser.add_argument("--windows", type=int, default=defaults.windows)
+    parser.add_argument(
+        "--turns", action="store_true", help='before each window print "turn", and wait for a line on stdin'
+    )
     return parser.parse_args()
 
 

@@ -5,8 +5,9 @@ name), and the last tasks it ran, those that run now among them. As a submitter 
 submitted, and how it ended for good; as a worker every run, of which a task may have had several.
 
 Layout, little endian: head 64 (magic 8, position u64, bytes of names u32, pid u32, job 8, actor id 16) | names 24 KB
-(each: kind u8, length u8, UTF-8) | counters of 512 names, 8 of u64 each | 4,096 records of 48 bytes: task id 16, start
-f64, end f64 (0: it runs), name u32, thread u32, outcome u32, name of the error u32. Times are seconds since the epoch.
+(each: kind u8, length u8, UTF-8) | counters of 512 names, 8 of u64 each | 4,096 records of 48 bytes: prefix 8 and seq
+u64 of the id (``ids.py``), start f64, end f64 (0: it runs), name u32, thread u32, outcome u32, name of the error u32.
+Times are seconds since the epoch.
 
 A record is written where ``position`` is, which then moves on, over those that still run: so a long call is not lost
 behind many short ones, and what runs can be counted. Who reads looks twice at the position, and leaves out what may
@@ -22,6 +23,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+
+from noded import ids
 
 RECORDS = 4096
 NAMES = 512
@@ -40,10 +43,12 @@ _NAMES_SIZE = 24 << 10
 _COUNTERS_AT = _NAMES_AT + _NAMES_SIZE
 _WIDTH = 8
 _NAME = 0xFFFFFFFF
-_RECORD = struct.Struct("<16sddIIII")
-_BEGUN = struct.Struct("<16sddQQ")
-"""The same, to be written faster."""
+_RECORD = struct.Struct("<8sQddIIII")
+_BEGIN = struct.Struct("<8sQd8xQ8x").pack_into
+"""The same, of a run that begins, to be written faster."""
 _RECORDS_AT = _COUNTERS_AT + NAMES * _WIDTH * 8
+_BEGINNING = struct.Struct("<8sQ")
+_SEQ = (1 << 40) - 1
 _END = struct.Struct("<d")
 _END_AT = 24
 _OUTCOME = struct.Struct("<II")
@@ -130,7 +135,9 @@ class Page:
         self._adding = threading.Lock()
         self._position = 0
         self._used = 0
-        self._numbers: dict[tuple[str, str], int] = {}
+        self._names = 0
+        self.numbers: dict[str, dict[str, int]] = {kind: {} for kind in (*COUNTED, ERROR)}
+        """Of the names that are known already, by kind: ``number`` without a call."""
         self._memory[: _HEAD.size] = _HEAD.pack(_MAGIC, 0, 0, os.getpid(), b"", b"")
         for kind in COUNTED:
             self._add(kind, OTHER)
@@ -176,10 +183,10 @@ class Page:
 
     def number(self, kind: str, name: str) -> int:
         """The one of this name, for ``begin``."""
-        number = self._numbers.get((kind, name))
+        number = self.numbers[kind].get(name)
         if number is None:
             with self._adding:
-                number = self._numbers.get((kind, name))
+                number = self.numbers[kind].get(name)
                 if number is None:
                     number = self._add(kind, name)
         return number
@@ -188,30 +195,32 @@ class Page:
         """Its number; that of "(other)" when there is no room for more names."""
         data = name.encode(errors="replace")[:_LONGEST_NAME]
         short = data.decode(errors="replace")
+        known = self.numbers[kind]
         if short != name:
-            return self.number(kind, short) if (kind, short) in self._numbers else self._add(kind, short)
-        if len(self._numbers) >= NAMES or self._used + 2 + len(data) > _NAMES_SIZE:
-            return self._numbers.get((kind, OTHER), 0)
+            return known[short] if short in known else self._add(kind, short)
+        if self._names >= NAMES or self._used + 2 + len(data) > _NAMES_SIZE:
+            return known.get(OTHER, 0)
         at = _NAMES_AT + self._used
         self._memory[at : at + 2 + len(data)] = bytes((ord(kind), len(data))) + data
         self._used += 2 + len(data)
         _USED.pack_into(self._memory, _USED_AT, self._used)
-        number = self._numbers[kind, name] = len(self._numbers)
+        number = known[name] = self._names
+        self._names += 1
         return number
 
-    def begin(self, id_: bytes, number: int, start: float) -> int:
-        """A run has begun: where its record is, to be given to ``end``. ``number``: of its name; the upper half may be
-        that of its thread.
+    def begin(self, prefix: bytes, seq: int, number: int, start: float) -> int:
+        """A run has begun, of the id with this prefix and seq: where its record is, to be given to ``end``. ``number``:
+        of its name; the upper half may be that of its thread.
         """
         position = self._position
         at = position % RECORDS
-        if position >= RECORDS and not self._ends[at * 6 + 3]:
+        if not self._ends[at * 6 + 3] and position >= RECORDS:
             position = self._free()
             if position < 0:
                 self.counters[(number & _NAME) * _WIDTH + _UNRECORDED] += 1
                 return UNRECORDED
             at = position % RECORDS
-        _BEGUN.pack_into(self._memory, _RECORDS_AT + at * 48, id_, start, 0.0, number, 0)
+        _BEGIN(self._memory, _RECORDS_AT + at * 48, prefix, seq, start, number)
         self._position = self._places[_POSITION_PLACE] = position + 1
         return at
 
@@ -264,7 +273,7 @@ def read(path: str) -> Reading | None:
 def read_runs(path: str, id_: bytes) -> Reading | None:
     """Likewise, with the runs of this task alone. None, and quick, where it is not named at all."""
     loaded = _load(path)
-    if loaded is None or id_ not in loaded[0]:
+    if loaded is None or _BEGINNING.pack(ids.prefix_of(id_), ids.seq_of(id_)) not in loaded[0]:
         return None
     reading = _reading(*loaded)
     return reading._replace(records=[record for record in reading.records if record.id == id_])
@@ -332,6 +341,11 @@ def _names(data: bytes, used: int) -> list[tuple[str, str]]:
     return names
 
 
+def _id(kind: str, prefix: bytes, seq: int) -> bytes:
+    make = ids.actor_id if kind == CREATION else ids.task_id
+    return make(prefix[: ids.PREFIX_SIZE], seq & _SEQ)
+
+
 def _records(
     data: bytes, names: list[tuple[str, str]], position: int, later: int, there: bytes, *, ended: bool = True
 ) -> list[Record]:
@@ -340,7 +354,7 @@ def _records(
     # is, until the position has moved over it.
     unsure = {number % RECORDS for number in range(position, min(later + 1, position + RECORDS))}
     at = _RECORDS_AT + later % RECORDS * _RECORD.size
-    if data[at : at + _RECORD.size] == there and not _RECORD.unpack(there)[2]:
+    if data[at : at + _RECORD.size] == there and not _RECORD.unpack(there)[3]:
         unsure.discard(later % RECORDS)
     found = []
     count = min(position, RECORDS)
@@ -348,12 +362,12 @@ def _records(
     if not ended:
         ends = memoryview(data)[_RECORDS_AT:].cast("d")[_END_AT // 8 :: _RECORD.size // 8].tolist()
         whole = [(i, _RECORD.unpack_from(data, _RECORDS_AT + i * _RECORD.size)) for i in range(count) if not ends[i]]
-    for number, (id_, start, end, name, thread, outcome, error) in whole:
+    for number, (prefix, seq, start, end, name, thread, outcome, error) in whole:
         if number in unsure or not start:
             continue
         kind, text = names[name] if name < len(names) else (TASK, OTHER)
         problem = names[error][1] if 0 < error < len(names) else ""
-        found.append(Record(id_, kind, text, start, end, thread, outcome, problem))
+        found.append(Record(_id(kind, prefix, seq), kind, text, start, end, thread, outcome, problem))
     found.sort(key=lambda record: record.start)
     return found
 
@@ -376,12 +390,12 @@ def bury(path: str, now: float) -> list[Record]:
         died: dict[int, Record] = {}
         dead: Counter[int] = Counter()
         for at in range(min(position, RECORDS)):
-            id_, start, end, number, thread, outcome, _ = _RECORD.unpack_from(data, _RECORDS_AT + at * 48)
+            prefix, seq, start, end, number, thread, outcome, _ = _RECORD.unpack_from(data, _RECORDS_AT + at * 48)
             if start and number < len(names) and (not end or outcome == DIED):
                 dead[number] += 1
                 if not end:
                     kind, name = names[number]
-                    died[at] = Record(id_, kind, name, start, now, thread, DIED, "")
+                    died[at] = Record(_id(kind, prefix, seq), kind, name, start, now, thread, DIED, "")
         # Not by a map: a hole that the disk has no room for would be a SIGBUS. Totals first, and as such, not added to.
         counters = bytearray(data[_COUNTERS_AT:_RECORDS_AT])
         for number, (kind, _) in enumerate(names):

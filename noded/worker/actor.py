@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from noded import ids
 from noded.client import codec
 from noded.client.context import running
 from noded.client.exits import IntentionalExit
@@ -104,7 +105,7 @@ class ActorSeat:
         if page is not None:
             page.owner(runtime.job, spec.id)
             number = page.number(CREATION, name)
-            run = page.begin(spec.id, number, time.time())
+            run = page.begin(ids.prefix_of(spec.id), ids.seq_of(spec.id), number, time.time())
         outcome, problem = RETURNED, ""
         try:
             cls, _ = codec.unpack(view[: spec.class_size], runtime.objects.entries)

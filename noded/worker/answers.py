@@ -81,8 +81,7 @@ class Answers:
         returns = message.returns
         us = int((time.monotonic() - started) * 1e6)
         if returns == 1 and result is None and not execution.borrowed:
-            with runtime.lock:
-                inbound.link.send(m.Done(message.seq, us))
+            inbound.answer((m.Done(message.seq, us), b""))
             return
         name = execution.name
         try:
@@ -99,8 +98,7 @@ class Answers:
             packed = [codec.pack(value, f"the return value of {name}") for value in values]
             if returns == 1 and packed[0].size <= INLINE_LIMIT and not packed[0].refs:
                 hseq = runtime.flush_refs_numbered() if execution.borrowed else 0
-                with runtime.lock:
-                    inbound.link.send(m.Done(message.seq, us, hseq), packed[0].as_bytes())
+                inbound.answer((m.Done(message.seq, us, hseq), packed[0].as_bytes()))
                 return
             outs: list[tuple[int, int, bytes]] = []
             pieces: list[bytes] = []
@@ -117,8 +115,7 @@ class Answers:
             self.error(execution, error, started)
             return
         hseq = runtime.flush_refs_numbered()
-        with runtime.lock:
-            inbound.link.send(m.DoneMany(message.seq, us, hseq, outs), b"".join(pieces))
+        inbound.answer((m.DoneMany(message.seq, us, hseq, outs), b"".join(pieces)))
 
     def _dynamic(self, execution: Execution, result: Any) -> DynamicObjectRefGenerator:
         """Each item becomes an object of this worker's; the refs to them are the value. An error is the last item."""
@@ -147,11 +144,9 @@ class Answers:
             id_ = ids.object_id(inbound.prefix, message.seq, index)
             offset, size = runtime.objects.write(id_, one)
             hseq = runtime.flush_refs_numbered()
-            with runtime.lock:
-                inbound.link.send(m.Item(message.seq, index, size, offset, id_, hseq))
+            inbound.answer((m.Item(message.seq, index, size, offset, id_, hseq), b""))
             return
-        with runtime.lock:
-            inbound.link.send(m.Item(message.seq, index), one.as_bytes())
+        inbound.answer((m.Item(message.seq, index), one.as_bytes()))
 
     def error(self, execution: Execution, error: BaseException, started: float) -> None:
         runtime, message, inbound = self._runtime, execution.message, execution.inbound
@@ -163,15 +158,13 @@ class Answers:
             for entry in packed.refs:
                 runtime.objects.publish_locked(entry)
         hseq = runtime.flush_refs_numbered() if execution.borrowed or packed.refs else 0
-        with runtime.lock:
-            inbound.link.send(m.Failed(message.seq, us, hseq, False, retry), packed.as_bytes())
+        inbound.answer((m.Failed(message.seq, us, hseq, False, retry), packed.as_bytes()))
 
     def cancelled(self, execution: Execution, started: float) -> None:
         execution.outcome = CANCELLED
         us = int((time.monotonic() - started) * 1e6)
         hseq = self._runtime.flush_refs_numbered() if execution.borrowed else 0
-        with self._runtime.lock:
-            execution.inbound.link.send(m.Failed(execution.message.seq, us, hseq, True))
+        execution.inbound.answer((m.Failed(execution.message.seq, us, hseq, True), b""))
 
 
 def pack_error(runtime: Runtime, error: BaseException, name: str) -> codec.Packed:

@@ -84,7 +84,7 @@ class Cancels:
                         place.remove(item)
                     except ValueError:  # it leaves just now
                         return False
-                    inbound.link.send(m.Failed(seq, 0, 0, True))
+                    inbound.send_locked(m.Failed(seq, 0, 0, True))
                     inbound.flush_locked()
                     return True
         return False

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from noded.client.context import call_now
 from noded.client.refs import ObjectRef
-from noded.telemetry import CALL
+from noded.telemetry import CALL, NOT_BEGUN
 from noded.wire import messages as m
 from noded.worker import streams
 from noded.worker.execution import Execution
@@ -175,7 +175,8 @@ class EventLoopEngine:
         execution.user_code = True
         try:
             method = executor.seat.method(execution)
-            executor.note_begin(execution, CALL, started)
+            if executor.page is not None:
+                executor.note_begin(executor.page, execution, CALL, started)
             if payload or message.deps or message.place is not None:
                 args, kwargs = answers.arguments(execution, payload)
                 result = method(*args, **kwargs)
@@ -199,7 +200,8 @@ class EventLoopEngine:
         else:
             answers.result(execution, result, started)
         finally:
-            executor.note_end(execution)
+            if execution.run != NOT_BEGUN:
+                executor.note_end(execution, time.monotonic())
             if NamedStream.said:
                 streams.call_over(execution)
             self._running.pop((execution.inbound, message.seq), None)

@@ -34,6 +34,7 @@ class Execution:
         "runtime",
         "stream",
         "task",
+        "thread",
         "user_code",
     )
 
@@ -55,6 +56,8 @@ class Execution:
         """Where it is on the page, while it runs."""
         self.number = 0
         """Of its name, there."""
+        self.thread = 0
+        """The system's number of the thread that runs it, or 0 for the main thread."""
         self.user_code = False
         """The user's code runs right now: the only place where a soft cancel may raise."""
         self.task: Any = None

@@ -103,12 +103,12 @@ class Executor:
         kind = type(message)
         if kind is m.Push:
             if message.lease < self.highest_lease:
-                inbound.link.send(m.Stale([message.seq]))
+                inbound.send_locked(m.Stale([message.seq]))
                 inbound.flush_locked()
                 return
             self.highest_lease = message.lease
             if self._blocked_since or self.retiring:
-                inbound.link.send(m.Returned([message.seq], self._running_for(inbound), bool(self.retiring)))
+                inbound.send_locked(m.Returned([message.seq], self._running_for(inbound), bool(self.retiring)))
                 inbound.flush_locked()
                 if self.retiring:
                     self._say_retiring_locked()
@@ -257,11 +257,11 @@ class Executor:
             self.answers.cancelled(execution, started)
         finally:
             execution.user_code = False
-            self.note_end(execution)
+            if execution.run != NOT_BEGUN:
+                self.note_end(execution, time.monotonic())
             self.current = running.call = None
             self._started = 0.0
-        link = inbound.link
-        if not self.queue or link.unsent >= _FLUSH_AT or time.monotonic() - self._last_flush > _FLUSH_SECONDS:
+        if not self.queue or len(inbound.answers) >= _FLUSH_AT or time.monotonic() - self._last_flush > _FLUSH_SECONDS:
             self.flush()
 
     def work_began(self) -> None:
@@ -286,12 +286,12 @@ class Executor:
                 name = message.extra.name if message.extra is not None and message.extra.name else code.name
                 execution.name = name
                 if self.page is not None:
-                    self.note_begin(execution, TASK, started)
+                    self.note_begin(self.page, execution, TASK, started)
                 call = code.call or self._load(code)
             else:
                 call = self.seat.method(execution)
                 if self.page is not None:
-                    self.note_begin(execution, CALL, started)
+                    self.note_begin(self.page, execution, CALL, started)
             if payload or message.deps or message.place is not None:
                 args, kwargs = self.answers.arguments(execution, payload)
                 execution.user_code = True
@@ -316,38 +316,39 @@ class Executor:
             if code is not None and code.max_calls:
                 self._count_call(code)
             self.answers.result(execution, result, started)
-        self.note_end(execution)
-        if NamedStream.said or time.monotonic() - started > streams.LOOK_AFTER:
+        now = time.monotonic()
+        if execution.run != NOT_BEGUN:
+            self.note_end(execution, now)
+        if NamedStream.said or now - started > streams.LOOK_AFTER:
             streams.call_over(execution)
 
-    def note_begin(self, execution: Execution, kind: str, started: float) -> None:
-        """Onto the page."""
-        page = self.page
-        if page is None:
-            return
-        number = page.number(kind, execution.name)
+    def note_begin(self, page: Page, execution: Execution, kind: str, started: float) -> None:
+        """Onto the page: it runs. In the way of every call, as ``note_end`` is."""
+        number = page.numbers[kind].get(execution.name)
+        if number is None:
+            number = page.number(kind, execution.name)
+        inbound, seq = execution.inbound, execution.message.seq
         if self.threaded:
-            number |= threading.get_native_id() << 32
+            number |= execution.thread << 32
             with page.lock:
-                execution.run = page.begin(execution.task_id, number, started + self._clock)
+                execution.run = page.begin(inbound.prefix, seq, number, started + self._clock)
         else:
-            execution.run = page.begin(execution.task_id, number, started + self._clock)
+            execution.run = page.begin(inbound.prefix, seq, number, started + self._clock)
         execution.number = number
 
-    def note_end(self, execution: Execution) -> None:
+    def note_end(self, execution: Execution, now: float) -> None:
+        """Its ``run`` is not ``NOT_BEGUN``, but is then. ``now``: of the monotonic clock."""
         page, run = self.page, execution.run
-        if page is None or run == NOT_BEGUN:
-            return
-        now = time.monotonic() + self._clock
+        assert page is not None
         execution.run = NOT_BEGUN
         if execution.outcome != RETURNED:
             with page.lock:
-                page.end_badly(run, execution.number, now, execution.outcome, execution.error)
+                page.end_badly(run, execution.number, now + self._clock, execution.outcome, execution.error)
         elif self.threaded:
             with page.lock:
-                page.end(run, execution.number, now)
+                page.end(run, execution.number, now + self._clock)
         else:
-            page.end(run, execution.number, now)
+            page.end(run, execution.number, now + self._clock)
 
     def _generated(self, execution: Execution, result: Any) -> Any:
         if execution.message.returns == m.STREAMING:
@@ -375,7 +376,7 @@ class Executor:
         streams.flush_parts()
         with self.runtime.lock:
             for inbound in list(self.inbound):
-                if inbound.link.out:
+                if inbound.answers or inbound.link.out:
                     inbound.flush_locked()
 
     def _flush_one(self, inbound: Inbound) -> None:
@@ -404,7 +405,7 @@ class Executor:
                 self._return_unstarted_locked()
                 # Also to callers that have nothing queued here: their leases are to end.
                 for inbound in self.inbound:
-                    inbound.link.send(m.Returned([], 0, True))
+                    inbound.send_locked(m.Returned([], 0, True))
                 self._say_retiring_locked()
 
     def _say_retiring_locked(self) -> None:
@@ -493,7 +494,7 @@ class Executor:
         queue.extend(reversed(kept))
         for inbound, seqs in back.items():
             seqs.reverse()
-            inbound.link.send(m.Returned(seqs, self._running_for(inbound), bool(self.retiring)))
+            inbound.send_locked(m.Returned(seqs, self._running_for(inbound), bool(self.retiring)))
             inbound.flush_locked()
 
     def tick(self) -> bool:
@@ -512,7 +513,7 @@ class Executor:
             for inbound in list(self.inbound):
                 if inbound.session is not None:
                     inbound.session.acknowledge()
-                if inbound.link.out:
+                if inbound.answers or inbound.link.out:
                     inbound.flush_locked()
             if self._sessions:
                 self.drop_lost_callers_locked()

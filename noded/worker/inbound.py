@@ -70,6 +70,10 @@ class Inbound:
         self._on_closed = on_closed
         self._on_drained = on_drained
         self._writing = False
+        self.answers: deque[tuple[Any, bytes]] = deque()
+        """Queued without the lock, and not on the link yet: threads that wait for it after each call are slow."""
+        self.answer: Callable[[tuple[Any, bytes]], None] = self.answers.append
+        """Queue a message with its payload, from any thread."""
         reader.add(sock.fileno(), self._on_event)
 
     def _on_event(self, what: int) -> None:
@@ -90,10 +94,21 @@ class Inbound:
     def _handle(self, message: Any, payload: Any) -> None:
         self._on_message(self, message, payload)
 
+    def send_locked(self, message: Any) -> None:
+        """Queue it behind all answers."""
+        answers, send = self.answers, self.link.send
+        while answers:
+            send(*answers.popleft())
+        send(message)
+
     def flush_locked(self) -> None:
         """Write what goes; the rest when the socket says so. A caller that is gone is noticed by reading."""
+        answers, send = self.answers, self.link.send
         if self.link.closed:
+            answers.clear()
             return
+        while answers:
+            send(*answers.popleft())
         try:
             done = self.link.flush()
         except LinkClosed:

@@ -1,4 +1,8 @@
-"""Runs an actor with several threads: one pool per concurrency group, fed by the main thread through a queue."""
+"""Runs an actor with several threads: one pool per concurrency group, fed by the main thread through a queue.
+
+To wake a thread costs more than a short call. So at most one is on its way at a time, and who takes a call while more
+wait wakes the next: a burst of short calls is done by the few that are awake, and long ones get a thread each.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from noded.client.context import call_now
@@ -26,14 +29,82 @@ _FLUSH_SECONDS = 0.001
 class Group:
     """A concurrency group: its threads are started as they are needed."""
 
-    __slots__ = ("idle", "limit", "queue", "threads")
+    def __init__(self, name: str, limit: int, run: Callable[[Item, Group, int], None]):
+        self.calls: deque[Item] = deque()
+        """Those that no thread has taken yet."""
+        self._name = name
+        self._limit = limit
+        self._run = run
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._sleepers: list[threading.Lock] = []
+        """Of each thread that waits, what it waits for."""
+        self._waking = False
+        """A thread is on its way."""
+        self._ending = False
 
-    def __init__(self, limit: int):
-        self.limit = limit
-        self.queue: SimpleQueue[Item | None] = SimpleQueue()
-        self.threads: list[threading.Thread] = []
-        self.idle = 0
-        """Threads that wait, less the calls that are on their way to them: below 0 when calls wait."""
+    def put(self, item: Item) -> None:
+        self.calls.append(item)
+        self._wake()
+
+    def _may_wake(self) -> bool:
+        return not self._waking and (bool(self._sleepers) or len(self._threads) < self._limit)
+
+    def _wake(self) -> None:
+        """One more, if there is one, and none is on its way."""
+        if not self._may_wake():
+            return
+        with self._lock:
+            if not self._may_wake():  # by now
+                return
+            self._waking = True
+            if self._sleepers:
+                self._sleepers.pop().release()
+            else:
+                name = f"actor-{self._name or 'call'}"
+                self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
+                self._threads[-1].start()
+
+    def _work(self) -> None:
+        awake = threading.Lock()
+        awake.acquire()
+        self._waking = False
+        calls, thread = self.calls, threading.get_native_id()
+        while True:
+            # Without the lock: who waits for it, and not for Python's, makes each call a switch between threads.
+            try:
+                item = calls.popleft()
+            except IndexError:
+                if not self._sleep(awake):
+                    return
+                continue
+            if calls:
+                self._wake()
+            self._run(item, self, thread)
+            del item
+
+    def _sleep(self, awake: threading.Lock) -> bool:
+        """Until it is woken; at once if a call has come meanwhile. False: it ends."""
+        with self._lock:
+            self._sleepers.append(awake)  # from now on who puts a call wakes it
+            if self.calls or self._ending:
+                self._sleepers.remove(awake)
+                return bool(self.calls)
+        awake.acquire()
+        self._waking = False
+        return True
+
+    def end(self) -> None:
+        """Its threads end after what is there by now."""
+        with self._lock:
+            self._ending = True
+            while self._sleepers:
+                self._sleepers.pop().release()
+
+    def join(self, deadline: float) -> None:
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class ThreadEngine:
@@ -42,10 +113,9 @@ class ThreadEngine:
     def __init__(self, executor: Executor, spec: m.ActorSpec):
         self._executor = executor
         executor.threaded = True
-        self._groups = {name: Group(limit) for name, limit in spec.concurrency_groups.items()}
-        self._groups[""] = Group(max(1, spec.max_concurrency))
+        limits = {**spec.concurrency_groups, "": max(1, spec.max_concurrency)}
+        self._groups = {name: Group(name, limit, self._run) for name, limit in limits.items()}
         self._methods = spec.methods
-        self._lock = threading.Lock()
         self._open: dict[tuple[Inbound, int], Execution] = {}
         """Handed over and not answered yet."""
         self._last_flush = 0.0
@@ -67,27 +137,14 @@ class ThreadEngine:
         self._executor.work_began()
         if self._executor.cancels.take(inbound, message.seq):
             self._open[inbound, message.seq].cancelled = True
-        group.queue.put(item)
-        with self._lock:
-            group.idle -= 1
-            if group.idle < 0 and len(group.threads) < group.limit:
-                thread = threading.Thread(target=self._work, args=(group,), name=f"actor-{name or 'call'}", daemon=True)
-                group.threads.append(thread)
-                group.idle += 1
-                thread.start()
+        group.put(item)
 
-    def _work(self, group: Group) -> None:
-        while (item := group.queue.get()) is not None:
-            self._run(item, group)
-            del item
-            with self._lock:
-                group.idle += 1
-
-    def _run(self, item: Item, group: Group) -> None:
+    def _run(self, item: Item, group: Group, thread: int) -> None:
         inbound, message, payload = item
         assert inbound is not None
         executor = self._executor
         execution = self._open[inbound, message.seq]
+        execution.thread = thread
         started = time.monotonic()
         call_now.set(execution)
         try:
@@ -100,7 +157,7 @@ class ThreadEngine:
             del self._open[inbound, message.seq]
         # Whoever answers last of a burst writes for all; the steward's tick is behind it.
         now = time.monotonic()
-        if inbound.link.unsent >= _FLUSH_AT or group.queue.empty() or now - self._last_flush > _FLUSH_SECONDS:
+        if len(inbound.answers) >= _FLUSH_AT or not group.calls or now - self._last_flush > _FLUSH_SECONDS:
             self._last_flush = now
             with executor.runtime.lock:
                 inbound.flush_locked()
@@ -129,9 +186,6 @@ class ThreadEngine:
             return
         deadline = time.monotonic() + _END_SECONDS
         for group in self._groups.values():
-            for _ in group.threads:
-                group.queue.put(None)
+            group.end()
         for group in self._groups.values():
-            for thread in group.threads:
-                if thread is not threading.current_thread():
-                    thread.join(max(0.0, deadline - time.monotonic()))
+            group.join(deadline)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from noded import telemetry
+from noded import ids, telemetry
 from noded.node import pages as module
 from noded.node.pages import Pages, worker_of
 from noded.node.running import Runs
 from noded.telemetry import CREATION, DONE, SUBMITTED, TASK, Counts, Page, Record, worker_page
+
+MAKER = b"process"
 
 
 class Node:
@@ -106,7 +108,7 @@ def test_totals_that_cannot_be_saved(node: Node, monkeypatch: pytest.MonkeyPatch
 def test_one_page_that_cannot_be_written(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         page = node.begin(f"{number:02}")
-        page.begin(bytes(16), page.number(TASK, "f"), 1.0)
+        page.begin(MAKER, 1, page.number(TASK, "f"), 1.0)
         node.pages.ended(node.end(f"{number:02}"))
     bury = telemetry.bury
 
@@ -126,7 +128,7 @@ def test_one_page_that_cannot_be_written(node: Node, monkeypatch: pytest.MonkeyP
 
 def test_what_it_ran_is_told_once(node: Node) -> None:
     page = node.begin("02")
-    page.begin(bytes(16), page.number(TASK, "f"), 1.0)
+    page.begin(MAKER, 1, page.number(TASK, "f"), 1.0)
     node.pages.ended(node.end("02"))
     node.pages.fold()
     ((name, (record,)),) = node.buried
@@ -142,7 +144,7 @@ def test_old_pages_and_old_runs_go_but_their_counts_stay(node: Node, monkeypatch
     for number in range(6):
         page = node.begin(f"{number:02}")
         named = page.number(CREATION, "A.__init__")
-        page.end(page.begin(bytes(16), named, 1.0), named, 2.0)
+        page.end(page.begin(MAKER, 1, named, 1.0), named, 2.0)
         node.pages.ended(node.end(f"{number:02}"))
         node.pages.fold()
     assert [worker_of(s.name) for s in node.pages.read()] == ["03", "04", "05"]
@@ -154,10 +156,10 @@ def test_old_pages_and_old_runs_go_but_their_counts_stay(node: Node, monkeypatch
 
 
 def test_what_workers_run_is_looked_for_up_to_the_task_that_is_wanted(node: Node) -> None:
-    wanted = bytes([99]) * 16
+    wanted = ids.task_id(MAKER, 99)
     for number in range(30):
         page = node.begin(f"{number:016x}")
-        page.begin(wanted if number == 25 else bytes([number]) * 16, page.number(TASK, "f"), 5.0)
+        page.begin(MAKER, 99 if number == 25 else number, page.number(TASK, "f"), 5.0)
     runs = Runs(node.pages)
     workers = [f"{number:016x}" for number in range(30)]
 
@@ -167,14 +169,14 @@ def test_what_workers_run_is_looked_for_up_to_the_task_that_is_wanted(node: Node
 
 
 def test_the_last_run_of_a_task_is_known(node: Node) -> None:
-    id_ = bytes([9]) * 16
+    id_ = ids.task_id(MAKER, 9)
     runs = Runs(node.pages)
     assert runs.last(id_) == {}
     first = node.begin("a" * 16)
-    first.begin(id_, first.number(TASK, "f"), 5.0)
+    first.begin(MAKER, 9, first.number(TASK, "f"), 5.0)
     assert runs.last(id_)["outcome"] == "running"
     node.pages.ended(node.end("a" * 16))
     assert runs.last(id_)["outcome"] == "died" and runs.last(id_)["worker"] == "a" * 16
     second = node.begin("b" * 16)
-    second.end(second.begin(id_, second.number(TASK, "f"), 6.0), second.number(TASK, "f"), 7.0)
+    second.end(second.begin(MAKER, 9, second.number(TASK, "f"), 6.0), second.number(TASK, "f"), 7.0)
     assert runs.last(id_)["outcome"] == "returned" and runs.last(id_)["worker"] == "b" * 16

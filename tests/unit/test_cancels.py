@@ -10,17 +10,12 @@ from noded.wire import messages as m
 from noded.worker.cancels import _NOTES, Cancels
 
 
-class Link:
+class Inbound:
     def __init__(self) -> None:
         self.sent: list[Any] = []
 
-    def send(self, message: Any) -> None:
+    def send_locked(self, message: Any) -> None:
         self.sent.append(message)
-
-
-class Inbound:
-    def __init__(self) -> None:
-        self.link = Link()
 
     def flush_locked(self) -> None:
         pass
@@ -51,7 +46,7 @@ def test_one_that_waits_is_withdrawn_and_answered() -> None:
     queue.extend([(inbound, m.Call(1, "f"), b""), (inbound, m.Call(2, "f"), b"")])
     cancels.on_cancel(inbound, m.Cancel(1, True))
     assert [item[1].seq for item in queue] == [2]
-    assert inbound.link.sent == [m.Failed(1, 0, 0, True)]
+    assert inbound.sent == [m.Failed(1, 0, 0, True)]
     assert not cancels.take(inbound, 1) and not engine.struck
 
 

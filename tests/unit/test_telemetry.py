@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from noded import telemetry
+from noded import ids, telemetry
 from noded.telemetry import (
     CALL,
     DIED,
@@ -39,13 +39,16 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "worker-1.page")
 
 
+MAKER = b"process"
+
+
 def id_of(number: int) -> bytes:
-    return number.to_bytes(16, "big")
+    return ids.task_id(MAKER, number)
 
 
 def begin(page: Page, number: int, name: str, start: float, kind: str = TASK, thread: int = 0) -> tuple[int, int]:
     named = page.number(kind, name) | thread << 32
-    return page.begin(id_of(number), named, start), named
+    return page.begin(MAKER, number, named, start), named
 
 
 def read(path: str) -> Reading:
@@ -85,7 +88,7 @@ def test_the_newest_win_but_what_runs_stays(path: str) -> None:
     for number in range(2, 3 * RECORDS):
         page.end(*begin(page, number, "f", 10.0 + number), 11.0 + number)
 
-    numbers = [int.from_bytes(record.id, "big") for record in read(path).records]
+    numbers = [ids.seq_of(record.id) for record in read(path).records]
     assert numbers[:2] == [0, 1]
     # One fewer than there is room for: the oldest may be the one that is written over right now.
     assert numbers[2:] == list(range(3 * RECORDS - (RECORDS - 3), 3 * RECORDS))
@@ -184,10 +187,10 @@ def test_a_full_disk_is_an_error_not_the_end(tmp_path: Path) -> None:
         pytest.skip("only root may mount")
     program = """
 import os, sys
-from noded import telemetry
+from noded import ids, telemetry
 place = sys.argv[1]
 page = telemetry.Page(place + "/worker-1.page")
-page.begin(bytes(16), page.number(telemetry.TASK, "f"), 1.0)
+page.begin(bytes(7), 0, page.number(telemetry.TASK, "f"), 1.0)
 with open(place + "/filler", "wb", buffering=0) as file:
     try:
         while file.write(bytes(4096)):
@@ -199,7 +202,7 @@ try:
 except OSError as error:
     print("refused")
 for number in range(telemetry.RECORDS):
-    page.begin(bytes(16), page.number(telemetry.TASK, f"f{number % 400}"), 1.0)
+    page.begin(bytes(7), 0, page.number(telemetry.TASK, f"f{number % 400}"), 1.0)
 print(len(telemetry.bury(place + "/worker-1.page", 2.0)))
 """
     script = 'mount -t tmpfs -o size=600k none "$1" && exec "$2" -c "$3" "$1"'
