@@ -84,6 +84,7 @@ def notebook(leak_check: LeakCheck) -> Iterator[Notebook]:
         client.wait_for_ready(timeout=60)
         found = Notebook(client, manager)
         found.run("import noded; noded.init(num_cpus=2, log_to_driver=False); None")
+        found.run("@noded.remote\ndef f(): return 'old'")
         yield found
         found.run("noded.shutdown()")
     finally:
@@ -97,7 +98,6 @@ def notebook(leak_check: LeakCheck) -> Iterator[Notebook]:
 
 
 def test_a_function_defined_in_a_cell(notebook: Notebook) -> None:
-    notebook.run("@noded.remote\ndef f(): return 'old'")
     assert notebook.run("noded.get(f.remote())") == "'old'"
 
 
