@@ -5,7 +5,7 @@ Rules as in ``messages.py``. What a client says to the head, or to another node,
 is the encoded message, the frame's payload that message's payload.
 """
 
-from __future__ import annotations
+# No annotations from __future__ here: msgspec would compile the text of each as this is imported, which takes long.
 
 import base64
 

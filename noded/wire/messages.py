@@ -6,7 +6,7 @@ in payloads or in the arena, and no daemon unpickles them. Between daemons: ``cl
 protocol of its own (``spawner/protocol.py``).
 """
 
-from __future__ import annotations
+# No annotations from __future__ here: msgspec would compile the text of each as this is imported, which takes long.
 
 import msgspec
 
