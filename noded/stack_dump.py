@@ -18,7 +18,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from noded.stack_threads import BIT, HELPER, SIGNAL, Thread, Watch, fields_of, threads_of
 
@@ -36,8 +37,7 @@ _MOST = 1 << 20
 """Bytes that are read."""
 
 
-@dataclass(frozen=True)
-class Dump:
+class Dump(msgspec.Struct, frozen=True):
     text: str
     """As ``faulthandler`` writes it: all threads, each with its most recent call first, 100 of either at most."""
     problem: str = ""

@@ -15,7 +15,8 @@ import os
 import signal
 import time
 from collections import deque
-from dataclasses import dataclass
+
+import msgspec
 
 SIGNAL = signal.SIGRTMIN + 12
 BIT = 1 << (SIGNAL - 1)
@@ -32,8 +33,7 @@ _STEADY = 0.05
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
-@dataclass(frozen=True)
-class Thread:
+class Thread(msgspec.Struct, frozen=True):
     state: str
     name: str
     blocks: bool

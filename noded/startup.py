@@ -12,9 +12,10 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from noded.config import (
     SENTINEL_PASSWORD,
@@ -55,8 +56,7 @@ def find_token(config: Config) -> bytes:
     return found
 
 
-@dataclass
-class Standing:
+class Standing(msgspec.Struct):
     """Which node of which cluster this is; number 0: it has not been told yet."""
 
     number: int
@@ -75,7 +75,7 @@ class Standing:
 
     def write(self, run_dir: str) -> None:
         draft = Path(run_dir) / f"identity.{os.getpid()}"
-        draft.write_text(json.dumps(asdict(self)))
+        draft.write_text(json.dumps(msgspec.structs.asdict(self)))
         draft.replace(Path(run_dir) / "identity.json")
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from noded.lifecycle import LoopProbe
 from noded.metrics.family import Family
@@ -26,8 +27,7 @@ from noded.resources import UNIT
 from noded.version import __version__
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """Who this node is; fixed once it listens."""
 
     cluster: str

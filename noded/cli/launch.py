@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 import noded.config as settings
 from noded.cli.options import as_arguments
@@ -16,8 +17,7 @@ _PATH_FLAGS = ("config", "run_dir")
 _PATH_VARIABLES = ("NODED_HOME", "NODED_RUN_DIR", "NODED_CONFIG", "NODED_TOKEN_FILE", "XDG_RUNTIME_DIR")
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(msgspec.Struct, frozen=True):
     command: list[str]
     cwd: str
     env: dict[str, str]

@@ -15,8 +15,8 @@ import click
 from noded.cli import render
 from noded.cli.cluster import ask
 from noded.cli.memory import columns
-from noded.policy.query import MOST_ROWS
-from noded.policy.state_records import IDS, RECORDS
+from noded.policy.query import IDS, MOST_ROWS
+from noded.policy.state_records import RECORDS
 
 Ask = Callable[[str, dict[str, Any]], Any]
 """(question, arguments): its answer. Raises ClickException."""

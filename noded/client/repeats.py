@@ -7,8 +7,9 @@ worker within the window is. Nothing here knows the clock or prints.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 WINDOW = 5.0
 """Seconds in which others count as repeating a line."""
@@ -27,10 +28,9 @@ class Line(NamedTuple):
     text: str
 
 
-@dataclass(eq=False)
-class _Seen:
+class _Seen(msgspec.Struct, eq=False):
     since: float
-    sources: set[Source] = field(default_factory=set)
+    sources: set[Source] = set()
     last: Line | None = None
     count: int = 0
     """Of repetitions that are not shown yet."""

@@ -10,18 +10,18 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+
+import msgspec
 
 from noded.config.machine import read
 from noded.config.places import run_base
 
 FILE = "node.json"
-_KINDS = {"str": str, "int": int, "bool": bool}
+_KINDS = (str, int, bool)
 
 
-@dataclass(frozen=True)
-class NodeInfo:
+class NodeInfo(msgspec.Struct, frozen=True):
     """`started` tells the process from a later one with its pid (`process_state`); 0: nobody has told.
 
     `alive` was true when the node was found; `runs` looks again.
@@ -54,7 +54,7 @@ class NodeInfo:
 
     def write(self) -> None:
         """Put node.json into `dir`, whole or not at all."""
-        told = {name: value for name, value in asdict(self).items() if name not in ("dir", "alive")}
+        told = {name: value for name, value in msgspec.structs.asdict(self).items() if name not in ("dir", "alive")}
         draft = self.dir / f"{FILE}.{self.pid}"
         draft.write_text(json.dumps(told) + "\n")
         draft.replace(self.dir / FILE)
@@ -90,10 +90,10 @@ def find_nodes(env: Mapping[str, str]) -> list[NodeInfo]:
 def _load(path: Path) -> NodeInfo:
     told = json.loads(path.read_text())
     kept = {}
-    for field in fields(NodeInfo):
-        if (kind := _KINDS.get(str(field.type))) and field.name in told and field.name != "alive":
-            if not isinstance(told[field.name], kind):
+    for field in msgspec.structs.fields(NodeInfo):
+        if field.type in _KINDS and field.name in told and field.name != "alive":
+            if not isinstance(told[field.name], field.type):
                 raise TypeError
             kept[field.name] = told[field.name]
     node = NodeInfo(**kept, dir=path.parent)
-    return replace(node, alive=node.runs())
+    return msgspec.structs.replace(node, alive=node.runs())

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from noded.config.errors import ConfigError
 
@@ -30,8 +31,7 @@ _PATH = re.compile(r"(?:/([0-9]{1,4}))?/?")
 _SENTINEL_PATH = re.compile(r"/([A-Za-z0-9._-]+)(?:/([0-9]{1,4}))?/?")
 
 
-@dataclass(frozen=True)
-class RedisUrl:
+class RedisUrl(msgspec.Struct, frozen=True):
     """`hosts`: the server, or the sentinels, which know the server of `service`."""
 
     hosts: tuple[tuple[str, int], ...]

@@ -16,6 +16,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from noded.config import machine, redis_url, values
 from noded.config.errors import ConfigError
 from noded.config.nodes import node_in
@@ -37,8 +39,7 @@ _OTHER_VARIABLES = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """A default that is not fixed, in words."""
 
     words: str
@@ -65,6 +66,8 @@ def _paths(value: Any) -> tuple[Path, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
+    """All settings."""  # without a text, dataclass() would make one of the signature, which takes long
+
     head: bool = _option(values.flag, "true or false", "Be the head of the cluster.", False)
     address: str | None = _option(
         values.matching(r"(?:noded://)?[^\s/]+:[0-9]{1,5}"),
@@ -305,8 +308,7 @@ class Config:
         return self.tls_cert, self.tls_key, self.tls_ca
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(msgspec.Struct, frozen=True):
     """One field of `Config` as the outside sees it."""
 
     name: str

@@ -12,8 +12,9 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from noded import ids
 from noded.head.nodes import NodeRecord, NodeTable
@@ -39,11 +40,10 @@ _SAMPLE = 32
 _NODE_UNKNOWN = "its node is lost: it is not known any more"
 
 
-@dataclass(eq=False)
-class _Pending:
+class _Pending(msgspec.Struct, eq=False):
     record: ActorRecord
-    since: float = field(default_factory=time.monotonic)
-    shunned: dict[str, float] = field(default_factory=dict)
+    since: float = msgspec.field(default_factory=time.monotonic)
+    shunned: dict[str, float] = {}
     why: tuple[str, str] = ("", "")
 
 

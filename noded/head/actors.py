@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Container
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -47,8 +46,7 @@ class Stored(msgspec.Struct, array_like=True):
     """Of ``ending``."""
 
 
-@dataclass(eq=False)
-class ActorRecord:
+class ActorRecord(msgspec.Struct, eq=False):
     spec: m.ActorSpec
     payload: bytes = b""
     state: str = "pending"
@@ -70,7 +68,7 @@ class ActorRecord:
     """Of that, see ``policy/deaths.py``."""
     no_restart: bool = False
     written: asyncio.Task[None] | None = None
-    watchers: set[bytes] = field(default_factory=set)
+    watchers: set[bytes] = set()
 
     @property
     def durable(self) -> bool:

@@ -14,8 +14,9 @@ import logging
 import random
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from itertools import islice
+
+import msgspec
 
 from noded.head.nodes import NodeRecord, NodeTable
 from noded.policy import bundles as policy
@@ -38,22 +39,21 @@ _SAMPLE = 200
 """Where there are many more nodes, one of so many is taken, if it can hold all that is to be on one."""
 
 
-@dataclass(eq=False)
-class Plan:
+class Plan(msgspec.Struct, eq=False):
     """One group, as far as its place goes."""
 
     spec: m.GroupSpec
     on_created: Callable[[list[int]], None]
     on_infeasible: Callable[[str], None]
     on_lost: Callable[[], None]
-    nodes: list[int] = field(default_factory=list)
+    nodes: list[int] = []
     """Of each bundle; 0: none."""
     attempt: int = 0
-    asked: dict[int, list[int]] = field(default_factory=dict)
+    asked: dict[int, list[int]] = {}
     """Nodes that have not answered the present attempt, with their bundles."""
-    reserved: dict[int, list[int]] = field(default_factory=dict)
+    reserved: dict[int, list[int]] = {}
     queued_until: float = 0.0
-    since: float = field(default_factory=time.monotonic)
+    since: float = msgspec.field(default_factory=time.monotonic)
     created: bool = False
     releasing: set[int] | None = None
     on_released: Callable[[], None] | None = None

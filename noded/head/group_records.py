@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -25,8 +24,7 @@ class Stored(msgspec.Struct, array_like=True):
     """Of each bundle."""
 
 
-@dataclass(eq=False)
-class GroupRecord:
+class GroupRecord(msgspec.Struct, eq=False):
     spec: m.GroupSpec
     state: str = "pending"
     reason: str = ""
@@ -35,14 +33,14 @@ class GroupRecord:
     """Told so."""
     stored: str = ""
     """The state that the storage has; empty: nothing."""
-    released: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
     """It was removed, and the resources it had are free."""
-    watchers: set[bytes] = field(default_factory=set)
-    written: asyncio.Event = field(default_factory=asyncio.Event)
-    since: float = field(default_factory=time.monotonic)
+    watchers: set[bytes] = set()
+    written: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+    since: float = msgspec.field(default_factory=time.monotonic)
     waited: float = 0.0
     """Seconds until it was created."""
-    nodes: list[int] = field(default_factory=list)
+    nodes: list[int] = []
     lost: bool = False
     """It was created, and a node of it is dead."""
 

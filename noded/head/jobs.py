@@ -12,7 +12,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import msgspec
 
@@ -36,8 +35,7 @@ class Stored(msgspec.Struct, array_like=True):
     ended: float
 
 
-@dataclass(eq=False)
-class JobRecord:
+class JobRecord(msgspec.Struct, eq=False):
     config: m.JobConfig
     status: str = "RUNNING"
     """RUNNING, SUCCEEDED or FAILED: of its driver; a job that has ended may still have detached actors."""

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -78,8 +77,7 @@ class NodeApi(Protocol):
     async def ask(self, what: str, arguments: dict[str, Any]) -> Any: ...
 
 
-@dataclass(eq=False)
-class NodeRecord:
+class NodeRecord(msgspec.Struct, eq=False):
     number: int
     name: str
     id: str = ""
@@ -90,9 +88,9 @@ class NodeRecord:
     pid: int = 0
     state: str = "AWAY"
     reason: str = ""
-    total: dict[str, int] = field(default_factory=dict)
-    available: dict[str, int] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
+    total: dict[str, int] = {}
+    available: dict[str, int] = {}
+    labels: dict[str, str] = {}
     waiting: int = 0
     draining: bool = False
     joining: bool = False
@@ -103,7 +101,7 @@ class NodeRecord:
     started: float = 0.0
     """When this start of it first registered, seconds since the epoch; 0: before the head's start."""
     liveness: Liveness | None = None
-    since: float = field(default_factory=time.time)
+    since: float = msgspec.field(default_factory=time.time)
     """Of its state."""
     python: str = ""
     noded: str = ""
@@ -377,7 +375,7 @@ class NodeTable:
         if record.state != "DEAD":
             view = self._view(record)
             left = self._given.off(record.id, view.available)
-            self.cluster.update(replace(view, available=left))
+            self.cluster.update(msgspec.structs.replace(view, available=left))
 
     # ------------------------------------------------------------ the judge
 

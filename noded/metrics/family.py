@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+
+import msgspec
 
 
 class Histogram(NamedTuple):
@@ -18,14 +19,13 @@ class Histogram(NamedTuple):
 Value = float | Histogram
 
 
-@dataclass
-class Family:
+class Family(msgspec.Struct):
     """``samples``: pairs of labels and value. A counter's name ends with ``_total``."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
-    samples: list[tuple[Mapping[str, str], Value]] = field(default_factory=list)
+    samples: list[tuple[Mapping[str, str], Value]] = []
 
 
 def gauge(name: str, help: str, value: float | None = None, **labels: str) -> Family:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -36,8 +35,7 @@ class HeadSide(Protocol):
         """After a restart: it is here."""
 
 
-@dataclass(eq=False)
-class Hosted:
+class Hosted(msgspec.Struct, eq=False):
     """One instance of an actor on this node."""
 
     id: bytes

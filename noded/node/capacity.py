@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -26,12 +25,11 @@ _PIECE = 900
 """Bytes of a group's record that go into one of the ledger's."""
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(msgspec.Struct, frozen=True):
     """What one lease, actor or bundle has: amounts under their full names, and GPUs by index."""
 
     resources: dict[str, int]
-    devices: dict[int, int] = field(default_factory=dict)
+    devices: dict[int, int] = {}
     bundle: int = -1
 
 
@@ -39,8 +37,7 @@ Bundles = dict[int, dict[str, int]]
 """Amounts by the bundle's index in its group."""
 
 
-@dataclass(eq=False)
-class Group:
+class Group(msgspec.Struct, eq=False):
     """A placement group, or those of its bundles that are on this node, with their resources taken."""
 
     id: bytes

@@ -20,8 +20,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
+
+import msgspec
 
 log = logging.getLogger("noded.collectors")
 
@@ -32,8 +33,7 @@ _LONGEST_PROBLEM = 500
 State = Literal["OK", "LATE", "FAILED"]
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """``value``: the last good one, None before the first; ``age``: its seconds, infinite before the first;
     ``problem``: "" or why it is not newer.
     """
@@ -90,8 +90,7 @@ class Collectors:
             collector.stop()
 
 
-@dataclass(frozen=True)
-class _Done:
+class _Done(msgspec.Struct, frozen=True):
     """How a round ended. ``problem``: "" or the last line of the traceback; ``trace``: all of it."""
 
     value: Any

@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from noded.lifecycle import LoopProbe
 from noded.metrics.family import Family, by_label, counter, gauge
@@ -30,8 +31,7 @@ _RESOURCES = 20
 _STATES = {"OK": 0, "LATE": 1, "FAILED": 2}
 
 
-@dataclass(frozen=True)
-class DaemonFigures:
+class DaemonFigures(msgspec.Struct, frozen=True):
     """``memory()``: what the memory monitor says of itself."""
 
     counts: Counts

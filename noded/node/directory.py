@@ -16,8 +16,9 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from noded import ids
 from noded.node.cluster_view import ClusterView
@@ -41,17 +42,15 @@ _BATCH = 2000
 _READ_ALL = 1 << 62
 
 
-@dataclass
-class _Spread:
+class _Spread(msgspec.Struct):
     """Who draws on whom for one object of ours."""
 
-    loads: dict[int, int] = field(default_factory=dict)
-    drawing: dict[int, int] = field(default_factory=dict)
+    loads: dict[int, int] = {}
+    drawing: dict[int, int] = {}
     """Node on its way to a copy -> its source."""
 
 
-@dataclass(eq=False)
-class _Barrier:
+class _Barrier(msgspec.Struct, eq=False):
     """``HasRead`` is due when these have read so far."""
 
     asker: int
@@ -599,10 +598,9 @@ class Directory:
             await asyncio.wait(list(self._tasks), timeout=5)
 
 
-@dataclass
-class _Outbox:
-    holds: list[tuple[bytes, int]] = field(default_factory=list)
-    releases: list[tuple[bytes, int]] = field(default_factory=list)
-    copies: dict[bytes, int] = field(default_factory=dict)
-    gone: dict[bytes, None] = field(default_factory=dict)
-    wants: list[bytes] = field(default_factory=list)
+class _Outbox(msgspec.Struct):
+    holds: list[tuple[bytes, int]] = []
+    releases: list[tuple[bytes, int]] = []
+    copies: dict[bytes, int] = {}
+    gone: dict[bytes, None] = {}
+    wants: list[bytes] = []

@@ -15,7 +15,6 @@ import signal
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -30,8 +29,7 @@ _KILL_SECONDS = 0.5
 _MAKERS = {"NVIDIA", "Tesla", "GeForce", "Quadro", "GRID"}
 
 
-@dataclass(frozen=True)
-class Gpu:
+class Gpu(msgspec.Struct, frozen=True):
     """``index``: its place among those the node may use, 0 to n-1. ``visible_id``: its name in CUDA_VISIBLE_DEVICES.
     ``memory``: bytes. Name and memory are "" and 0 where they are not known, as of a part of a GPU (MIG).
     """
@@ -43,8 +41,7 @@ class Gpu:
     memory: int
 
 
-@dataclass(frozen=True)
-class Gpus:
+class Gpus(msgspec.Struct, frozen=True):
     """``reason``: why none were found, why it is not known, or what was left out; "" when there is nothing to say."""
 
     state: Literal["found", "none", "unknown"]

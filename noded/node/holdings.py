@@ -12,8 +12,9 @@ import asyncio
 import heapq
 import time
 from collections.abc import Awaitable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import msgspec
 
 from noded import ids
 from noded.lifecycle import pieces
@@ -41,8 +42,7 @@ class Ask(Protocol):
     ) -> Awaitable[dict[str, Any]]: ...
 
 
-@dataclass(eq=False)
-class Holder:
+class Holder(msgspec.Struct, eq=False):
     kind: str
     """``driver``, ``worker``, ``actor``, ``forked child``, ``node``, ``transfer``, ``object``, ``noded``."""
     text: str
@@ -58,18 +58,17 @@ class Holder:
     objects: int = 0
     prefix: bytes = b""
     """By which the store knows it."""
-    seen: list[bytes] = field(default_factory=list)
+    seen: list[bytes] = []
     """All that it holds, where the sites of all are asked for."""
-    sizes: list[int] = field(default_factory=list)
+    sizes: list[int] = []
 
 
-@dataclass(eq=False)
-class Row:
+class Row(msgspec.Struct, eq=False):
     entry: Entry
     size: int
     holder: Holder
     hold: str
-    inside: list[bytes] = field(default_factory=list)
+    inside: list[bytes] = []
     """Ids of some that contain it."""
     site: str = ""
 

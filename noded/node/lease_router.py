@@ -14,7 +14,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -43,24 +42,22 @@ _EVEN_SECONDS = 0.2
 _GROUPS_KNOWN = 10_000
 
 
-@dataclass(eq=False)
-class _Sent:
+class _Sent(msgspec.Struct, eq=False):
     """What of one demand is at other nodes."""
 
-    counts: dict[int, int] = field(default_factory=dict)
-    queued: set[int] = field(default_factory=set)
+    counts: dict[int, int] = {}
+    queued: set[int] = set()
     """Nodes where it waits for room."""
-    shunned: dict[int, float] = field(default_factory=dict)
-    given: dict[str, int] = field(default_factory=dict)
+    shunned: dict[int, float] = {}
+    given: dict[str, int] = {}
     """Node id -> leases it has given in all, for SPREAD."""
     hops: int = 0
 
 
-@dataclass(eq=False)
-class _GroupPlaces:
+class _GroupPlaces(msgspec.Struct, eq=False):
     state: str = "pending"
     reason: str = ""
-    nodes: list[int] = field(default_factory=list)
+    nodes: list[int] = []
 
 
 class GuestWay:

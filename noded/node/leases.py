@@ -12,8 +12,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import msgspec
 
 from noded.node.capacity import Bundles, Capacity, Share, bundle_of, memory_of
 from noded.node.session import Client
@@ -44,8 +45,7 @@ _GIVE_UP = 1.0
 _NOTHING = Share({})
 
 
-@dataclass(eq=False)
-class Demand:
+class Demand(msgspec.Struct, eq=False):
     client: Client
     cls: int
     definition: m.ClassDef
@@ -71,8 +71,7 @@ class Demand:
         return self.client.job
 
 
-@dataclass(eq=False)
-class Lease:
+class Lease(msgspec.Struct, eq=False):
     id: int
     client: Client
     cls: int
@@ -99,8 +98,7 @@ class Lease:
         return memory_of(self.share.resources)
 
 
-@dataclass(eq=False)
-class ActorLease:
+class ActorLease(msgspec.Struct, eq=False):
     """An actor's claim: ``placement`` must be free to start it, ``wants`` is taken while it lives. ``on_never`` gets a
     reason and its kind (see ``ActorAt``).
     """
@@ -122,7 +120,7 @@ class ActorLease:
     retriable: bool = False
     """It is started again when it has ended."""
     over: bool = False
-    since: float = field(default_factory=time.monotonic)
+    since: float = msgspec.field(default_factory=time.monotonic)
     granted: float = 0.0
 
     @property
@@ -138,8 +136,7 @@ class ActorLease:
         return memory_of(self.share.resources)
 
 
-@dataclass(eq=False)
-class GroupLease:
+class GroupLease(msgspec.Struct, eq=False):
     """Bundles of a placement group that wait for their resources."""
 
     id: bytes
@@ -148,11 +145,11 @@ class GroupLease:
     job: str
     on_created: Callable[[], None]
     on_infeasible: Callable[[str], None]
-    resources: dict[str, int] = field(default_factory=dict)
+    resources: dict[str, int] = {}
     where: m.Place = m.ANYWHERE
     infeasible: bool = False
     attempt: int = 0
-    since: float = field(default_factory=time.monotonic)
+    since: float = msgspec.field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         for bundle in self.bundles.values():

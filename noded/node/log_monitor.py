@@ -14,7 +14,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from noded.logs.files import files_of, hole, open_file, worker_of
 from noded.logs.marks import MARK, pieces
@@ -49,8 +50,7 @@ _TELL_SECONDS = 1.0
 _LINE_LIMIT = 16 << 10
 
 
-@dataclass(eq=False)
-class _Followed:
+class _Followed(msgspec.Struct, eq=False):
     name: str
     worker: str
     is_error: bool
@@ -67,8 +67,7 @@ class _Followed:
     told: float = 0.0
 
 
-@dataclass
-class _Order:
+class _Order(msgspec.Struct):
     """What the loop wants done, in order with everything else."""
 
     kind: str

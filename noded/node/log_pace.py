@@ -7,7 +7,7 @@ an argument.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 _FAR_BEHIND = 1 << 20
 """Without leave to read more."""
@@ -15,8 +15,7 @@ _HOPELESS = 8 << 20
 _BEHIND_AFTER = 64 << 10
 
 
-@dataclass(eq=False)
-class Pace:
+class Pace(msgspec.Struct, eq=False):
     rate: int
     """Bytes a second."""
     burst: int

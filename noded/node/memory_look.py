@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from noded.node import memory_usage as usage
 from noded.node.memory_groups import MemoryGroups
@@ -35,8 +36,7 @@ def pause(used: int, threshold: int) -> float:
     return min(max((threshold - used) / _FASTEST, OFTEN), SELDOM)
 
 
-@dataclass(frozen=True)
-class Watched:
+class Watched(msgspec.Struct, frozen=True):
     """A worker."""
 
     worker: str
@@ -47,8 +47,7 @@ class Watched:
     """Bytes; 0: none."""
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     workers: tuple[Watched, ...]
     part: float
     """Of the node's memory that may be in use; from 1 on nobody minds."""
@@ -57,8 +56,7 @@ class Plan:
     """Workers whose use is asked for, in any case."""
 
 
-@dataclass(frozen=True)
-class Over:
+class Over(msgspec.Struct, frozen=True):
     """A worker above its limit."""
 
     watched: Watched
@@ -67,19 +65,18 @@ class Over:
     """(bytes, pid, name), the largest first."""
 
 
-@dataclass
-class Seen:
+class Seen(msgspec.Struct):
     node: usage.Usage
     threshold: int
     pressed: bool
-    over: list[Over] = field(default_factory=list)
-    uses: dict[str, int] = field(default_factory=dict)
+    over: list[Over] = []
+    uses: dict[str, int] = {}
     """Bytes by worker, with its descendants: of all where memory is short, else of those that were asked for."""
-    largest: list[tuple[int, int, str]] = field(default_factory=list)
+    largest: list[tuple[int, int, str]] = []
     """Where memory is short: the largest processes of the machine."""
-    entered: list[str] = field(default_factory=list)
+    entered: list[str] = []
     """Workers that are in a control group of their own now."""
-    killed: list[Watched] = field(default_factory=list)
+    killed: list[Watched] = []
     """Workers of whose processes the kernel has ended one, at the limit of their group."""
     kernel_limits: str = ""
     """Why there are none; "" where there are, or nobody needs them."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from noded.config.machine import control_groups, read
 from noded.spawner.protocol import MARK
@@ -27,8 +28,7 @@ _LONG_AGO = 2.0
 _ENVIRONMENT = 1 << 17
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     used: int
     limit: int
     where: str = "the machine"
@@ -126,26 +126,24 @@ def pids(root: Path) -> list[int]:
         return []
 
 
-@dataclass
-class Waits:
+class Waits(msgspec.Struct):
     """Some of what is read waits for the process that it is about, and that may be for ever."""
 
     pid: int = 0
     """Whom we wait for."""
-    avoid: set[int] = field(default_factory=set)
+    avoid: set[int] = set()
     """Who has kept us waiting too long."""
 
 
-@dataclass
-class Families:
+class Families(msgspec.Struct):
     """Who descends from which worker: by session, by parent, or by the mark in its environment."""
 
     root: Path
     tag: str
     """Of the node, as in the mark."""
-    waits: Waits = field(default_factory=Waits)
-    _owners: dict[int, str] = field(default_factory=dict)
-    _strangers: set[int] = field(default_factory=set)
+    waits: Waits = msgspec.field(default_factory=Waits)
+    _owners: dict[int, str] = {}
+    _strangers: set[int] = set()
     _forgotten: float = 0.0
     _looked: float = 0.0
 

@@ -7,8 +7,9 @@ it is asked about the rows of a page, or, where a filter is about that, about al
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from noded import ids
 from noded.lifecycle import pieces

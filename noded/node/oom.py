@@ -8,8 +8,9 @@ or the machine's end of memory was the cause; where there is no such file, as in
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from noded.config.machine import control_groups, read
 from noded.spawner.protocol import memory_tree
@@ -35,15 +36,13 @@ def protect_daemon(root: Path = Path("/")) -> None:
         log.debug("the daemon cannot protect itself from the OOM killer: %s", problem)
 
 
-@dataclass
-class _Count:
+class _Count(msgspec.Struct):
     older: int
     """At the last look but one: a kill is counted before its death is reported, and a look may come between."""
     newer: int
 
 
-@dataclass(frozen=True)
-class Kills:
+class Kills(msgspec.Struct, frozen=True):
     """The counts before and after a death, None where they cannot be read, and the limit in bytes."""
 
     before: int | None = None

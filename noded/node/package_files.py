@@ -16,9 +16,10 @@ import re
 import shutil
 import threading
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+
+import msgspec
 
 from noded.runtime_env.fields import PACKAGE_URI
 
@@ -35,18 +36,16 @@ class Stopped(Exception):
     """The daemon ends."""
 
 
-@dataclass(frozen=True)
-class OnDisk:
+class OnDisk(msgspec.Struct, frozen=True):
     size: int
     used: float
     """Seconds since the epoch."""
 
 
-@dataclass(frozen=True)
-class Found:
-    packages: dict[str, OnDisk] = field(default_factory=dict)
-    extracted: dict[str, OnDisk] = field(default_factory=dict)
-    envs: dict[str, list[str]] = field(default_factory=dict)
+class Found(msgspec.Struct, frozen=True):
+    packages: dict[str, OnDisk] = {}
+    extracted: dict[str, OnDisk] = {}
+    envs: dict[str, list[str]] = {}
 
 
 class PackageFiles:

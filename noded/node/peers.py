@@ -12,8 +12,9 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import msgspec
 
 from noded import ids
 from noded.node.cluster_view import ClusterView
@@ -28,8 +29,7 @@ _PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _GREETING_SECONDS = 10.0
 
 
-@dataclass(eq=False)
-class Peer:
+class Peer(msgspec.Struct, eq=False):
     """Another node, as seen from here."""
 
     number: int
@@ -51,11 +51,11 @@ class Peer:
     """Holds that it has told again since it attached."""
     copies: set[bytes] | None = None
     """Objects of ours that it has told again to lie there."""
-    untold: dict[bytes, int] = field(default_factory=dict)
+    untold: dict[bytes, int] = {}
     """Clients of ours -> how often it is yet to confirm what leases they have: until then its grants are void."""
     client: Client | None = None
     """It as a holder of objects of ours."""
-    drops: set[bytes] = field(default_factory=set)
+    drops: set[bytes] = set()
     """Objects of ours that it was told to forget, and has not said that it has."""
 
 

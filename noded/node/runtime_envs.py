@@ -15,10 +15,10 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import msgspec
 from aiorwlock import RWLock
 
 from noded.node.package_files import PackageError, PackageFiles, Stopped
@@ -44,14 +44,13 @@ class RuntimeEnvError(Exception):
     """An environment cannot be made ready; the text says why and what to do."""
 
 
-@dataclass(eq=False)
-class Package:
+class Package(msgspec.Struct, eq=False):
     uri: str
     stored: int = 0
     """Bytes on disk of the zip; 0: it is not here. Likewise ``extracted``."""
     extracted: int = 0
     used: float = 0.0
-    lock: RWLock = field(default_factory=RWLock)
+    lock: RWLock = msgspec.field(default_factory=RWLock)
     making: asyncio.Task[None] | None = None
 
     @property

@@ -6,8 +6,9 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import msgspec
 
 from noded import ids
 from noded.wire import messages as m
@@ -22,8 +23,7 @@ class Way(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(eq=False)
-class Client:
+class Client(msgspec.Struct, eq=False):
     """Who has leases, or holds objects. Alive until the kernel says otherwise, or, of another node's, that node does;
     between connections ``session`` is None.
     """
@@ -44,11 +44,11 @@ class Client:
     """How far its control stream has been read (numbered messages)."""
     told: bool = True
     """False after a daemon restart until it has re-told its state."""
-    held: dict[bytes, int] = field(default_factory=dict)
+    held: dict[bytes, int] = {}
     """Ids it holds, with the generation of the hold."""
     pidfd: int = -1
     config: m.JobConfig | None = None
-    fork_pipes: dict[int, int] = field(default_factory=dict)
+    fork_pipes: dict[int, int] = {}
     detached: bool = False
     remote: bool = False
     """A driver on a host without a node: it has no shared memory, and ends when it stays away."""

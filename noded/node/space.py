@@ -13,8 +13,9 @@ import logging
 import struct
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from noded import ids
 from noded.node.ledger import Ledger
@@ -39,8 +40,7 @@ _LEAST = 16 << 20
 _OWN_SLAB = 4 << 20
 
 
-@dataclass(eq=False)
-class Region:
+class Region(msgspec.Struct, eq=False):
     start: int
     blocks: int
     prefix: bytes
@@ -65,8 +65,7 @@ class Region:
         return self.blocks * shm.BLOCK
 
 
-@dataclass
-class _Want:
+class _Want(msgspec.Struct):
     client: Client
     message: m.RegionWant
     since: float
@@ -115,11 +114,10 @@ class Relief(Protocol):
         """In place of a region for one object."""
 
 
-@dataclass
-class _Cold:
+class _Cold(msgspec.Struct):
     """Byte ranges of the arena without pages, as (start, end), sorted and disjoint."""
 
-    ranges: list[tuple[int, int]] = field(default_factory=list)
+    ranges: list[tuple[int, int]] = []
 
     def overlaps(self, start: int, end: int) -> list[tuple[int, int]]:
         return [(max(a, start), min(b, end)) for a, b in self.ranges if a < end and b > start]

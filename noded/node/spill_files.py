@@ -18,9 +18,10 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from noded.shm import record
 from noded.shm.arena import Arena, punch
@@ -62,8 +63,7 @@ class Place(NamedTuple):
         return self.offset + record.HEADER_SIZE
 
 
-@dataclass(eq=False)
-class SpillFile:
+class SpillFile(msgspec.Struct, eq=False):
     """``live``: values in it that are needed, or being written. Methods raise OSError."""
 
     directory: SpillDirectory
@@ -144,8 +144,7 @@ def _ids_in(fd: int, found: record.Record) -> list[bytes]:
     return layout.ids_in(memoryview(os.pread(fd, min(found.size, layout.ids_end(head)), at))) if head else []
 
 
-@dataclass(eq=False)
-class SpillDirectory:
+class SpillDirectory(msgspec.Struct, eq=False):
     """One of the node's directories. ``limit``: bytes it may use, None: all but what is to stay free."""
 
     path: Path
@@ -157,7 +156,7 @@ class SpillDirectory:
     lock_fd: int = -1
     kept: bool = False
     """Somebody who outlives us has a copy of that."""
-    files: dict[str, SpillFile] = field(default_factory=dict)
+    files: dict[str, SpillFile] = {}
     _number: int = 0
 
     @property

@@ -20,8 +20,9 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
+
+import msgspec
 
 from noded import ids
 from noded.node.entry import Entry
@@ -83,20 +84,19 @@ class Store(Protocol):
     def on_subscribe(self, client: Client, message: m.Subscribe) -> None: ...
 
 
-@dataclass(eq=False)
-class _Move:
+class _Move(msgspec.Struct, eq=False):
     """Regions that are to be free, and whose word is missing."""
 
     regions: list[Region]
     inside: dict[int, list[Entry]]
     """By a region's start, what lies in it."""
     until: float
-    asked: dict[bytes, set[bytes]] = field(default_factory=dict)
+    asked: dict[bytes, set[bytes]] = {}
     """Client -> ids it was asked to forget."""
-    waiting: set[bytes] = field(default_factory=set)
+    waiting: set[bytes] = set()
     """Those who have not answered."""
-    busy: set[bytes] = field(default_factory=set)
-    after: list[tuple[bytes, int]] = field(default_factory=list)
+    busy: set[bytes] = set()
+    after: list[tuple[bytes, int]] = []
 
     @property
     def blocks(self) -> int:

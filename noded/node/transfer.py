@@ -13,7 +13,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from noded.wire.chunks import Channel
 
@@ -90,8 +91,7 @@ class NotYet(Exception):
     """The value is on its way here, and its place is yet to be found."""
 
 
-@dataclass
-class Target:
+class Target(msgspec.Struct):
     """Where a value that comes is written, and what is to be called, on the loop, when it is there or will not be."""
 
     fd: int
@@ -101,8 +101,7 @@ class Target:
     give_up: Callable[[], None]
 
 
-@dataclass
-class Source:
+class Source(msgspec.Struct):
     """A value that stays where it is until ``close``, which is called on the loop."""
 
     offset: int

@@ -16,8 +16,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import msgspec
 
 from noded.node.transfer import BUFFER, CHUNK, NotYet, Source, Target, WriteFailed, receive_into
 from noded.wire import chunks
@@ -150,8 +151,7 @@ class TransferServer:
         return asyncio.run_coroutine_threadsafe(ask(), self._loop).result()
 
 
-@dataclass
-class _Held:
+class _Held(msgspec.Struct):
     """An open source, and how many replies from it the peer has not read yet."""
 
     id: bytes

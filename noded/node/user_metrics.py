@@ -15,7 +15,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -40,8 +39,7 @@ class _Stored(msgspec.Struct):
     series: list[tuple[Series, tuple[float, ...]]] = []
 
 
-@dataclass(eq=False)
-class _Line:
+class _Line(msgspec.Struct, eq=False):
     """What is summed up, or shown, as one: with the name and labels that it gets, and without its description."""
 
     series: Series

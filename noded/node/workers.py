@@ -15,7 +15,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,8 +81,7 @@ class WorkerRecord(msgspec.Struct, array_like=True, omit_defaults=True):
     """What it is leased for may be run again."""
 
 
-@dataclass(frozen=True)
-class EnvMade:
+class EnvMade(msgspec.Struct, frozen=True):
     """A runtime environment that was made ready on this node, or could not be."""
 
     text: str
@@ -93,8 +91,7 @@ class EnvMade:
     """Why it could not be; empty: it is ready."""
 
 
-@dataclass(eq=False)
-class Worker:
+class Worker(msgspec.Struct, eq=False):
     id: str
     record: WorkerRecord
     client: Client | None = None
@@ -108,7 +105,7 @@ class Worker:
     """The file that counts what the kernel kills where it runs, see ``oom.py``."""
     entered: float = 0.0
     """When it was told to enter its job."""
-    idle_since: float = field(default_factory=time.monotonic)
+    idle_since: float = msgspec.field(default_factory=time.monotonic)
     uses: int = 0
     """Bytes of its own memory when its last lease was over."""
     words: str = ""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from noded.policy import labels
 from noded.policy.nodes import Amounts, NodeView
@@ -20,22 +21,19 @@ STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 _STEPS = 2_000
 
 
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(msgspec.Struct, frozen=True):
     """``nodes[i]`` is the id of the node for bundle i."""
 
     nodes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """It would fit if less were in use; the reason says what is short."""
 
     reason: str
 
 
-@dataclass(frozen=True)
-class Never:
+class Never(msgspec.Struct, frozen=True):
     """It does not fit these nodes even when nothing is in use; the reason has the numbers."""
 
     reason: str

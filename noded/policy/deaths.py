@@ -7,8 +7,9 @@ Where the counts of the kernel's kills come from is ``node/oom.py``; who ends wo
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 # By itself, or by somebody outside:
 EXIT = "exit"
@@ -71,8 +72,7 @@ FORGETTABLE = frozenset({OUT_OF_SCOPE, JOB_ENDED})
 FAULTS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True):
     """What is known of a process that has ended. Either ``code`` or ``signal`` is known, or neither."""
 
     code: int | None = None
@@ -203,8 +203,7 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-@dataclass
-class Starts:
+class Starts(msgspec.Struct):
     """Processes in a row that failed before they were ready: how long to pause, and when to give up on who waits."""
 
     first: float

@@ -8,13 +8,13 @@ behind it, so that it is not starved. While anything is over-committed nothing t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 AGED = 1.0
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """``turn``: when its job was last served (smaller = longer ago); ``since``: when it began to wait, in
     seconds; ``lacking``: the names of what is not free for it now.
     """

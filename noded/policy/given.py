@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 SECONDS = 0.5
 
 
-@dataclass
-class _OfNode:
-    until: deque[tuple[float, Mapping[str, int]]] = field(default_factory=deque)
+class _OfNode(msgspec.Struct):
+    until: deque[tuple[float, Mapping[str, int]]] = msgspec.field(default_factory=deque)
     """When each is not counted any more: the earliest first."""
-    sums: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, int] = {}
 
     def count(self, amounts: Mapping[str, int], sign: int) -> None:
         for name, amount in amounts.items():

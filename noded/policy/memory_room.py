@@ -8,7 +8,7 @@ else runs, whose end could make room, one thing begins all the same. So nothing 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 _MARGIN = 50
 """The pressure is over when a 50th of the memory is free below the threshold."""
@@ -21,14 +21,13 @@ Key = tuple[bytes, int]
 """Of what waits: a client and its class of tasks, or an actor and 0."""
 
 
-@dataclass
-class MemoryRoom:
+class MemoryRoom(msgspec.Struct):
     used: int = 0
     limit: int = 0
     threshold: int = 0
     """Bytes of ``limit``; 0: nobody watches."""
     pressed: bool = False
-    needs: dict[Key, tuple[int, float]] = field(default_factory=dict)
+    needs: dict[Key, tuple[int, float]] = {}
     """Bytes that what was ended for want of memory is known to need, and until when it waits for them."""
     _above: float = 0.0
     """When it was last above the threshold."""

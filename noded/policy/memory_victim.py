@@ -11,11 +11,11 @@ Who uses how much, and who acts on this: ``node/memory.py``. When the next run m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """A worker with what it runs."""
 
     worker: str
@@ -29,8 +29,7 @@ class Candidate:
     actor: bool = False
 
 
-@dataclass(frozen=True)
-class Victim:
+class Victim(msgspec.Struct, frozen=True):
     worker: str
     free: bool
     """Its next run costs no retry."""

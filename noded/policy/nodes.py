@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TypeVar
+
+import msgspec
 
 _KEPT = 256
 
@@ -15,15 +16,14 @@ Amounts = Mapping[str, int]
 """Resource name to units, see `resources.UNIT`."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeView:
+class NodeView(msgspec.Struct, frozen=True):
     """Its mappings are never changed in place: an ``Index`` finds what it has by what it was."""
 
     id: str
     available: Amounts
     """May be below zero: over-committed."""
     total: Amounts
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = {}
     schedulable: bool = True
     """False: away or draining. Nothing new goes there, but what only it could hold is not hopeless."""
     draining: bool = False

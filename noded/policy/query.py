@@ -12,12 +12,26 @@ import heapq
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from noded.policy.state_records import IDS, RECORDS
+import msgspec
 
+if TYPE_CHECKING:
+    from noded.policy.state_records import StateSchema
+
+IDS = {
+    "actors": "actor_id",
+    "cluster_events": "event_id",
+    "jobs": "job_id",
+    "nodes": "node_id",
+    "objects": "object_id",
+    "placement_groups": "placement_group_id",
+    "runtime_envs": "node_id",
+    "tasks": "task_id",
+    "workers": "worker_id",
+}
+"""The kinds that can be listed, and the column by which each is known."""
 LIMIT = 100
 MOST_ROWS = 1000
 """In one answer, which is made and read on the loops of daemons: who wants more asks for the next page."""
@@ -31,8 +45,7 @@ _YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Filter:
+class Filter(msgspec.Struct, frozen=True):
     key: str
     op: str
     value: Any
@@ -55,8 +68,7 @@ class Filter:
         return bool(found > self.value if self.op == ">" else found >= self.value)
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(msgspec.Struct, frozen=True):
     kind: str
     filters: tuple[Filter, ...] = ()
     limit: int = LIMIT
@@ -87,20 +99,19 @@ class Query:
 _PARTS = ("rows", "keys", "total", "matched", "more", "notes", "cursor")
 
 
-@dataclass
-class Page:
+class Page(msgspec.Struct):
     """``keys``: those of the rows; ``more``: there are rows behind them; ``total`` and ``matched``: all there are, and
     all that the filters let through (None: not known); ``problems``: whose rows are missing, and why; ``notes``: what
     else there is to say of them.
     """
 
-    rows: list[Any] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
+    rows: list[Any] = []
+    keys: list[str] = []
     total: int = 0
     matched: int | None = 0
     more: bool = False
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    problems: list[str] = []
+    notes: list[str] = []
     cursor: str = ""
     """Where the next page begins, if not behind the last row."""
 
@@ -124,8 +135,8 @@ class Page:
 def query_of(args: Mapping[str, Any]) -> Query:
     """The arguments of a question, checked. Raises ValueError."""
     kind = args.get("kind")
-    if not isinstance(kind, str) or kind not in RECORDS:
-        raise ValueError(f"{kind!r} cannot be listed: kinds are {', '.join(RECORDS)}")
+    if not isinstance(kind, str) or kind not in IDS:
+        raise ValueError(f"{kind!r} cannot be listed: kinds are {', '.join(IDS)}")
     limit = args.get("limit", LIMIT)
     if type(limit) is not int or not 0 <= limit <= MOST_ROWS:
         raise ValueError(f"limit is a number from 0 to {MOST_ROWS} for one page, not {limit!r}")
@@ -144,7 +155,7 @@ def _filter(kind: str, given: Any) -> Filter:
     if not isinstance(given, (list, tuple)) or len(given) != 3:
         raise ValueError(f"a filter is (column, operator, value), not {given!r:.100}")
     key, op, value = given
-    record = RECORDS[kind]
+    record = _record(kind)
     if not isinstance(key, str) or key not in record.filterable_columns():
         names = ", ".join(name for name in record.list_columns() if name in record.filterable_columns())
         raise ValueError(f"{kind} cannot be filtered by {key!r:.100}; columns for filters are {names}")
@@ -200,12 +211,24 @@ def _types(kind: str) -> dict[str, type]:
     compared as text.
     """
     found = {}
-    hints = typing.get_type_hints(RECORDS[kind])
-    for name in RECORDS[kind].columns():
+    hints = typing.get_type_hints(_record(kind))
+    for name in _record(kind).columns():
         hint = hints[name]
         parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         found[name] = next((each for each in parts if each in (bool, int, float)), str)
     return found
+
+
+def _record(kind: str) -> type[StateSchema]:
+    # Late: these classes take long to make, and a daemon needs none before it is asked for a list.
+    from noded.policy.state_records import RECORDS
+
+    return RECORDS[kind]
+
+
+@cache
+def _columns(kind: str, detail: bool) -> list[str]:
+    return _record(kind).list_columns(detail)
 
 
 def key_of(kind: str, row: Row) -> str:
@@ -216,7 +239,7 @@ def key_of(kind: str, row: Row) -> str:
 
 def shown(query: Query, row: Row) -> dict[str, Any]:
     """Its columns as far as they were asked for."""
-    return {name: row.get(name) for name in RECORDS[query.kind].list_columns(query.detail)}
+    return {name: row.get(name) for name in _columns(query.kind, query.detail)}
 
 
 class Collector:
@@ -229,7 +252,7 @@ class Collector:
         self.total = 0
         self.matched = 0
         self._beyond = 0
-        columns = RECORDS[query.kind].list_columns(query.detail)
+        columns = _columns(query.kind, query.detail)
         self._keep = keep or (lambda row: {name: row.get(name) for name in columns})
         self._newest = query.kind in _NEWEST_FIRST
         self._kept: list[tuple[str, Any]] = []

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
+
+import msgspec
 
 from noded.policy import labels, where
 from noded.policy.nodes import Amounts, Ids, Index, NodeView, keep
@@ -40,21 +41,18 @@ class Wish(where.Wish, Protocol):
     def spread(self) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Go:
+class Go(msgspec.Struct, frozen=True):
     node: str
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """It would fit if less were in use, or if a node came back; ``kind`` is one of ``REASONS``."""
 
     kind: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Never:
+class Never(msgspec.Struct, frozen=True):
     """It does not fit these nodes even when nothing is in use and all are back; the reason has the numbers."""
 
     reason: str
@@ -78,8 +76,7 @@ def pick(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(msgspec.Struct, frozen=True):
     asks: Amounts
     local: str
     near: Mapping[str, int]

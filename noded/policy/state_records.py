@@ -320,16 +320,3 @@ RECORDS: dict[str, type[StateSchema]] = {
     "workers": WorkerState,
 }
 """The kinds that can be listed."""
-
-IDS = {
-    "actors": "actor_id",
-    "cluster_events": "event_id",
-    "jobs": "job_id",
-    "nodes": "node_id",
-    "objects": "object_id",
-    "placement_groups": "placement_group_id",
-    "runtime_envs": "node_id",
-    "tasks": "task_id",
-    "workers": "worker_id",
-}
-"""The column by which a kind is known."""

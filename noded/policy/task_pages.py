@@ -9,8 +9,9 @@ they have of these ids (``picked``), and what is put together of that is filtere
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from noded.policy import task_rows
 from noded.policy.query import MOST_ROWS, Filter, Page, Query, key_of, shown
@@ -26,8 +27,7 @@ _ABSENT = ("actor_id", "parent_task_id", "node_id", "worker_id", "error_type", "
 _ZERO = ("worker_pid", "start_time_ms", "end_time_ms")
 
 
-@dataclass(frozen=True)
-class Sought:
+class Sought(msgspec.Struct, frozen=True):
     """What can be told of a task by whoever has a row of it, before that row is made. Empty, or ``ids`` None: any."""
 
     ids: frozenset[str] | None = None
@@ -42,19 +42,17 @@ class Sought:
     """Only ids behind this one."""
 
 
-@dataclass
-class Known:
+class Known(msgspec.Struct):
     """What one node has: rows, and how many tasks, those included that are not sought."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = []
     total: int = 0
     until: str = ""
     """Of ids behind this one there may be more."""
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = []
 
 
-@dataclass
-class Picked:
+class Picked(msgspec.Struct):
     """The ids of which all are asked, up to ``until``, if there are more. ``total``: tasks in all; ``count``: how many
     ids there are if all are picked, or might be; None: not known.
     """

@@ -52,10 +52,10 @@ def test_how_a_job_ended_is_known_to_the_next_head(message: str, status: str) ->
 
 class SameRecord:
     def __init__(self, record: JobRecord) -> None:
-        self._fields = vars(record)
+        self._fields = msgspec.structs.asdict(record)
 
     def __eq__(self, other: object) -> bool:
-        return vars(other) == self._fields
+        return isinstance(other, JobRecord) and msgspec.structs.asdict(other) == self._fields
 
 
 def test_records_of_version_1_are_read() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from noded.policy import deaths, reasons
 from noded.policy.deaths import Ending, Starts, judge
@@ -66,10 +66,10 @@ def test_one_that_was_to_end_later_may_die_before() -> None:
     retired = Ending(code=0, kind=deaths.RETIRED, reason="it has run f 3 times (max_calls)")
 
     assert judge(retired) == (deaths.RETIRED, retired.reason)
-    kind, sentence = judge(dataclasses.replace(retired, code=5))
+    kind, sentence = judge(replace(retired, code=5))
     assert kind == deaths.EXIT and "code 5" in sentence and retired.reason in sentence
-    assert judge(dataclasses.replace(retired, code=None, signal=signal.SIGSEGV))[0] == deaths.CRASH
-    forced = dataclasses.replace(retired, code=None, signal=signal.SIGKILL, asked=True)
+    assert judge(replace(retired, code=None, signal=signal.SIGSEGV))[0] == deaths.CRASH
+    forced = replace(retired, code=None, signal=signal.SIGKILL, asked=True)
     assert judge(forced) == (deaths.RETIRED, retired.reason)
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noded.policy.query import MOST_ROWS, Collector, Page, Query, key_of, merge, page_of, part_of, query_of
-from noded.policy.state_records import IDS, RECORDS
+from noded.policy.query import IDS, MOST_ROWS, Collector, Page, Query, key_of, merge, page_of, part_of, query_of
+from noded.policy.state_records import RECORDS
 
 STATES = ("ALIVE", "DEAD", "RESTARTING")
 

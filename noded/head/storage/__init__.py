@@ -22,8 +22,9 @@ What the records mean, and their versions, is not known here: see `head/`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from noded.head.storage.condition import Ending, Health
 
@@ -50,8 +51,7 @@ class Superseded(StorageError):
         return Superseded, (self.epoch, self.current)
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(msgspec.Struct, frozen=True):
     """Insert or replace one record."""
 
     table: str
@@ -59,8 +59,7 @@ class Put:
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(msgspec.Struct, frozen=True):
     """Remove one record; removing none is no error."""
 
     table: str

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+
+import msgspec
 
 log = logging.getLogger("noded.storage")
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(msgspec.Struct, frozen=True):
     """`degraded_since`: unix time, None while all is well. `journalled`: writes that are durable on this host and not
     yet in the backend. `waiting`: writes that are not durable yet. `why`: what is wrong, in words.
     """

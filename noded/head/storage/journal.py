@@ -14,7 +14,6 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -49,8 +48,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
         return tuple(Delete(table, key) if value is None else Put(table, key, value) for table, key, value in self.ops)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """What a journal holds. `torn`: bytes at its end that are no whole frame."""
 
     owner: Owner

@@ -17,9 +17,10 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from noded.head.storage import Ending, Health, Op, Put, StorageError, Superseded, check_ops
 from noded.head.storage.condition import Condition
@@ -52,14 +53,12 @@ _DELETE = "DELETE FROM records WHERE namespace = ? AND tbl = ? AND key = ?"
 _LOAD = "SELECT key, value FROM records WHERE namespace = ? AND tbl = ?"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Write:
+class _Write(msgspec.Struct, frozen=True, eq=False):
     ops: Sequence[Op]
     done: asyncio.Future[None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Load:
+class _Load(msgspec.Struct, frozen=True, eq=False):
     table: str
     done: asyncio.Future[dict[str, bytes]]
 

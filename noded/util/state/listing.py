@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
-from noded.policy.query import MOST_ROWS, query_of
+from noded.policy.query import IDS, MOST_ROWS, query_of
 from noded.policy.state_records import (
-    IDS,
     RECORDS,
     ActorState,
     ClusterEventState,
