@@ -114,7 +114,7 @@ ALLOWED: dict[str, set[str]] = {
     "stack_dump": {"stack_threads"},
     "stack_text": set(),
     "stack_threads": set(),
-    "telemetry": set(),
+    "telemetry": {"ids"},
     "logs": set(),
     "version": set(),
     "config": {"exceptions"},
