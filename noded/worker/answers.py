@@ -76,12 +76,14 @@ class Answers:
 
     # ------------------------------------------------------------ answers
 
+    # These make the answer of a call; whoever has run it queues it when the rest is written down (``executor.py``).
+
     def result(self, execution: Execution, result: Any, started: float) -> None:
         runtime, message, inbound = self._runtime, execution.message, execution.inbound
         returns = message.returns
         us = int((time.monotonic() - started) * 1e6)
         if returns == 1 and result is None and not execution.borrowed:
-            inbound.answer((m.Done(message.seq, us), b""))
+            execution.answer = m.Done(message.seq, us), b""
             return
         name = execution.name
         try:
@@ -98,7 +100,7 @@ class Answers:
             packed = [codec.pack(value, f"the return value of {name}") for value in values]
             if returns == 1 and packed[0].size <= INLINE_LIMIT and not packed[0].refs:
                 hseq = runtime.flush_refs_numbered() if execution.borrowed else 0
-                inbound.answer((m.Done(message.seq, us, hseq), packed[0].as_bytes()))
+                execution.answer = m.Done(message.seq, us, hseq), packed[0].as_bytes()
                 return
             outs: list[tuple[int, int, bytes]] = []
             pieces: list[bytes] = []
@@ -115,7 +117,7 @@ class Answers:
             self.error(execution, error, started)
             return
         hseq = runtime.flush_refs_numbered()
-        inbound.answer((m.DoneMany(message.seq, us, hseq, outs), b"".join(pieces)))
+        execution.answer = m.DoneMany(message.seq, us, hseq, outs), b"".join(pieces)
 
     def _dynamic(self, execution: Execution, result: Any) -> DynamicObjectRefGenerator:
         """Each item becomes an object of this worker's; the refs to them are the value. An error is the last item."""
@@ -149,7 +151,7 @@ class Answers:
         inbound.answer((m.Item(message.seq, index), one.as_bytes()))
 
     def error(self, execution: Execution, error: BaseException, started: float) -> None:
-        runtime, message, inbound = self._runtime, execution.message, execution.inbound
+        runtime, message = self._runtime, execution.message
         execution.outcome, execution.error = RAISED_ERROR, type(error).__name__
         retry = wants_retry(execution, error)
         packed = pack_error(runtime, error, execution.name)
@@ -158,13 +160,13 @@ class Answers:
             for entry in packed.refs:
                 runtime.objects.publish_locked(entry)
         hseq = runtime.flush_refs_numbered() if execution.borrowed or packed.refs else 0
-        inbound.answer((m.Failed(message.seq, us, hseq, False, retry), packed.as_bytes()))
+        execution.answer = m.Failed(message.seq, us, hseq, False, retry), packed.as_bytes()
 
     def cancelled(self, execution: Execution, started: float) -> None:
         execution.outcome = CANCELLED
         us = int((time.monotonic() - started) * 1e6)
         hseq = self._runtime.flush_refs_numbered() if execution.borrowed else 0
-        execution.inbound.answer((m.Failed(execution.message.seq, us, hseq, True), b""))
+        execution.answer = m.Failed(execution.message.seq, us, hseq, True), b""
 
 
 def pack_error(runtime: Runtime, error: BaseException, name: str) -> codec.Packed:

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from noded.client.context import call_now
 from noded.client.refs import ObjectRef
-from noded.telemetry import CALL, NOT_BEGUN
+from noded.telemetry import CALL
 from noded.wire import messages as m
-from noded.worker import streams
 from noded.worker.execution import Execution
 from noded.worker.inbound import Inbound
 from noded.worker.streams import NamedStream
@@ -142,6 +141,7 @@ class EventLoopEngine:
         if executor.cancels.take(inbound, message.seq):
             del self._running[inbound, message.seq]
             executor.answers.cancelled(execution, time.monotonic())
+            executor.finish(execution)
             return
         group.running += 1
         context = contextvars.copy_context()
@@ -200,10 +200,7 @@ class EventLoopEngine:
         else:
             answers.result(execution, result, started)
         finally:
-            if execution.run != NOT_BEGUN:
-                executor.note_end(execution, time.monotonic())
-            if NamedStream.said:
-                streams.call_over(execution)
+            executor.finish(execution)
             self._running.pop((execution.inbound, message.seq), None)
             group.running -= 1
             if group.waiting:

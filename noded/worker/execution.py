@@ -20,6 +20,7 @@ class Execution:
     """``message`` is the Push or Call; its identity marks what the call submits."""
 
     __slots__ = (
+        "answer",
         "asked",
         "borrowed",
         "cancelled",
@@ -49,6 +50,8 @@ class Execution:
         self.cancelled = False
         self.asked = False
         """It has looked whether it was cancelled: a method that does so ends by itself."""
+        self.answer: tuple[Any, bytes] | None = None
+        """A message and its payload; None as well when there is nobody to answer, as of an actor that has ended."""
         self.outcome = RETURNED
         self.error = ""
         """The class of what it raised."""

@@ -254,11 +254,11 @@ class Executor:
         try:
             self.execute(execution, payload, started)
         except KeyboardInterrupt:  # a cancel that struck between user code and its answer
+            execution.user_code = False
             self.answers.cancelled(execution, started)
+            self.finish(execution)
         finally:
             execution.user_code = False
-            if execution.run != NOT_BEGUN:
-                self.note_end(execution, time.monotonic())
             self.current = running.call = None
             self._started = 0.0
         if not self.queue or len(inbound.answers) >= _FLUSH_AT or time.monotonic() - self._last_flush > _FLUSH_SECONDS:
@@ -321,6 +321,17 @@ class Executor:
             self.note_end(execution, now)
         if NamedStream.said or now - started > streams.LOOK_AFTER:
             streams.call_over(execution)
+        if execution.answer is not None:
+            execution.inbound.answer(execution.answer)
+
+    def finish(self, execution: Execution) -> None:
+        """As at the end of ``execute``: who has the answer of a call finds it written down that it has ended."""
+        if execution.run != NOT_BEGUN:
+            self.note_end(execution, time.monotonic())
+        if NamedStream.said:
+            streams.call_over(execution)
+        if execution.answer is not None:
+            execution.inbound.answer(execution.answer)
 
     def note_begin(self, page: Page, execution: Execution, kind: str, started: float) -> None:
         """Onto the page: it runs. In the way of every call, as ``note_end`` is."""

@@ -150,6 +150,7 @@ class ThreadEngine:
         try:
             if execution.cancelled:
                 executor.answers.cancelled(execution, started)
+                executor.finish(execution)
             elif not executor.seat.leaving:
                 executor.execute(execution, payload, started)
         finally:

@@ -306,8 +306,10 @@ def test_queued_and_running_calls_of_an_actor(tmp_path: Path) -> None:
 
     assert get(running) == "done"
     assert get(worker.noted.remote()) == [0, 2, 4]
+    again = worker.work.remote(tmp_path / "closed")
     with pytest.raises(ValueError, match=r"noded.kill"):
-        noded.cancel(worker.work.remote(tmp_path / "gate"), force=True)
+        noded.cancel(again, force=True)
+    noded.kill(worker)
 
 
 def test_cancelling_a_running_call_keeps_the_actor(tmp_path: Path) -> None:

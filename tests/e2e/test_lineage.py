@@ -292,10 +292,14 @@ def test_after_the_programs_own_node_started_over(nodes: Cluster, notes: Notes) 
     assert notes.all() == ["here"] * 2
     with pytest.raises(ObjectLostError, match="started over"):
         get(kept)
-    # What it had submitted before counts there as well.
-    by_name = state.summarize_tasks(raise_on_missing_output=False)["cluster"]["summary"]
-    assert by_name[here._function.__qualname__]["state_counts"] == {"FINISHED": 1}
-    assert by_name["length"]["state_counts"] == {"FINISHED": 1}
+    # What it had submitted before counts there as well. A value is there a moment before its task has ended.
+    name = here._function.__qualname__
+
+    def counts() -> list[dict[str, int]]:
+        by_name = state.summarize_tasks(raise_on_missing_output=False)["cluster"]["summary"]
+        return [by_name[each]["state_counts"] for each in (name, "length")]
+
+    wait_for(lambda: counts() == [{"FINISHED": 1}] * 2, lambda: f"{counts()}")
 
 
 @pytest.mark.parametrize("then", ["the node is lost again", "the daemon starts again"])
