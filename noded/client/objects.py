@@ -303,6 +303,14 @@ class Objects:
         elif ref._state not in (STORED, AWAY):
             self._seal_small_locked(ref)
 
+    def _give_up_dropped(self, id_: bytes) -> None:
+        """If it was dropped while it waited for room (a value may contain it): the daemon counts us as its holder.
+        Said at once: a program that leaves says nothing more.
+        """
+        if id_ not in self.holds.holds:
+            self.holds.given.append((id_, 0))
+            self.flush_refs_locked()
+
     def _seal_small_locked(self, ref: ObjectRef[Any]) -> None:
         if ref._state == LOCAL:
             data = codec.pack(ref._value, "a published value").as_bytes()
@@ -320,9 +328,7 @@ class Objects:
             self.arena.copy_in(offset + HEADER_SIZE, data)
             self.arena.seal(offset)
             self.control.send(m.Sealed(self.control.next_seq(), [(id_, offset)]))
-            if id_ not in self.holds.holds:
-                # Dropped while it waited for room (a value may still contain it): the daemon counts us as its holder.
-                self.holds.given.append((id_, 0))
+            self._give_up_dropped(id_)
 
         def on_file(path: str) -> None:
             try:
@@ -337,8 +343,7 @@ class Objects:
                 on_failure(error)
                 return
             self.space.file_written(path, id_)
-            if id_ not in self.holds.holds:
-                self.holds.given.append((id_, 0))
+            self._give_up_dropped(id_)
 
         def on_failure(error: Exception) -> None:
             # Back-pressure is the daemon's: it says so after a while, and may have room by then.
